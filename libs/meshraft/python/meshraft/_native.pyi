@@ -1,0 +1,239 @@
+"""Typed face of the native module: many Raft groups, one log, no sockets and no clock of its own.
+
+The caller owns time (`tick`), the network (`step`, `Pump.frames`) and the event loop (`fileno`). Per loop turn: feed
+`step`/`propose`/`tick`, then call `pump` once and act on what it returns. Nothing here blocks on the disk: writes go
+to one log thread, which signals `fileno()` when an fsync is done; the next `pump` releases what waited for it.
+
+Identity: a *group* is a 64-bit id; a *member* is a Raft id inside one group, never reused; a *peer* is a node id. One
+frame to a peer carries messages of many groups.
+
+Source: Ongaro's thesis; TiKV `raft` 0.7 and `raft-engine` 0.4; architecture §7.
+"""
+
+from collections.abc import Sequence
+from typing import Final, final
+
+KIND_NORMAL: Final[int]  # 0: application entry, `data` is what was proposed
+KIND_EMPTY: Final[int]  # 1: a new leader's first entry; advances the applied index only
+KIND_CONF: Final[int]  # 2: configuration change, already applied to the group; `data` is its context
+
+CLASS_CONTROL: Final[int]  # 0: votes, heartbeats, responses, appends without payload
+CLASS_BULK: Final[int]  # 1: appends with entries, snapshots
+
+class RaftError(Exception):
+    """Base of everything this module raises. `code` is stable (see subclasses)."""
+
+    code: str
+
+class NotLeader(RaftError):
+    """Proposal or transfer at a member that does not lead. code NOT_LEADER."""
+
+class UnknownGroup(RaftError):
+    """The group is not open in this host. code UNKNOWN_GROUP."""
+
+class GroupExists(RaftError):
+    """Create of a group that is open or on disk. code GROUP_EXISTS."""
+
+class GroupPoisoned(RaftError):
+    """raft-rs panicked inside this group; it is closed and must be reopened from disk. code GROUP_POISONED."""
+
+class HostPoisoned(RaftError):
+    """The log could not be written (fsync failure, full disk, I/O error); every group is closed. code HOST_POISONED."""
+
+class LogCorrupt(RaftError):
+    """The log on disk does not parse or has a hole. code LOG_CORRUPT."""
+
+class LogCompacted(RaftError):
+    """Entries below the first index were asked for. code LOG_COMPACTED."""
+
+class InvalidFrame(RaftError):
+    """A frame from a peer is malformed, for the wrong member, or of a forbidden type. code INVALID_FRAME."""
+
+class Backpressure(RaftError):
+    """Uncommitted bytes of the group are past their bound; retry after the next pump. code BACKPRESSURE."""
+
+@final
+class GroupConfig:
+    """Timing and bounds of one group. Ticks are counted by `RaftHost.tick`; the caller chooses their length."""
+
+    election_ticks: int
+    heartbeat_ticks: int
+    max_bytes_per_append: int
+    max_inflight_appends: int
+    max_uncommitted_bytes: int
+    def __init__(
+        self,
+        *,
+        election_ticks: int = 10,
+        heartbeat_ticks: int = 1,
+        max_bytes_per_append: int = 262144,
+        max_inflight_appends: int = 16,
+        max_uncommitted_bytes: int = 67108864,
+    ) -> None: ...
+
+@final
+class Committed:
+    """One committed entry, handed out once and in order per group. `kind` is a KIND_ constant."""
+
+    group: int
+    index: int
+    term: int
+    kind: int
+    data: bytes
+
+@final
+class Installed:
+    """A snapshot from the leader replaced the group's state; restore the application from `data` before later entries."""
+
+    group: int
+    index: int
+    term: int
+    data: bytes
+
+@final
+class Role:
+    """Leadership or term of the group changed. `role` is "leader", "follower", "candidate" or "learner"; `leader` a member id, 0 if unknown."""
+
+    group: int
+    role: str
+    term: int
+    leader: int
+
+@final
+class Frame:
+    """Bytes for peer `peer` in class `cls` (CLASS_ constant), at most 1 MiB unless one entry alone is larger."""
+
+    peer: int
+    cls: int
+    data: bytes
+
+@final
+class Pump:
+    """What one turn produced. Act in this order: send frames, restore snapshots, apply entries, then the rest."""
+
+    frames: list[Frame]
+    installed: list[Installed]
+    committed: list[Committed]
+    roles: list[Role]
+    reads: list[tuple[int, int, int]]  # (group, token, index): ReadIndex answers
+    closed: list[tuple[int, str]]  # (group, reason): groups that were poisoned and dropped this turn
+
+@final
+class Progress:
+    """How far one member is, as its leader sees it. `quiet_ticks` counts ticks since it was last heard."""
+
+    member: int
+    peer: int
+    matched: int
+    voter: bool
+    state: str  # "probe", "replicate", "snapshot"
+    quiet_ticks: int
+
+@final
+class GroupStatus:
+    """A snapshot of one group. Indexes are log indexes; `progress` is empty unless this member leads."""
+
+    group: int
+    member: int
+    role: str
+    term: int
+    leader: int
+    leader_quiet_ticks: int
+    commit: int
+    applied: int
+    first_index: int
+    last_index: int
+    persisted: int
+    voters: list[int]
+    learners: list[int]
+    progress: list[Progress]
+
+@final
+class Entry:
+    """One log entry as stored."""
+
+    index: int
+    term: int
+    kind: int
+    data: bytes
+
+@final
+class SimDisk:
+    """A disk in memory for simulations: writes wait until `sync` is called, `crash` drops what was not synced.
+
+    `mutant` plants one known bug for tests that prove their checkers ("release_before_fsync": messages that must wait
+    for the disk are released at once). It exists only here; a real host has no such switch.
+    """
+
+    def __init__(self, *, mutant: str | None = None) -> None: ...
+    def pending(self) -> int:
+        """Write batches submitted and not yet synced."""
+    def sync(self, batches: int | None = None) -> int:
+        """Makes the oldest `batches` (all when None) durable; returns how many."""
+    def crash(self) -> None:
+        """Drops every unsynced batch and detaches the host; open a new host on this disk afterwards."""
+
+@final
+class RaftHost:
+    """Many Raft groups over one log. One thread only (the event loop's); every call returns without waiting for the disk."""
+
+    @staticmethod
+    def open(path: str, *, seed: int, recycle: bool = True) -> RaftHost:
+        """Opens or creates the log directory `path`. Raises LogCorrupt, HostPoisoned. A second process on the directory gets HostPoisoned("locked")."""
+    @staticmethod
+    def simulated(disk: SimDisk, *, seed: int) -> RaftHost:
+        """The same host over a simulated disk; deterministic for equal seeds and equal inputs."""
+    def fileno(self) -> int:
+        """Eventfd that becomes readable when a write finished; -1 when simulated. `pump` drains it."""
+    def stored_groups(self) -> list[int]:
+        """Groups found on disk, open or not."""
+    def create_group(
+        self,
+        group: int,
+        member: int,
+        peers: dict[int, int],
+        *,
+        voters: Sequence[int],
+        learners: Sequence[int] = (),
+        snapshot: bytes = b"",
+        config: GroupConfig | None = None,
+    ) -> None:
+        """Starts a group that has no data here.
+
+        `peers` maps member to node id. With `voters` given, all initial members start from the same configuration at
+        index 1, term 1 holding `snapshot` (so nobody can start from index 0). With no voters the group starts blank
+        and waits for its leader's snapshot. Raises GroupExists.
+        """
+    def open_group(self, group: int, member: int, peers: dict[int, int], *, config: GroupConfig | None = None) -> Installed:
+        """Opens a stored group; returns its stored snapshot (index 0 when blank). Committed entries after it come again from `pump`. Raises UnknownGroup, LogCorrupt."""
+    def close_group(self, group: int) -> None: ...
+    def destroy_group(self, group: int) -> None:
+        """Closes the group and removes its entries and state from the log. Not reversible."""
+    def set_peers(self, group: int, peers: dict[int, int]) -> None:
+        """Replaces the member to node map (a member must be known here before messages reach it)."""
+    def tick(self) -> None:
+        """One tick for all groups."""
+    def step(self, peer: int, frame: bytes) -> list[int]:
+        """Feeds a frame from node `peer`; returns groups in it that are not open here. Raises InvalidFrame (nothing changed by the bad part)."""
+    def propose(self, group: int, data: bytes) -> tuple[int, int]:
+        """Appends at the leader; returns (term, index). It took effect iff an entry with that term and index is committed. Raises NotLeader, Backpressure, UnknownGroup."""
+    def propose_conf_change(self, group: int, change: str, member: int, peer: int, context: bytes = b"") -> tuple[int, int]:
+        """Single-step change: "add_voter" (also promotes), "add_learner", "remove". One at a time. Raises NotLeader, Backpressure when one is pending."""
+    def transfer_leader(self, group: int, member: int) -> None: ...
+    def campaign(self, group: int) -> None:
+        """Starts an election now (first leader of a new group)."""
+    def read_index(self, group: int, token: int) -> None:
+        """Asks for a linearizable read point; the answer comes in `Pump.reads`, or never (deadline and retry are the caller's)."""
+    def pump(self) -> Pump:
+        """Runs all dirty groups once, submits one log write, collects outputs. Raises HostPoisoned when the log failed."""
+    def has_work(self) -> bool:
+        """True when `pump` would do something now."""
+    def entries(self, group: int, low: int, high: int, max_bytes: int) -> list[Entry]:
+        """Entries low..high (exclusive), at least one, then until `max_bytes`. Only up to the applied index. Raises LogCompacted."""
+    def compact(self, group: int, index: int, snapshot: bytes) -> None:
+        """Stores `snapshot` as the group's state at `index` (≤ applied) and drops entries up to it, in one log batch."""
+    def status(self, group: int) -> GroupStatus: ...
+    def disk_bytes(self) -> int:
+        """Bytes that the log directory takes on disk (0 when simulated)."""
+    def close(self) -> None:
+        """Flushes what is queued and closes the log. The host is unusable afterwards."""
