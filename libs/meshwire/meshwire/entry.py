@@ -1,0 +1,137 @@
+"""What a data stream group proposes to its Raft log: one typed command per log entry.
+
+Purpose: commands that every member applies alike, because all that varies (time, names) is inside them. Leaves out: what
+applying them does (the data plane's core), and the group's own configuration changes, which Raft encodes itself. Source:
+architecture, "Consensus" (apply is deterministic) and "Streams".
+
+Layout (network byte order)::
+
+    kind u8, then
+    1 BATCH           stamp_ms u64, batch bytes to the end
+    2 INIT_PRODUCER   stamp_ms u64, name length u8, name in UTF-8
+    3 MOVE_FLOOR      index u64
+    4 SEAL            revision u64
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+from typing import Final, TypeAlias
+
+from meshwire.batch import HEADER_BYTES, MAX_BATCH_BYTES
+from meshwire.buffers import Buffer, Cursor, require_uint, utf8
+from meshwire.errors import WireCode, WireError
+
+MAX_PRODUCER_NAME_BYTES: Final = 255
+_KIND_AND_U64: Final = Struct("!BQ")
+MAX_ENTRY_BYTES: Final = _KIND_AND_U64.size + MAX_BATCH_BYTES
+
+
+class EntryKind(IntEnum):
+    """First byte of an entry."""
+
+    BATCH = 1
+    INIT_PRODUCER = 2
+    MOVE_FLOOR = 3
+    SEAL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEntry:
+    """Append a record batch.
+
+    Attributes:
+        stamp_ms: the leader's clock, milliseconds since the epoch; applied time is max(previous, stamp).
+        batch: the encoded batch, not looked into here. After `decode_entry` a view that shares memory with the input.
+    """
+
+    stamp_ms: int
+    batch: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class InitProducerEntry:
+    """Give out a producer id (this entry's log index) or, to a known name, the next epoch.
+
+    Attributes:
+        stamp_ms: the leader's clock, milliseconds since the epoch.
+        name: the caller's stable name, at most 255 bytes of UTF-8; empty for a producer that is not to be recognised.
+    """
+
+    stamp_ms: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveFloorEntry:
+    """Forget log entries below `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SealEntry:
+    """Accept nothing more: the stream was deleted at this revision of the catalogue."""
+
+    revision: int
+
+
+Entry: TypeAlias = BatchEntry | InitProducerEntry | MoveFloorEntry | SealEntry
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """Bytes of an entry.
+
+    Raises:
+        WireError: a number does not fit 64 bits, or the name or batch is too long.
+    """
+    match entry:
+        case BatchEntry(stamp_ms, batch):
+            _check_batch_size(len(batch))
+            return b"".join((_lead(EntryKind.BATCH, stamp_ms, "stamp_ms"), batch))
+        case InitProducerEntry(stamp_ms, name):
+            encoded = utf8(name, MAX_PRODUCER_NAME_BYTES, "the producer's name")
+            return _lead(EntryKind.INIT_PRODUCER, stamp_ms, "stamp_ms") + bytes((len(encoded),)) + encoded
+        case MoveFloorEntry(index):
+            return _lead(EntryKind.MOVE_FLOOR, index, "index")
+        case SealEntry(revision):
+            return _lead(EntryKind.SEAL, revision, "revision")
+
+
+def decode_entry(data: Buffer) -> Entry:
+    """Entry from bytes.
+
+    Raises:
+        WireError: the bytes are not exactly one well-formed entry.
+    """
+    cursor = Cursor(data)
+    kind = cursor.u8("the entry's kind")
+    number = cursor.u64("the entry's stamp, index or revision")
+    if kind == EntryKind.BATCH:
+        batch = cursor.rest()
+        _check_batch_size(len(batch))
+        return BatchEntry(number, batch)
+    if kind == EntryKind.INIT_PRODUCER:
+        name = cursor.text(cursor.u8("the name's length"), "the producer's name")
+        cursor.finish("the entry")
+        return InitProducerEntry(number, name)
+    if kind == EntryKind.MOVE_FLOOR:
+        cursor.finish("the entry")
+        return MoveFloorEntry(number)
+    if kind == EntryKind.SEAL:
+        cursor.finish("the entry")
+        return SealEntry(number)
+    raise WireError(f"entry kind {kind} is unknown")
+
+
+def _lead(kind: EntryKind, number: int, field: str) -> bytes:
+    return _KIND_AND_U64.pack(kind, require_uint(number, 64, field))
+
+
+def _check_batch_size(size_bytes: int) -> None:
+    if size_bytes < HEADER_BYTES:
+        raise WireError(f"{size_bytes} bytes are too short for a batch", WireCode.TRUNCATED)
+    if size_bytes > MAX_BATCH_BYTES:
+        raise WireError(f"a batch of {size_bytes} bytes exceeds {MAX_BATCH_BYTES}", WireCode.TOO_LARGE)
