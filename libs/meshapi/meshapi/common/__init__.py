@@ -1,0 +1,1 @@
+"""Generated from proto/meshapi/common by `make proto`."""

@@ -1,0 +1,1 @@
+"""Generated from proto/meshapi/common/v1 by `make proto`."""

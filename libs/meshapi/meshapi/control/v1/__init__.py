@@ -1,0 +1,1 @@
+"""Generated from proto/meshapi/control/v1 by `make proto`."""

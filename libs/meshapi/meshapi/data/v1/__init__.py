@@ -1,0 +1,1 @@
+"""Generated from proto/meshapi/data/v1 by `make proto`."""

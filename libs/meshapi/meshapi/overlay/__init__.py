@@ -1,0 +1,1 @@
+"""Generated from proto/meshapi/overlay by `make proto`."""

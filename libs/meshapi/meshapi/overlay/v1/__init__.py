@@ -1,0 +1,1 @@
+"""Generated from proto/meshapi/overlay/v1 by `make proto`."""

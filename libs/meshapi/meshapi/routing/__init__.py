@@ -1,0 +1,1 @@
+"""Generated from proto/meshapi/routing by `make proto`."""

@@ -1,0 +1,1 @@
+"""Generated from proto/meshapi/routing/v1 by `make proto`."""

@@ -1,0 +1,1 @@
+"""Generated from proto/meshapi/supervisor by `make proto`."""

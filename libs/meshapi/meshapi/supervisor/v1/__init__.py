@@ -1,0 +1,1 @@
+"""Generated from proto/meshapi/supervisor/v1 by `make proto`."""
