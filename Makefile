@@ -1,0 +1,59 @@
+# `make` lists what can be done here. Every target sets up what it needs by itself.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON := .venv/bin/python
+FILE ?=
+# For instance: make test ARGS="-k follower -x"
+ARGS ?=
+
+.PHONY: help setup demo up down test check fmt proto verify golden fuzz lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make .venv with the locked packages and build the Raft extension; quick when nothing changed
+	@scripts/setup
+
+demo: setup ## run three nodes, cut a link, kill a service, and compare every byte (FILE=path to publish your own)
+	@exec $(PYTHON) -m meshtest.demo $(if $(FILE),--file "$(FILE)")
+
+up: setup ## start the same three nodes and leave them running
+	@exec $(PYTHON) -m meshtest.sites up
+
+down: ## stop the nodes that `make up` started; their data stays
+	@if [ -x $(PYTHON) ]; then exec $(PYTHON) -m meshtest.sites down; else echo "nothing runs: this checkout was never set up"; fi
+
+test: setup ## run every test with the coverage figure (ARGS= goes to pytest)
+	@exec $(PYTHON) -m pytest --cov --cov-config=pyproject.toml --cov-report=term --durations=10 $(ARGS)
+
+check: setup ## run the fast gates: format, lint, types, import contracts, protos, Rust, tidiness
+	@exec scripts/check
+
+fmt: setup ## format Python, Rust and protos, and apply the lint's safe fixes
+	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format --quiet .
+	@.venv/bin/buf format --write
+	@source scripts/rust-path && cargo fmt --manifest-path libs/meshraft/Cargo.toml
+
+proto: setup ## regenerate libs/meshapi from proto/
+	@scripts/generate-proto
+
+verify: setup ## fail when libs/meshapi is not what proto/ generates
+	@scripts/generate-proto --verify
+
+golden: setup ## rewrite the golden files from what the code does now; review the difference
+	@MESH_GOLDEN=rewrite $(PYTHON) -m pytest --no-header -q -k golden libs services tests
+	@git --no-pager diff --stat
+
+fuzz: setup ## fuzz every parser of bytes from outside (SECONDS= per target, 60 unless told)
+	@exec $(PYTHON) -m tests.fuzz --seconds $(or $(SECONDS),60)
+
+lock: setup ## compile requirements/*.in to hash-locked *.txt (UPGRADE=1 takes newer versions)
+	@scripts/lock-requirements $(if $(UPGRADE),--upgrade)
+
+clean: ## remove everything that was built or cached, but no data of running nodes
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* \
+		build/meshapi.* build/coverage libs/meshraft/target libs/meshraft/python/meshraft/_native*.so
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
