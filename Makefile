@@ -44,7 +44,7 @@ verify: setup ## fail when libs/meshapi is not what proto/ generates
 	@scripts/generate-proto --verify
 
 golden: setup ## rewrite the golden files from what the code does now; review the difference
-	@MESH_GOLDEN=rewrite $(PYTHON) -m pytest --no-header -q -k golden libs services tests
+	@$(PYTHON) -m tests.golden.rewrite
 	@git --no-pager diff --stat
 
 fuzz: setup ## fuzz every parser of bytes from outside (SECONDS= per target, 60 unless told)
