@@ -1,0 +1,110 @@
+"""One sample of every wire format, as a value and as the bytes that the codecs make of it.
+
+Purpose: the golden files pin these bytes, and the fuzz targets start from them. Leaves out protobuf messages, whose
+compatibility buf watches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from meshwire import batch, entry, frame, packet, request
+from meshwire.packet import Packet, Protocol, TrafficClass
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A value, its bytes, and the decoder that must lead back from the bytes to the value."""
+
+    value: object
+    encoded: bytes
+    decode: Callable[[bytes], object]
+
+
+def _decode_batch(data: bytes) -> object:
+    header = batch.decode_header(data, verify=True)
+    return header.producer_id, header.producer_epoch, header.base_sequence, batch.decode_records(data)
+
+
+def _batch(records: list[batch.Record], producer_id: int, producer_epoch: int, base_sequence: int) -> Sample:
+    value = (producer_id, producer_epoch, base_sequence, records)
+    return Sample(value, batch.encode_batch(records, producer_id, producer_epoch, base_sequence), _decode_batch)
+
+
+def _packet(value: Packet) -> Sample:
+    return Sample(value, packet.encode(value), packet.decode)
+
+
+def _entry(value: entry.Entry) -> Sample:
+    return Sample(value, entry.encode_entry(value), entry.decode_entry)
+
+
+_FORWARDED: Final = Packet(
+    version=packet.VERSION,
+    cls=TrafficClass.BULK,
+    protocol=Protocol.RAFT_DSG,
+    flags=0,
+    hop_limit=8,
+    source=0x0102030405060708,
+    destination=0x1112131415161718,
+    tenant_tag=0x21222324,
+    flow=0x3132333435363738,
+    message_id=0x4142434445464748,
+    fragment=2,
+    fragments=3,
+    route=(0x0102030405060708, 0x5152535455565758, 0x1112131415161718),
+    position=1,
+    payload=b"payload",
+)
+_LINK_LOCAL: Final = Packet(packet.VERSION, TrafficClass.CONTROL, Protocol.JOIN, 0, 1, 0, 7, payload=b"\x00")
+_REPAIRED: Final = Packet(
+    version=packet.VERSION,
+    cls=TrafficClass.PRIORITY,
+    protocol=Protocol.REQUEST,
+    flags=packet.FLAG_REPAIRED | packet.FLAG_RESPONSE,
+    hop_limit=255,
+    source=1,
+    destination=16,
+    message_id=2**64 - 1,
+    route=tuple(range(1, 17)),
+    position=15,
+)
+_PLAIN_BATCH: Final = _batch([batch.Record(b"first\n"), batch.Record(b""), batch.Record(b"\xff\x00")], 0, 0, 0)
+_KEYED_BATCH: Final = _batch(
+    [batch.Record(b"value", b"key"), batch.Record(b"no key"), batch.Record(b"empty key", b"")], 2**40 + 1, 3, 2**63
+)
+_ERROR: Final = request.ErrorResponse(
+    "NOT_LEADER", "This node does not lead the stream – ask node 7.", True, {"leader": "7", "grüße": ""}
+)
+_HANDSHAKE: Final = b"\x08\x01handshake"
+
+SAMPLES: Final[dict[str, Sample]] = {
+    "packet_forwarded": _packet(_FORWARDED),
+    "packet_link_local": _packet(_LINK_LOCAL),
+    "packet_longest_route": _packet(_REPAIRED),
+    "batch_plain": _PLAIN_BATCH,
+    "batch_keyed": _KEYED_BATCH,
+    "entry_batch": _entry(entry.BatchEntry(1_700_000_000_123, _PLAIN_BATCH.encoded)),
+    "entry_init_producer": _entry(entry.InitProducerEntry(1_700_000_000_123, "übung-1")),
+    "entry_move_floor": _entry(entry.MoveFloorEntry(0x0102030405060708)),
+    "entry_seal": _entry(entry.SealEntry(42)),
+    "request": Sample(
+        request.Request(9, 2500, b"body"),
+        request.encode_request(request.Request(9, 2500, b"body")),
+        request.decode_request,
+    ),
+    "response_ok": Sample(request.OkResponse(b"answer"), request.encode_response(b"answer"), request.decode_response),
+    "response_error": Sample(
+        _ERROR,
+        request.encode_error(_ERROR.code, _ERROR.message, _ERROR.retryable, _ERROR.details),
+        request.decode_response,
+    ),
+    "frame_packets": Sample(
+        [packet.encode(_FORWARDED), packet.encode(_LINK_LOCAL)],
+        frame.encode_packets([packet.encode(_FORWARDED), packet.encode(_LINK_LOCAL)]),
+        frame.decode_packets,
+    ),
+    "frame_handshake": Sample(_HANDSHAKE, frame.encode_handshake(_HANDSHAKE), frame.decode_handshake),
+}
