@@ -1,0 +1,1 @@
+"""What every service of a node needs: settings, ids, errors, logs, telemetry, gRPC, admin pages, lifecycle."""

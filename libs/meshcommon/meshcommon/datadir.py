@@ -1,0 +1,188 @@
+"""A service's data directory: locked, marked, and recognised when it is foreign, newer or half made.
+
+States: *absent or empty* → made and marked; *marked* → opened; *files without a marker* → DATA_DIR_INCOMPLETE, because
+creation writes the marker before anything else. The marker is `store.json`; it holds the role, the format version, a
+random store id, the boot number (raised and fsynced at each open: architecture §7) and, once the node belongs to a
+mesh, its node and mesh id. The lock is an flock that the kernel drops with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from meshcommon.durable import write_durably
+from meshcommon.errors import ErrorCode, MeshError
+
+FORMAT_VERSION: Final = 1
+_MARKER: Final = "store.json"
+_LOCK: Final = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreMarker:
+    """What `store.json` says."""
+
+    role: str
+    format_version: int
+    store_id: str
+    boot: int
+    node_name: str
+    node_id: int = 0
+    mesh_id: str = ""
+
+
+class DataDir:
+    """An open, locked data directory of one service. `close` releases the lock."""
+
+    def __init__(self, path: Path, marker: StoreMarker, lock: int) -> None:
+        self.path = path
+        self.marker = marker
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, role: str, node_name: str) -> DataDir:
+        """Opens or makes `path` for the service `role` of the node `node_name`.
+
+        Raises:
+            MeshError: DATA_DIR_LOCKED, DATA_DIR_FOREIGN, DATA_DIR_NEWER, DATA_DIR_INCOMPLETE, DATA_DIR_UNWRITABLE.
+                Nothing was changed.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
+            cls._take_lock(path, lock)
+            marker = _read_marker(path, role, node_name)
+            marker = replace(marker, boot=marker.boot + 1)
+            _write_marker(path, marker)
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(path, marker, lock)
+
+    @staticmethod
+    def _take_lock(path: Path, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MeshError(
+                ErrorCode.DATA_DIR_LOCKED,
+                f"Another process is using {path}: stop it, or give this one a directory of its own.",
+                {"path": str(path)},
+            ) from None
+
+    def claim(self, node_id: int, mesh_id: str) -> None:
+        """Binds the directory to a membership; it can later be opened only for the same one.
+
+        Raises:
+            MeshError: DATA_DIR_FOREIGN when it is bound to another membership.
+        """
+        bound = (self.marker.node_id, self.marker.mesh_id)
+        if bound == (node_id, mesh_id):
+            return
+        if bound != (0, ""):
+            raise MeshError(
+                ErrorCode.DATA_DIR_FOREIGN,
+                f"{self.path} belongs to node {bound[0]} of mesh {bound[1]}, not to node {node_id} of mesh {mesh_id}: "
+                "point the service at the right directory, or empty it.",
+                {"path": str(self.path), "node_id": str(bound[0]), "mesh_id": bound[1]},
+            )
+        self.marker = replace(self.marker, node_id=node_id, mesh_id=mesh_id)
+        _write_marker(self.path, self.marker)
+
+    def reset(self) -> None:
+        """Forgets the membership: removes all content, keeps lock and role, takes a new store id."""
+        self.marker = replace(self.marker, node_id=0, mesh_id="", store_id=str(uuid.uuid4()))
+        _write_marker(self.path, self.marker)
+        for item in self.path.iterdir():
+            if item.name in {_MARKER, _LOCK}:
+                continue
+            if item.is_dir():
+                shutil.rmtree(item)
+            else:
+                item.unlink()
+
+    def close(self) -> None:
+        """Releases the lock."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _unwritable(path: Path, error: OSError) -> MeshError:
+    return MeshError(
+        ErrorCode.DATA_DIR_UNWRITABLE,
+        f"Cannot write to the data directory {path} ({error.strerror}): check owner, mount and free space.",
+        {"path": str(path)},
+    )
+
+
+def _write_marker(path: Path, marker: StoreMarker) -> None:
+    try:
+        write_durably(path / _MARKER, json.dumps(asdict(marker), indent=1).encode())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _read_marker(path: Path, role: str, node_name: str) -> StoreMarker:
+    marker_path = path / _MARKER
+    try:
+        fields = json.loads(marker_path.read_bytes())
+    except FileNotFoundError:
+        leftovers = {item.name for item in path.iterdir()} - {_LOCK, _MARKER + ".new"}
+        if leftovers:
+            raise MeshError(
+                ErrorCode.DATA_DIR_INCOMPLETE,
+                f"{path} holds files but no {_MARKER}: it is half written or not ours. "
+                "Restore it from a backup or empty it.",
+                {"path": str(path)},
+            ) from None
+        return StoreMarker(role, FORMAT_VERSION, str(uuid.uuid4()), 0, node_name)
+    except ValueError:
+        raise MeshError(
+            ErrorCode.DATA_DIR_INCOMPLETE,
+            f"{marker_path} cannot be read: the directory is damaged. Restore it from a backup or empty it.",
+            {"path": str(path)},
+        ) from None
+    return _check_marker(path, fields, role, node_name)
+
+
+def _check_marker(path: Path, fields: object, role: str, node_name: str) -> StoreMarker:
+    if (
+        isinstance(fields, dict)
+        and isinstance(version := fields.get("format_version"), int)
+        and version > FORMAT_VERSION
+    ):
+        raise MeshError(
+            ErrorCode.DATA_DIR_NEWER,
+            f"{path} was written by a newer version (format {version}, this one knows {FORMAT_VERSION}): "
+            "start that version again.",
+            {"path": str(path), "format_version": str(version)},
+        )
+    marker: StoreMarker | None = None
+    with contextlib.suppress(TypeError):
+        marker = StoreMarker(**fields) if isinstance(fields, dict) else None
+    if marker is None:
+        raise MeshError(
+            ErrorCode.DATA_DIR_INCOMPLETE,
+            f"{path / _MARKER} lacks fields: the directory is damaged. Restore it from a backup or empty it.",
+            {"path": str(path)},
+        )
+    if (marker.role, marker.node_name) != (role, node_name):
+        raise MeshError(
+            ErrorCode.DATA_DIR_FOREIGN,
+            f"{path} belongs to the {marker.role} of node {marker.node_name!r}, not to the {role} of {node_name!r}: "
+            "point the service at the right directory.",
+            {"path": str(path), "role": marker.role, "node_name": marker.node_name},
+        )
+    return marker

@@ -1,0 +1,76 @@
+"""How a service process starts, runs and stops: one place for signals, start-up errors and exit statuses.
+
+Exit status: 0 after SIGTERM or SIGINT; the code's own status (docs/errors.md) for a start-up error; 1 when a task failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+from meshcommon.errors import MeshError
+from meshcommon.logging import get_logger
+
+
+class Stop:
+    """The request to stop: `wait` in the main task."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def request(self) -> None:
+        """Asks the service to stop."""
+        self._event.set()
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether somebody asked."""
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        """Returns when somebody asked."""
+        await self._event.wait()
+
+
+def run_service(service: str, main: Callable[[Stop], Awaitable[None]]) -> None:
+    """Runs `main(stop)` on uvloop until it returns, then exits the process.
+
+    `main` sets everything up, awaits `stop.wait()`, then takes everything down. A MeshError that leaves it is printed as
+    one JSON line (it may come before logging is configured) and gives the exit status of its code.
+    """
+
+    async def supervised() -> None:
+        stop = Stop()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.request)
+        await main(stop)
+
+    try:
+        uvloop.run(supervised())
+    except MeshError as error:
+        _fail(service, error)
+    except BaseExceptionGroup as group:
+        known, unknown = group.split(MeshError)
+        if known is not None and unknown is None:
+            _fail(service, _first(known))
+        get_logger(__name__).error("service_failed", exc_info=group)
+        sys.exit(1)
+
+
+def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
+    for error in group.exceptions:
+        return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    raise ValueError("an exception group is never empty")
+
+
+def _fail(service: str, error: MeshError) -> None:
+    line = {"level": "error", "event": "start_failed", "service": service, "code": error.code, "message": error.message}
+    sys.stderr.write(json.dumps(line) + "\n")
+    sys.stderr.flush()
+    sys.exit(error.mapping.exit_status)

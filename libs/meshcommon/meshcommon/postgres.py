@@ -1,0 +1,42 @@
+"""The site's Postgres: one async engine, migrations checked, absence reported and waited out.
+
+No service needs Postgres to start or to go on: a background task calls `connect_when_possible` and works when it is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import asyncpg
+from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from meshcommon.admin import Readiness
+from meshcommon.logging import get_logger
+
+RETRY_S: Final = 1.0
+_log = get_logger(__name__)
+
+
+def create_engine(url: str) -> AsyncEngine:
+    """A small pool; `url` is `postgresql+asyncpg://…`. Connects only when used."""
+    engine = create_async_engine(
+        url, pool_size=4, max_overflow=0, pool_pre_ping=True, pool_timeout=5, connect_args={"timeout": 5}
+    )
+    SQLAlchemyInstrumentor().instrument(engine=engine.sync_engine)
+    return engine
+
+
+async def wait_until_there(engine: AsyncEngine, readiness: Readiness) -> None:
+    """Returns when a connection works; until then the readiness carries a warning."""
+    while True:
+        try:
+            async with engine.connect():
+                readiness.clear("postgres")
+                return
+        except (SQLAlchemyError, asyncpg.PostgresError, OSError) as error:
+            readiness.warn("postgres", f"Postgres does not answer ({type(error).__name__}): what needs it waits.")
+            _log.warning("postgres_away", error=str(error).splitlines()[0] if str(error) else type(error).__name__)
+            await asyncio.sleep(RETRY_S)

@@ -1,0 +1,191 @@
+"""Settings of a service: defaults < `mesh.toml` (MESH_CONFIG_FILE) < environment. Source: architecture §12.
+
+Every service has one settings class, made of a shared section `[node]` (`MESH_NODE_*`) and its own section (for example
+`[data]`, `MESH_DATA_*`). An unknown key in the file, an unknown `MESH_*` variable of a known section, or an ill-typed
+value ends the start with SETTING_UNKNOWN or SETTING_INVALID. What it leaves out: replicated configuration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import check_node_name
+
+SECTIONS: Final = ("node", "control", "routing", "data", "gateway")
+_OUTSIDE_SECTIONS: Final = ("MESH_CONFIG_FILE", "MESH_INSECURE_DEV")
+_OTHER_TOOLS: Final = ("MESH_CTL_", "MESH_TEST_")
+
+
+def _listen(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError("expected host:port, for example 127.0.0.1:7000 or 0.0.0.0:7000")
+    return value
+
+
+def _name(value: str) -> str:
+    try:
+        return check_node_name(value)
+    except MeshError as error:
+        raise ValueError(error.message) from None
+
+
+def _websocket(value: str) -> str:
+    if value and not value.startswith(("ws://", "wss://")):
+        raise ValueError("expected ws://host:port or wss://host:port")
+    return value
+
+
+Listen = Annotated[str, AfterValidator(_listen)]
+NodeName = Annotated[str, AfterValidator(_name)]
+PeerAddress = Annotated[str, AfterValidator(_websocket)]
+
+
+class Section(BaseModel):
+    """Base of one section: frozen, nothing unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NodeSettings(Section):
+    """What all services of a site share. Section `[node]`, variables `MESH_NODE_*`."""
+
+    name: NodeName = Field(description="Name of this node, unique in the mesh (a DNS label).")
+    data_dir: Path = Field(description="Directory for everything that must survive a restart; a folder per service.")
+    preset: Literal["lan", "wan", "test"] = Field(
+        default="lan", description="Timing preset: election timeouts, heartbeats, detection."
+    )
+    postgres_url: str = Field(
+        default="", description="Postgres of the site, `postgresql+asyncpg://…`; empty: nothing is projected."
+    )
+    redis_url: str = Field(
+        default="", description="Redis or Valkey of the site, `redis://…`; empty: nothing is cached."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    otlp_endpoint: str = Field(
+        default="", description="OTLP gRPC endpoint for traces, `http://host:4317`; empty: none."
+    )
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def load_sections(
+    service: str, own: type[SectionT], environment: Mapping[str, str] | None = None
+) -> tuple[NodeSettings, SectionT, bool]:
+    """Loads `[node]` and the section named `service`.
+
+    Args:
+        service: One of `control`, `routing`, `data`, `gateway`.
+        own: Class of the service's own section.
+        environment: Defaults to the process environment.
+
+    Returns:
+        Shared settings, own settings, and whether MESH_INSECURE_DEV=1 is set.
+
+    Raises:
+        MeshError: SETTING_UNKNOWN or SETTING_INVALID, naming key, value and what is expected.
+    """
+    variables = os.environ if environment is None else environment
+    table = _read_file(variables.get("MESH_CONFIG_FILE", ""))
+    models: dict[str, type[Section]] = {"node": NodeSettings, service: own}
+    _check_variables(variables, models)
+    node = _section(NodeSettings, "node", table, variables)
+    mine = _section(own, service, table, variables)
+    return node, mine, variables.get("MESH_INSECURE_DEV", "") == "1"
+
+
+def require_insecure_dev(is_insecure_dev: bool, what: str) -> None:
+    """Refuses to run in clear unless the operator said so.
+
+    Raises:
+        MeshError: INSECURE_NOT_ALLOWED.
+    """
+    if not is_insecure_dev:
+        raise MeshError(
+            ErrorCode.INSECURE_NOT_ALLOWED,
+            f"{what} is not encrypted yet: set MESH_INSECURE_DEV=1 to accept that on a network you trust.",
+        )
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        table = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise MeshError(
+            ErrorCode.SETTING_INVALID, f"MESH_CONFIG_FILE {path} cannot be read ({error.strerror}): correct the path."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MeshError(ErrorCode.SETTING_INVALID, f"{path} is not valid TOML: {error}.") from error
+    for section in table:
+        if section not in SECTIONS:
+            raise _unknown(f"[{section}] in {path}", section, SECTIONS)
+    return table
+
+
+def _unknown(where: str, key: str, known: tuple[str, ...] | list[str]) -> MeshError:
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
+    return MeshError(ErrorCode.SETTING_UNKNOWN, f"Unknown setting {where}.{hint}", {"setting": key})
+
+
+def _check_variables(variables: Mapping[str, str], models: dict[str, type[Section]]) -> None:
+    for variable in variables:
+        if not variable.startswith("MESH_") or variable in _OUTSIDE_SECTIONS or variable.startswith(_OTHER_TOOLS):
+            continue
+        section, _, key = variable[len("MESH_") :].lower().partition("_")
+        if section not in SECTIONS:
+            raise _unknown(variable, variable, [f"MESH_{name.upper()}_…" for name in SECTIONS])
+        model = models.get(section)
+        # Sections of the other services are theirs to check: one environment file may serve a whole site.
+        if model is not None and key not in model.model_fields:
+            raise _unknown(variable, key, list(model.model_fields))
+
+
+def _section(model: type[SectionT], name: str, table: dict[str, Any], variables: Mapping[str, str]) -> SectionT:
+    in_file = table.get(name, {})
+    if not isinstance(in_file, dict):
+        raise MeshError(ErrorCode.SETTING_INVALID, f"[{name}] in the settings file must be a table.")
+    values = dict(in_file)
+    for key in model.model_fields:
+        variable = f"MESH_{name}_{key}".upper()
+        if variable in variables:
+            values[key] = _from_text(variables[variable], model, key)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, name, model) from None
+
+
+def _from_text(text: str, model: type[Section], key: str) -> Any:
+    """Mappings are written as `a=ws://…,b=ws://…` in the environment; everything else pydantic parses itself."""
+    annotation = str(model.model_fields[key].annotation)
+    if annotation.startswith("dict["):
+        pairs = [item.partition("=") for item in text.split(",") if item.strip()]
+        return {left.strip(): right.strip() for left, _, right in pairs}
+    if annotation.startswith(("list[", "tuple[")):
+        return [item.strip() for item in text.split(",") if item.strip()]
+    return text
+
+
+def _explain(error: ValidationError, section: str, model: type[Section]) -> MeshError:
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else section
+    variable = f"MESH_{section}_{key}".upper()
+    if first["type"] == "extra_forbidden":
+        return _unknown(f"[{section}] {key}", key, list(model.model_fields))
+    if first["type"] == "missing":
+        text = f"Setting {variable} is missing: {model.model_fields[key].description}"
+    else:
+        text = f"Setting {variable} = {first['input']!r} is not valid: {first['msg']}."
+    return MeshError(ErrorCode.SETTING_INVALID, text, {"setting": variable})
