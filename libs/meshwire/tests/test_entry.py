@@ -1,0 +1,93 @@
+"""Entries of a stream group's log."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshwire.batch import HEADER_BYTES, MAX_BATCH_BYTES
+from meshwire.entry import (
+    MAX_ENTRY_BYTES,
+    BatchEntry,
+    Entry,
+    InitProducerEntry,
+    MoveFloorEntry,
+    SealEntry,
+    decode_entry,
+    encode_entry,
+)
+from meshwire.errors import WireCode, WireError
+
+U64 = st.integers(0, 2**64 - 1)
+ENTRIES: st.SearchStrategy[Entry] = st.one_of(
+    st.builds(BatchEntry, U64, st.binary(min_size=HEADER_BYTES, max_size=200)),
+    st.builds(InitProducerEntry, U64, st.text(max_size=60)),
+    st.builds(MoveFloorEntry, U64),
+    st.builds(SealEntry, U64),
+)
+
+
+def code_of(data: bytes) -> WireCode:
+    """Why these bytes are no entry."""
+    with pytest.raises(WireError) as caught:
+        decode_entry(data)
+    return caught.value.code
+
+
+@given(ENTRIES)
+def test_decode_gives_back_what_was_encoded(entry: Entry) -> None:
+    assert decode_entry(encode_entry(entry)) == entry
+
+
+def test_batch_is_not_copied() -> None:
+    data = encode_entry(BatchEntry(1, bytes(HEADER_BYTES)))
+    decoded = decode_entry(data)
+    assert isinstance(decoded, BatchEntry)
+    assert isinstance(decoded.batch, memoryview)
+    assert decoded.batch.obj is data
+
+
+def test_producer_name_may_be_empty_and_is_limited_in_bytes() -> None:
+    for name in ("", "a" * 255, "ü" * 127):
+        assert decode_entry(encode_entry(InitProducerEntry(1, name))) == InitProducerEntry(1, name)
+    with pytest.raises(WireError) as caught:
+        encode_entry(InitProducerEntry(1, "ü" * 128))
+    assert caught.value.code is WireCode.TOO_LARGE
+    with pytest.raises(WireError) as caught:
+        encode_entry(InitProducerEntry(1, "\ud800"))
+    assert caught.value.code is WireCode.BAD_FIELD
+
+
+def test_batch_size_is_bounded() -> None:
+    largest = encode_entry(BatchEntry(1, bytes(MAX_BATCH_BYTES)))
+    assert len(largest) == MAX_ENTRY_BYTES
+    decode_entry(largest)
+    assert code_of(largest + b"\x00") is WireCode.TOO_LARGE
+    assert code_of(largest[: 9 + HEADER_BYTES - 1]) is WireCode.TRUNCATED
+    for size, code in ((HEADER_BYTES - 1, WireCode.TRUNCATED), (MAX_BATCH_BYTES + 1, WireCode.TOO_LARGE)):
+        with pytest.raises(WireError) as caught:
+            encode_entry(BatchEntry(1, bytes(size)))
+        assert caught.value.code is code
+
+
+@pytest.mark.parametrize("entry", [InitProducerEntry(1, "name"), MoveFloorEntry(2), SealEntry(3)])
+def test_truncation_and_trailing_bytes_are_refused(entry: Entry) -> None:
+    data = encode_entry(entry)
+    for length in range(len(data)):
+        assert code_of(data[:length]) is WireCode.TRUNCATED
+    assert code_of(data + b"\x00") is WireCode.BAD_FIELD
+
+
+def test_unknown_kind_and_invalid_utf8_are_refused() -> None:
+    assert code_of(b"\x00" + bytes(8)) is WireCode.BAD_FIELD
+    assert code_of(b"\x05" + bytes(8)) is WireCode.BAD_FIELD
+    assert code_of(b"\x02" + bytes(8) + b"\x02\xc3\x28") is WireCode.BAD_FIELD
+
+
+@pytest.mark.parametrize("number", [-1, 2**64])
+def test_encode_refuses_numbers_out_of_range(number: int) -> None:
+    for entry in (InitProducerEntry(number, ""), MoveFloorEntry(number), SealEntry(number)):
+        with pytest.raises(WireError) as caught:
+            encode_entry(entry)
+        assert caught.value.code is WireCode.BAD_FIELD
