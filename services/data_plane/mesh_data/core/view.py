@@ -1,0 +1,148 @@
+"""The MeshView as the data plane uses it: members, keys, addresses and streams at one revision.
+
+Purpose: typed, immutable values that every part of the data plane reads, converted once from protobuf. Leaves out: what
+only the control plane needs (voters of the MCG, mesh status). Source: architecture §2 "MeshView".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from meshapi.common.v1 import view_pb2
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import MemberId, NodeId, StreamId
+
+PUBLIC_KEY_BYTES = 32
+
+
+class NodeState(IntEnum):
+    """Where a node is in its life."""
+
+    ACTIVE = 1
+    STOPPED = 2
+
+
+class StreamState(IntEnum):
+    """Where a stream is in its life."""
+
+    FORMING = 1
+    ACTIVE = 2
+    DELETING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One member of the mesh.
+
+    Attributes:
+        node_id: id that the MCG allocated.
+        name: unique name.
+        public_key: Ed25519, 32 bytes.
+        peer_address: WebSocket address that it advertises, empty when it only dials.
+        state: committed life state.
+        is_reachable: whether the MCG leader reaches it, as committed.
+    """
+
+    node_id: NodeId
+    name: str
+    public_key: bytes
+    peer_address: str
+    state: NodeState
+    is_reachable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of a stream's group."""
+
+    node_id: NodeId
+    member_id: MemberId
+    is_voter: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream of the catalogue; the first of `members` is the preferred leader."""
+
+    stream_id: StreamId
+    name: str
+    members: tuple[Member, ...]
+    state: StreamState
+    revision: int
+    retained_bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The whole view at one revision. The dictionaries must not be changed."""
+
+    revision: int
+    mesh_id: str
+    mesh_epoch: int
+    nodes: dict[NodeId, Node]
+    streams: dict[StreamId, Stream]
+
+    def name_of(self, node_id: NodeId) -> str:
+        """The node's name, or its number when it is not a member."""
+        node = self.nodes.get(node_id)
+        return node.name if node is not None else str(node_id)
+
+    def node_named(self, name: str) -> Node | None:
+        """The member of that name."""
+        return next((node for node in self.nodes.values() if node.name == name), None)
+
+    def stream_named(self, name: str) -> Stream | None:
+        """The stream of that name (`namespace/name`); a tombstone only when no live stream has the name."""
+        found = None
+        for stream in self.streams.values():
+            if stream.name == name:
+                if stream.state is not StreamState.DELETING:
+                    return stream
+                found = stream
+        return found
+
+
+def view_from_proto(message: view_pb2.MeshView) -> View:
+    """The view in `message`.
+
+    Raises:
+        MeshError: INVALID_ARGUMENT when a field is missing or out of range.
+    """
+    if not message.mesh_id:
+        raise MeshError(ErrorCode.INVALID_ARGUMENT, "The MeshView names no mesh: send one with its mesh id.")
+    try:
+        nodes = {NodeId(node.node_id): _node(node) for node in message.nodes}
+        streams = {StreamId(stream.stream_id): _stream(stream) for stream in message.streams}
+    except ValueError as error:
+        raise MeshError(ErrorCode.INVALID_ARGUMENT, f"The MeshView cannot be read: {error}.") from None
+    return View(message.revision, message.mesh_id, message.mesh_epoch, nodes, streams)
+
+
+def _node(message: view_pb2.NodeView) -> Node:
+    if not message.node_id:
+        raise ValueError("a node without an id")
+    if len(message.public_key) != PUBLIC_KEY_BYTES:
+        raise ValueError(f"the public key of node {message.node_id} has not {PUBLIC_KEY_BYTES} bytes")
+    return Node(
+        node_id=NodeId(message.node_id),
+        name=message.name,
+        public_key=message.public_key,
+        peer_address=message.peer_address,
+        state=NodeState(message.state),
+        is_reachable=message.is_reachable,
+    )
+
+
+def _stream(message: view_pb2.StreamView) -> Stream:
+    if not message.stream_id:
+        raise ValueError("a stream without an id")
+    members = tuple(Member(NodeId(item.node_id), MemberId(item.member_id), item.is_voter) for item in message.members)
+    return Stream(
+        stream_id=StreamId(message.stream_id),
+        name=message.name,
+        members=members,
+        state=StreamState(message.state),
+        revision=message.revision,
+        retained_bytes_max=message.retained_bytes_max,
+    )
