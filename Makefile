@@ -47,8 +47,8 @@ golden: setup ## rewrite the golden files from what the code does now; review th
 	@$(PYTHON) -m tests.golden.rewrite
 	@git --no-pager diff --stat
 
-fuzz: setup ## fuzz every parser of bytes from outside (SECONDS= per target, 60 unless told)
-	@exec $(PYTHON) -m tests.fuzz --seconds $(or $(SECONDS),60)
+fuzz: setup ## fuzz every parser of bytes from outside (SECONDS= in all, 60 unless told)
+	@exec $(PYTHON) tests/fuzz/run.py --seconds $(or $(SECONDS),60)
 
 lock: setup ## compile requirements/*.in to hash-locked *.txt (UPGRADE=1 takes newer versions)
 	@scripts/lock-requirements $(if $(UPGRADE),--upgrade)
