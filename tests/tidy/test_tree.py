@@ -20,23 +20,30 @@ SOURCE_RULES: tuple[Rule, ...] = (
 TEXT_RULES: tuple[Rule, ...] = (text_rules.machine_path, text_rules.registry_host)
 
 
+def _expect_none(findings: list[str]) -> None:
+    """Fails with one finding a line, which reads better than a difference of lists."""
+    __tracebackhide__ = True
+    if findings:
+        pytest.fail("\n".join(findings), pytrace=False)
+
+
 def _findings(rule: Rule, paths: list[str]) -> list[str]:
     return [finding for path in paths for finding in rule(path, tree.read(path))]
 
 
 @pytest.mark.parametrize("rule", PYTHON_RULES)
 def test_python_file(rule: Rule) -> None:
-    assert _findings(rule, tree.written_by_hand(".py")) == []
+    _expect_none(_findings(rule, tree.written_by_hand(".py")))
 
 
 @pytest.mark.parametrize("rule", SOURCE_RULES)
 def test_source_file(rule: Rule) -> None:
-    assert _findings(rule, tree.written_by_hand(".py", ".pyi", ".rs")) == []
+    _expect_none(_findings(rule, tree.written_by_hand(".py", ".pyi", ".rs")))
 
 
 @pytest.mark.parametrize("rule", TEXT_RULES)
 def test_text_file(rule: Rule) -> None:
-    assert _findings(rule, tree.texts()) == []
+    _expect_none(_findings(rule, tree.texts()))
 
 
 def test_allowed_sleeps_still_exist() -> None:
@@ -46,14 +53,14 @@ def test_allowed_sleeps_still_exist() -> None:
 def test_locks_pin_with_hashes_and_name_no_address() -> None:
     locks = [path for path in tree.tracked_files() if path.startswith("requirements/") and path.endswith(".txt")]
     assert len(locks) == 2
-    assert _findings(text_rules.unlocked_requirement, locks) == []
+    _expect_none(_findings(text_rules.unlocked_requirement, locks))
 
 
 def test_every_direct_dependency_is_explained() -> None:
     direct = {package_rules.normalised(name) for name in tree.direct_dependencies()}
     document = tree.read("docs/dependencies.md")
-    assert document_rules.unexplained_dependencies(direct, document) == []
-    assert document_rules.forgotten_dependencies(direct, document) == []
+    _expect_none(document_rules.unexplained_dependencies(direct, document))
+    _expect_none(document_rules.forgotten_dependencies(direct, document))
 
 
 def test_decision_records_have_one_form() -> None:
@@ -65,13 +72,13 @@ def test_decision_records_have_one_form() -> None:
     findings = [finding for name, text in records.items() for finding in document_rules.adr_form(name, text)]
     findings += document_rules.adr_numbers(records, tree.read("docs/adr/README.md"))
     assert records
-    assert findings == []
+    _expect_none(findings)
 
 
 def test_links_between_documents_lead_somewhere() -> None:
     tracked = frozenset(tree.tracked_files())
     documents = [path for path in tracked if path.endswith(".md")]
-    assert [f for path in documents for f in document_rules.dead_links(path, tree.read(path), tracked)] == []
+    _expect_none([f for path in documents for f in document_rules.dead_links(path, tree.read(path), tracked)])
 
 
 @pytest.mark.parametrize("path", sorted(tree.package_projects()))
@@ -85,5 +92,5 @@ def test_package_declares_what_it_imports(path: str) -> None:
         if name.startswith((f"{folder}{own}/", f"{folder}python/{own}/")) and name.endswith(".py")
     ]
     imported = package_rules.imported_distributions([tree.read(name) for name in sources], own)
-    assert package_rules.package_form(path, project) == []
-    assert package_rules.undeclared(path, project, imported) == []
+    _expect_none(package_rules.package_form(path, project))
+    _expect_none(package_rules.undeclared(path, project, imported))
