@@ -17,6 +17,10 @@ help: ## list the targets
 setup: ## make .venv with the locked packages and build the Raft extension; quick when nothing changed
 	@scripts/setup
 
+.PHONY: python
+python:
+	@scripts/setup --without-extension
+
 demo: setup ## run three nodes, cut a link, kill a service, and compare every byte (FILE=path to publish your own)
 	@exec $(PYTHON) -m meshtest.demo $(if $(FILE),--file "$(FILE)")
 
@@ -29,28 +33,28 @@ down: ## stop the nodes that `make up` started; their data stays
 test: setup ## run every test with the coverage figure (ARGS= goes to pytest)
 	@exec $(PYTHON) -m pytest --cov --cov-config=pyproject.toml --cov-report=term --durations=10 $(ARGS)
 
-check: setup ## run the fast gates: format, lint, types, import contracts, protos, Rust, tidiness
+check: python ## run the fast gates: format, lint, types, import contracts, protos, Rust, tidiness
 	@exec scripts/check
 
-fmt: setup ## format Python, Rust and protos, and apply the lint's safe fixes
+fmt: python ## format Python, Rust and protos, and apply the lint's safe fixes
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format --quiet .
 	@.venv/bin/buf format --write
 	@source scripts/rust-path && cargo fmt --manifest-path libs/meshraft/Cargo.toml
 
-proto: setup ## regenerate libs/meshapi from proto/
+proto: python ## regenerate libs/meshapi from proto/
 	@scripts/generate-proto
 
-verify: setup ## fail when libs/meshapi is not what proto/ generates
+verify: python ## fail when libs/meshapi is not what proto/ generates
 	@scripts/generate-proto --verify
 
-golden: setup ## rewrite the golden files from what the code does now; review the difference
+golden: python ## rewrite the golden files from what the code does now; review the difference
 	@$(PYTHON) -m tests.golden.rewrite
 	@git --no-pager diff --stat
 
-fuzz: setup ## fuzz every parser of bytes from outside (SECONDS= in all, 60 unless told)
+fuzz: python ## fuzz every parser of bytes from outside (SECONDS= in all, 60 unless told)
 	@exec $(PYTHON) tests/fuzz/run.py --seconds $(or $(SECONDS),60)
 
-lock: setup ## compile requirements/*.in to hash-locked *.txt (UPGRADE=1 takes newer versions)
+lock: python ## compile requirements/*.in to hash-locked *.txt (UPGRADE=1 takes newer versions)
 	@scripts/lock-requirements $(if $(UPGRADE),--upgrade)
 
 clean: ## remove everything that was built or cached, but no data of running nodes
