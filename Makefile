@@ -4,7 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-PYTHON := .venv/bin/python
+# Not named PYTHON: that is for the caller, who may choose an interpreter by it.
+VENV_PYTHON := .venv/bin/python
 FILE ?=
 # For instance: make test ARGS="-k follower -x"
 ARGS ?=
@@ -22,16 +23,16 @@ python:
 	@scripts/setup --without-extension
 
 demo: setup ## run three nodes, cut a link, kill a service, and compare every byte (FILE=path to publish your own)
-	@exec $(PYTHON) -m meshtest.demo $(if $(FILE),--file "$(FILE)")
+	@exec $(VENV_PYTHON) -m meshtest.demo $(if $(FILE),--file "$(FILE)")
 
 up: setup ## start the same three nodes and leave them running
-	@exec $(PYTHON) -m meshtest.sites up
+	@exec $(VENV_PYTHON) -m meshtest.sites up
 
 down: ## stop the nodes that `make up` started; their data stays
-	@if [ -x $(PYTHON) ]; then exec $(PYTHON) -m meshtest.sites down; else echo "nothing runs: this checkout was never set up"; fi
+	@if [ -x $(VENV_PYTHON) ]; then exec $(VENV_PYTHON) -m meshtest.sites down; else echo "nothing runs: this checkout was never set up"; fi
 
 test: setup ## run every test with the coverage figure (ARGS= goes to pytest)
-	@exec $(PYTHON) -m pytest --cov --cov-config=pyproject.toml --cov-report=term --durations=10 $(ARGS)
+	@exec $(VENV_PYTHON) -m pytest --cov --cov-config=pyproject.toml --cov-report=term --durations=10 $(ARGS)
 
 check: python ## run the fast gates: format, lint, types, import contracts, protos, Rust, tidiness
 	@exec scripts/check
@@ -48,11 +49,11 @@ verify: python ## fail when libs/meshapi is not what proto/ generates
 	@scripts/generate-proto --verify
 
 golden: python ## rewrite the golden files from what the code does now; review the difference
-	@$(PYTHON) -m tests.golden.rewrite
+	@$(VENV_PYTHON) -m tests.golden.rewrite
 	@git --no-pager diff --stat
 
 fuzz: python ## fuzz every parser of bytes from outside (SECONDS= in all, 60 unless told)
-	@exec $(PYTHON) tests/fuzz/run.py --seconds $(or $(SECONDS),60)
+	@exec $(VENV_PYTHON) tests/fuzz/run.py --seconds $(or $(SECONDS),60)
 
 lock: python ## compile requirements/*.in to hash-locked *.txt (UPGRADE=1 takes newer versions)
 	@scripts/lock-requirements $(if $(UPGRADE),--upgrade)
