@@ -1,0 +1,159 @@
+"""Bodies of the data plane's overlay requests: publish, init producer, fetch, describe, and their answers.
+
+Purpose: what a node that does not hold a stream, or does not lead it, asks of one that does. Leaves out: the request frame
+around it (`meshwire.request`) and errors, which travel there. Source: architecture §5 "Overlay request".
+
+Layout (network byte order)::
+
+    PUBLISH        stream u64, batch                         → base offset u64, count u32, is duplicate u8
+    INIT_PRODUCER  stream u64, name in UTF-8                  → id u64, epoch u32, next sequence u64, last offset next u64
+    FETCH          stream u64, offset u64, bytes max u32, wait ms u32
+                   → next offset u64, floor offset u64, then per batch: base offset u64, time u64, size u32, batch
+    DESCRIBE       stream u64                                 → meshapi.supervisor.v1.DescribeStreamResponse
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct, error
+from typing import Final
+
+from mesh_data.core.stream_state import ProducerReady
+from meshcommon.ids import StreamId
+from meshwire.errors import WireCode, WireError
+
+_STREAM: Final = Struct("!Q")
+_PUBLISHED: Final = Struct("!QIB")
+_PRODUCER: Final = Struct("!QIQQ")
+_FETCH: Final = Struct("!QQII")
+_FETCHED: Final = Struct("!QQ")
+_BATCH: Final = Struct("!QQI")
+
+
+class Method(IntEnum):
+    """Numbers of the overlay requests."""
+
+    PUBLISH = 1
+    INIT_PRODUCER = 2
+    FETCH = 3
+    DESCRIBE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A batch is committed.
+
+    Attributes:
+        base_offset: offset of its first record.
+        count: records in it.
+        is_duplicate: it had been committed before; the offset is that of the first time.
+    """
+
+    base_offset: int
+    count: int
+    is_duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """A committed batch as a reader gets it; `batch` may share memory with the log's entry."""
+
+    base_offset: int
+    time_ms: int
+    batch: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Asks for batches from the one that holds `offset` on; at the end it waits up to `wait_ms` for more."""
+
+    stream_id: StreamId
+    offset: int
+    bytes_max: int
+    wait_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Consecutive batches; none when there was nothing new. `next_offset` and `floor_offset` are as known there."""
+
+    batches: Sequence[StoredBatch]
+    next_offset: int
+    floor_offset: int
+
+
+def encode_stream_body(stream_id: StreamId, body: bytes | memoryview = b"") -> bytes:
+    """Stream id, then `body`: the requests PUBLISH, INIT_PRODUCER and DESCRIBE."""
+    return _STREAM.pack(stream_id) + body
+
+
+def decode_stream_body(data: bytes) -> tuple[StreamId, bytes]:
+    """Stream id and the rest. Raises WireError."""
+    (stream_id,) = _unpack(_STREAM, data)
+    return StreamId(stream_id), data[_STREAM.size :]
+
+
+def encode_published(published: Published) -> bytes:
+    """Answer to PUBLISH."""
+    return _PUBLISHED.pack(published.base_offset, published.count, published.is_duplicate)
+
+
+def decode_published(data: bytes) -> Published:
+    """Answer to PUBLISH. Raises WireError."""
+    base_offset, count, is_duplicate = _unpack(_PUBLISHED, data)
+    return Published(base_offset, count, bool(is_duplicate))
+
+
+def encode_producer(producer: ProducerReady) -> bytes:
+    """Answer to INIT_PRODUCER."""
+    return _PRODUCER.pack(producer.producer_id, producer.epoch, producer.next_sequence, producer.last_offset_next)
+
+
+def decode_producer(data: bytes) -> ProducerReady:
+    """Answer to INIT_PRODUCER. Raises WireError."""
+    return ProducerReady(*_unpack(_PRODUCER, data))
+
+
+def encode_fetch(fetch: Fetch) -> bytes:
+    """Request FETCH."""
+    return _FETCH.pack(fetch.stream_id, fetch.offset, fetch.bytes_max, fetch.wait_ms)
+
+
+def decode_fetch(data: bytes) -> Fetch:
+    """Request FETCH. Raises WireError."""
+    stream_id, offset, bytes_max, wait_ms = _unpack(_FETCH, data)
+    return Fetch(StreamId(stream_id), offset, bytes_max, wait_ms)
+
+
+def encode_fetched(fetched: Fetched) -> bytes:
+    """Answer to FETCH."""
+    parts: list[bytes | memoryview] = [_FETCHED.pack(fetched.next_offset, fetched.floor_offset)]
+    for item in fetched.batches:
+        parts.append(_BATCH.pack(item.base_offset, item.time_ms, len(item.batch)))
+        parts.append(item.batch)
+    return b"".join(parts)
+
+
+def decode_fetched(data: bytes) -> Fetched:
+    """Answer to FETCH. Raises WireError."""
+    next_offset, floor_offset = _unpack(_FETCHED, data)
+    view = memoryview(data)
+    batches: list[StoredBatch] = []
+    at = _FETCHED.size
+    while at < len(view):
+        base_offset, time_ms, size_bytes = _unpack(_BATCH, view[at:])
+        at += _BATCH.size
+        if at + size_bytes > len(view):
+            raise WireError("the answer ends inside a batch", WireCode.TRUNCATED)
+        batches.append(StoredBatch(base_offset, time_ms, view[at : at + size_bytes]))
+        at += size_bytes
+    return Fetched(batches, next_offset, floor_offset)
+
+
+def _unpack(layout: Struct, data: bytes | memoryview) -> tuple[int, ...]:
+    try:
+        return layout.unpack_from(data)
+    except error:
+        raise WireError("the request's body is too short", WireCode.TRUNCATED) from None

@@ -1,0 +1,247 @@
+"""The replicated state of one stream group: what every member computes alike from the committed entries.
+
+State: next offset, producers, time, floor, checkpoints, seal, and a hash chain over the entries that members compare.
+`apply` reads only the entry and the state, so equal entries give equal states (invariant I4). A batch that is refused
+(gap, fenced, expired, repeated) stays in the log but takes no offsets; its result answers the publisher.
+
+*Checkpoints*: whenever `checkpoint_bytes` of entries have been applied since the last one, the state keeps its own
+snapshot. The floor moves only to a checkpoint, so a group's stored snapshot is always a state that every member computed at
+that index. A member that restored a snapshot knows earlier checkpoints by index, for the sake of equal states, but has
+no snapshot for them and needs none.
+
+Leaves out: records (the log is the stream), reading (`offset_index`), and who proposes what. Source: architecture §7, §8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from mesh_data.core.producers import IsNext, IsRepeated, ProducerTable
+from mesh_data.core.stream_snapshot import Checkpoint, Snapshot, StreamConfig, decode_snapshot, encode_snapshot
+from meshcommon.errors import ErrorCode
+from meshwire.batch import decode_header
+from meshwire.entry import BatchEntry, Entry, InitProducerEntry, MoveFloorEntry, SealEntry, decode_entry
+from meshwire.errors import WireError
+
+FIRST_INDEX: Final = 1
+"""Log index of the initial snapshot: a group's first entry follows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The batch's records have offsets `offset` to `offset + count - 1`."""
+
+    offset: int
+    count: int
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The batch had been appended before, at `offset`; None when that has to be looked up in the log."""
+
+    offset: int | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Nothing was appended."""
+
+    code: ErrorCode
+    message: str
+    details: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerReady:
+    """Answer to an InitProducer."""
+
+    producer_id: int
+    epoch: int
+    next_sequence: int
+    last_offset_next: int
+
+
+@dataclass(frozen=True, slots=True)
+class FloorMoved:
+    """The floor is now at the checkpoint with that log index."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The entry had no effect (a floor that is not ahead, a second seal)."""
+
+
+Result: TypeAlias = Appended | Repeated | Refused | ProducerReady | FloorMoved | Unchanged
+_UNCHANGED: Final = Unchanged()
+
+
+class StreamState:
+    """State of one stream group at `applied_index`."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        """The state that all initial members of a group start from."""
+        start = Checkpoint(index=FIRST_INDEX, offset=0, time_ms=0, total_bytes=0)
+        self.config = config
+        self.applied_index = FIRST_INDEX
+        self.next_offset = 0
+        self.time_ms = 0
+        self.total_bytes = 0
+        self.sealed_revision = 0
+        self.chain = hashlib.sha256(config.encode()).digest()
+        self.producers = ProducerTable(config.producers_max)
+        self.floor = start
+        self.checkpoints: list[Checkpoint] = []
+        self._last_checkpoint_bytes = 0
+        self._snapshots: dict[int, bytes] = {}
+
+    @classmethod
+    def restore(cls, data: bytes) -> StreamState:
+        """The state in a snapshot.
+
+        Raises:
+            WireError: the bytes are damaged or of another version.
+        """
+        snapshot = decode_snapshot(data)
+        state = cls(snapshot.config)
+        state.applied_index = snapshot.applied_index
+        state.next_offset = snapshot.next_offset
+        state.time_ms = snapshot.time_ms
+        state.total_bytes = snapshot.total_bytes
+        state.sealed_revision = snapshot.sealed_revision
+        state.chain = snapshot.chain
+        state.producers.load(snapshot.producers)
+        state.floor = snapshot.floor
+        state.checkpoints = list(snapshot.checkpoints)
+        state._last_checkpoint_bytes = (snapshot.checkpoints or (snapshot.floor,))[-1].total_bytes
+        state._snapshots[snapshot.applied_index] = data
+        return state
+
+    def snapshot(self) -> bytes:
+        """The whole state; equal states give equal bytes."""
+        return encode_snapshot(
+            Snapshot(
+                config=self.config,
+                applied_index=self.applied_index,
+                next_offset=self.next_offset,
+                time_ms=self.time_ms,
+                total_bytes=self.total_bytes,
+                sealed_revision=self.sealed_revision,
+                chain=self.chain,
+                floor=self.floor,
+                checkpoints=tuple(self.checkpoints),
+                producers=tuple(self.producers),
+            )
+        )
+
+    @property
+    def retained_bytes(self) -> int:
+        """Bytes of entries above the floor."""
+        return self.total_bytes - self.floor.total_bytes
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the stream was deleted."""
+        return self.sealed_revision != 0
+
+    def checkpoint_snapshot(self, index: int) -> bytes | None:
+        """The snapshot of the checkpoint at `index`; None when this member restored a later one."""
+        return self._snapshots.get(index)
+
+    def floor_to_propose(self) -> int | None:
+        """Index to which the floor should move because more is retained than wished, or None.
+
+        It is the first checkpoint that brings the stream under its cap, or the last there is.
+        """
+        excess = self.retained_bytes - self.config.retained_bytes_max
+        if excess <= 0 or not self.checkpoints:
+            return None
+        enough = (item for item in self.checkpoints if item.total_bytes - self.floor.total_bytes >= excess)
+        return next(enough, self.checkpoints[-1]).index
+
+    def skip(self, index: int) -> None:
+        """Notes an entry of Raft's own (a leader's first entry, a configuration change)."""
+        self.applied_index = index
+
+    def apply(self, index: int, data: bytes) -> Result:
+        """Applies the committed entry `data` at log index `index`, which is above `applied_index`."""
+        self.applied_index = index
+        digest = hashlib.sha256(self.chain)
+        digest.update(data)
+        self.chain = digest.digest()
+        self.total_bytes += len(data)
+        try:
+            entry = decode_entry(data)
+            result = self._apply(index, entry)
+        except WireError as error:
+            # A leader checks what it proposes, so this is a bug or a foreign writer; all members refuse it alike.
+            result = Refused(ErrorCode.INVALID_ARGUMENT, f"The entry cannot be read: {error.reason}.", {})
+        if self.total_bytes - self._last_checkpoint_bytes >= self.config.checkpoint_bytes:
+            self._take_checkpoint()
+        return result
+
+    def _apply(self, index: int, entry: Entry) -> Result:
+        match entry:
+            case BatchEntry(stamp_ms, batch):
+                return self._apply_batch(index, stamp_ms, batch)
+            case InitProducerEntry(stamp_ms, name):
+                if self.is_sealed:
+                    return self._sealed()
+                self.time_ms = max(self.time_ms, stamp_ms)
+                producer = self.producers.init(name, index)
+                return ProducerReady(
+                    producer.producer_id, producer.epoch, producer.next_sequence, producer.last_offset_next
+                )
+            case MoveFloorEntry(floor_index):
+                return self._move_floor(floor_index)
+            case SealEntry(revision):
+                if self.is_sealed:
+                    return _UNCHANGED
+                self.sealed_revision = revision
+                return _UNCHANGED
+
+    def _apply_batch(self, index: int, stamp_ms: int, batch: bytes | memoryview) -> Result:
+        if self.is_sealed:
+            return self._sealed()
+        header = decode_header(batch)
+        self.time_ms = max(self.time_ms, stamp_ms)
+        count = header.record_count
+        if header.producer_id:
+            verdict = self.producers.check(header.producer_id, header.producer_epoch, header.base_sequence, count)
+            match verdict:
+                case IsNext(producer):
+                    producer.append(self.next_offset, count, index)
+                case IsRepeated(offset):
+                    return Repeated(offset, count)
+                case refused:
+                    return Refused(refused.code, refused.message, refused.details)
+        appended = Appended(self.next_offset, count, self.time_ms)
+        self.next_offset += count
+        return appended
+
+    def _sealed(self) -> Refused:
+        return Refused(
+            ErrorCode.STREAM_NOT_FOUND,
+            "The stream was deleted: create it again, or publish elsewhere.",
+            {"revision": str(self.sealed_revision)},
+        )
+
+    def _move_floor(self, index: int) -> Result:
+        target = next((item for item in self.checkpoints if item.index == index), None)
+        if target is None:
+            return _UNCHANGED
+        self.floor = target
+        self.checkpoints = [item for item in self.checkpoints if item.index > index]
+        for old in [at for at in self._snapshots if at < index]:
+            del self._snapshots[old]
+        return FloorMoved(index)
+
+    def _take_checkpoint(self) -> None:
+        self._last_checkpoint_bytes = self.total_bytes
+        self.checkpoints.append(Checkpoint(self.applied_index, self.next_offset, self.time_ms, self.total_bytes))
+        self._snapshots[self.applied_index] = self.snapshot()
