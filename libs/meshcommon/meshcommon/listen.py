@@ -5,13 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 
+from meshcommon.address import split
 from meshcommon.errors import ErrorCode, MeshError
-
-
-def split(listen: str) -> tuple[str, int]:
-    """`host:port` as (host, port); IPv6 hosts in brackets."""
-    host, _, port = listen.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def bind(listen: str, what: str) -> socket.socket:
