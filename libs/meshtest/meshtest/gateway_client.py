@@ -1,0 +1,139 @@
+"""A thin asynchronous face of one gateway's gRPC services for tests and the demo: calls raise MeshError."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+import grpc.aio
+
+from meshapi.common.v1 import view_pb2
+from meshapi.supervisor.v1 import (
+    data_pb2,
+    data_pb2_grpc,
+    mesh_pb2,
+    mesh_pb2_grpc,
+    topology_pb2,
+    topology_pb2_grpc,
+)
+from meshcommon.grpc_client import mesh_error, open_channel
+
+ResultT = TypeVar("ResultT")
+
+
+class Gateway:
+    """Calls of one node's gateway. Use as an async context manager; `target` is `host:port`."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._channel = open_channel(target)
+        self.mesh: mesh_pb2_grpc.MeshServiceAsyncStub = mesh_pb2_grpc.MeshServiceStub(self._channel)
+        self.topology: topology_pb2_grpc.TopologyServiceAsyncStub = topology_pb2_grpc.TopologyServiceStub(self._channel)
+        self.data: data_pb2_grpc.MeshDataServiceAsyncStub = data_pb2_grpc.MeshDataServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def status(self) -> mesh_pb2.GetStatusResponse:
+        """What the node knows."""
+        return await _call(self.mesh.GetStatus(mesh_pb2.GetStatusRequest(), timeout=5))
+
+    async def seed(self) -> mesh_pb2.SeedResponse:
+        """Founds a mesh."""
+        return await _call(self.mesh.Seed(mesh_pb2.SeedRequest(), timeout=30))
+
+    async def join(self, address: str, mesh_id: str = "") -> mesh_pb2.JoinResponse:
+        """Joins a mesh."""
+        return await _call(self.mesh.Join(mesh_pb2.JoinRequest(address=address, mesh_id=mesh_id), timeout=30))
+
+    async def create_stream(
+        self, name: str, members: list[str], retained_bytes_max: int = 0
+    ) -> mesh_pb2.CreateStreamResponse:
+        """Creates a stream and waits until it has formed."""
+        request = mesh_pb2.CreateStreamRequest(name=name, members=members, retained_bytes_max=retained_bytes_max)
+        return await _call(self.mesh.CreateStream(request, timeout=30))
+
+    async def delete_stream(self, name: str) -> mesh_pb2.DeleteStreamResponse:
+        """Deletes a stream."""
+        return await _call(self.mesh.DeleteStream(mesh_pb2.DeleteStreamRequest(name=name), timeout=30))
+
+    async def streams(self) -> list[view_pb2.StreamView]:
+        """The catalogue."""
+        response = await _call(self.mesh.ListStreams(mesh_pb2.ListStreamsRequest(), timeout=5))
+        return list(response.streams)
+
+    async def describe(self, stream: str) -> data_pb2.DescribeStreamResponse:
+        """Live state of a stream."""
+        return await _call(self.data.DescribeStream(data_pb2.DescribeStreamRequest(stream=stream), timeout=5))
+
+    async def init_producer(self, stream: str, producer_name: str = "") -> data_pb2.InitProducerResponse:
+        """A producer id."""
+        request = data_pb2.InitProducerRequest(stream=stream, producer_name=producer_name)
+        return await _call(self.data.InitProducer(request, timeout=15))
+
+    async def publish(self, stream: str, values: list[bytes]) -> data_pb2.PublishResponse:
+        """Publishes one batch without a producer id (at least once) and waits until it is committed."""
+        request = data_pb2.PublishRequest(
+            stream=stream,
+            wait=data_pb2.PUBLISH_WAIT_COMMITTED,
+            records=[data_pb2.PublishRecord(value=value) for value in values],
+        )
+
+        async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
+            yield request
+
+        try:
+            async for response in self.data.Publish(requests(), timeout=20):
+                return response
+        except grpc.aio.AioRpcError as error:
+            raise mesh_error(error, "gateway") from error
+        raise ConnectionError("the call ended without an answer")
+
+    async def read(
+        self, stream: str, from_offset: int = 0, records_max: int = 0, *, follow: bool = False
+    ) -> AsyncIterator[data_pb2.ReadRecord]:
+        """Records from an offset on."""
+        request = data_pb2.ReadRequest(stream=stream, from_offset=from_offset, records_max=records_max, follow=follow)
+        try:
+            async for response in self.data.Read(request):
+                for record in response.records:
+                    yield record
+        except grpc.aio.AioRpcError as error:
+            raise mesh_error(error, "gateway") from error
+
+    async def forwarding(self) -> data_pb2.GetForwardingResponse:
+        """Lanes and routes."""
+        return await _call(self.data.GetForwarding(data_pb2.GetForwardingRequest(), timeout=5))
+
+    async def path_in_use(self, destination: str) -> list[str]:
+        """Names along the path that packets to `destination` take now; empty when there is none."""
+        for route in (await self.forwarding()).routes:
+            if route.destination == destination:
+                return list(route.path)
+        return []
+
+    async def paths(self, from_node: str, to_node: str) -> list[list[str]]:
+        """Paths that routing computed."""
+        request = topology_pb2.ListPathsRequest(to=to_node)
+        # `from` is a keyword of Python, so the generated constructor cannot take it by name.
+        setattr(request, "from", from_node)
+        response = await _call(self.topology.ListPaths(request, timeout=5))
+        return [list(path.nodes) for path in response.paths]
+
+    async def ping(self, node: str) -> data_pb2.PingResponse:
+        """Echo through the overlay."""
+        return await _call(self.data.Ping(data_pb2.PingRequest(node=node), timeout=5))
+
+
+async def _call(call: Awaitable[ResultT]) -> ResultT:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise mesh_error(error, "gateway") from error
