@@ -1,0 +1,309 @@
+//! One group: a raft-rs node over its store, and the calls on it that come from outside.
+//!
+//! The loop that turns raft-rs's Ready into writes, messages and committed entries is in `ready`.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use protobuf::RepeatedField;
+use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
+use raft::{ProgressState, RawNode, SnapshotStatus, StateRole, INVALID_ID};
+
+use crate::admission;
+use crate::conf::Change;
+use crate::config::GroupSettings;
+use crate::errors::Fault;
+use crate::log::Op;
+use crate::ready::{Held, Installed};
+use crate::snapshot;
+use crate::store::Store;
+use crate::timeouts::Timeouts;
+
+/// Reads that may wait for a quorum at once; past it the caller is told to slow down.
+const PENDING_READS_MAX: usize = 4096;
+/// A lost snapshot is sent again after this many election timeouts, doubling each time: it may just be slow.
+const SNAPSHOT_PATIENCE: u64 = 2;
+const SNAPSHOT_PATIENCE_MAX: u64 = 256;
+
+/// The configuration from an index on.
+#[derive(Debug, Clone)]
+pub struct ConfAt {
+    pub index: u64,
+    pub conf: ConfState,
+}
+
+/// A snapshot on its way to a member.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    pub at_tick: u64,
+    pub patience: u64,
+}
+
+pub struct Group {
+    pub id: u64,
+    pub member: u64,
+    pub settings: GroupSettings,
+    pub node: RawNode<Store>,
+    pub timeouts: Timeouts,
+    /// Where each member lives.
+    pub peers: BTreeMap<u64, u64>,
+    /// Configurations from the snapshot's index on, so that a compaction can name the one at its index.
+    pub confs: Vec<ConfAt>,
+    /// Writes under way and what waits for them, oldest first.
+    pub held: VecDeque<Held>,
+    /// A snapshot from the leader that is not durable yet: until it is, elections and applies must wait.
+    pub installing: Option<Installed>,
+    pub hard: HardState,
+    pub hard_unwritten: bool,
+    /// The newest term that is durable here.
+    pub durable_term: u64,
+    pub applied: u64,
+    /// Proposals that were numbered and are stepped together.
+    pub proposals: Vec<Entry>,
+    pub proposal_bytes: u64,
+    /// Read points that wait for the applied index: (index, token).
+    pub reads: Vec<(u64, u64)>,
+    pub read_count: u64,
+    pub snapshots_sent: BTreeMap<u64, Sent>,
+    pub role_told: (StateRole, bool, u64, u64),
+    pub ticks: u64,
+    /// Tick at which each member was last heard.
+    pub heard: BTreeMap<u64, u64>,
+    pub leader_heard: u64,
+    pub releases_early: bool,
+}
+
+impl Group {
+    pub fn is_voter(&self) -> bool {
+        self.node.raft.promotable()
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.node.raft.state == StateRole::Leader
+    }
+
+    pub fn role(&self) -> (StateRole, bool, u64, u64) {
+        let raft = &self.node.raft;
+        (raft.state, self.is_voter(), raft.term, raft.leader_id)
+    }
+
+    pub fn has_work(&self) -> bool {
+        !self.proposals.is_empty() || self.node.has_ready() || self.role() != self.role_told || self.read_is_due()
+    }
+
+    pub fn conf(&self) -> &ConfState {
+        &self.confs.last().expect("the snapshot's configuration is always there").conf
+    }
+
+    /// Overwrites the election timeout that raft-rs may have drawn from its thread RNG.
+    pub fn settle_timeout(&mut self) {
+        let timeout = self.timeouts.at(self.node.raft.term, self.node.raft.state);
+        self.node.raft.set_randomized_election_timeout(timeout);
+    }
+
+    pub fn tick(&mut self) {
+        self.ticks += 1;
+        self.flush_proposals();
+        self.give_up_on_snapshots();
+        // An election reads the log from the applied index on, which an uninstalled snapshot has cut off.
+        if self.installing.is_none() {
+            self.node.tick();
+            self.settle_timeout();
+        }
+    }
+
+    pub fn propose(&mut self, data: &[u8]) -> Result<(u64, u64), Fault> {
+        self.check_leads()?;
+        let waiting = self.node.raft.uncommitted_size() as u64 + self.proposal_bytes;
+        if waiting > 0 && waiting + data.len() as u64 > self.settings.max_uncommitted_bytes {
+            return Err(Fault::Backpressure(format!("{waiting} bytes of group {} are not committed yet", self.id)));
+        }
+        // One append per step: raft-rs sends a follower one message per step, cut at this size.
+        if self.proposal_bytes + data.len() as u64 > self.settings.max_bytes_per_append {
+            self.flush_proposals();
+        }
+        let mut entry = Entry::default();
+        entry.data = Bytes::copy_from_slice(data);
+        if data.is_empty() {
+            // Otherwise it could not be told from a new leader's first entry.
+            entry.context = Bytes::from_static(&[1]);
+        }
+        self.proposal_bytes += data.len() as u64;
+        self.proposals.push(entry);
+        Ok((self.node.raft.term, self.node.raft.raft_log.last_index() + self.proposals.len() as u64))
+    }
+
+    /// Steps the proposals that were numbered. Must run before anything else may change the log or the leadership.
+    pub fn flush_proposals(&mut self) {
+        if self.proposals.is_empty() {
+            return;
+        }
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.member;
+        message.entries = RepeatedField::from_vec(std::mem::take(&mut self.proposals));
+        self.proposal_bytes = 0;
+        self.node.raft.step(message).expect("proposals were admitted and nothing ran in between");
+    }
+
+    pub fn propose_conf_change(&mut self, change: &Change) -> Result<(u64, u64), Fault> {
+        self.check_leads()?;
+        self.flush_proposals();
+        change.check(self.member, self.conf())?;
+        if self.node.raft.has_pending_conf() {
+            return Err(Fault::Backpressure("another configuration change may be under way".into()));
+        }
+        match self.node.propose_conf_change(Vec::new(), change.encode()) {
+            Ok(()) => Ok((self.node.raft.term, self.node.raft.raft_log.last_index())),
+            Err(raft::Error::ProposalDropped) => {
+                Err(Fault::Backpressure("too many bytes are not committed yet".into()))
+            }
+            Err(e) => Err(Fault::BadArgument(e.to_string())),
+        }
+    }
+
+    pub fn transfer_leader(&mut self, member: u64) -> Result<(), Fault> {
+        self.check_leads()?;
+        self.flush_proposals();
+        if !self.conf().voters.contains(&member) {
+            return Err(Fault::BadArgument(format!("member {member} is no voter and cannot lead")));
+        }
+        self.node.transfer_leader(member);
+        self.settle_timeout();
+        Ok(())
+    }
+
+    pub fn campaign(&mut self) -> Result<(), Fault> {
+        // raft-rs would let a member without a vote elect itself in an empty configuration, and panic.
+        if !self.is_voter() || self.installing.is_some() {
+            return Err(Fault::BadArgument("only a voter can campaign".into()));
+        }
+        self.flush_proposals();
+        let campaigned = self.node.campaign();
+        self.settle_timeout();
+        campaigned.map_err(|e| Fault::BadArgument(e.to_string()))
+    }
+
+    pub fn read_index(&mut self, token: u64) -> Result<(), Fault> {
+        self.flush_proposals();
+        if self.node.raft.pending_read_count() + self.reads.len() >= PENDING_READS_MAX {
+            return Err(Fault::Backpressure("too many reads wait for a quorum".into()));
+        }
+        // raft-rs drops a request whose context it has already: make it unique over members and restarts of a token.
+        self.read_count += 1;
+        let context = [self.member, self.read_count, token].map(u64::to_be_bytes).concat();
+        self.node.read_index(context);
+        Ok(())
+    }
+
+    /// Feeds one message from node `peer`.
+    pub fn step(&mut self, peer: u64, message: Message) -> Result<(), Fault> {
+        let raft = &self.node.raft;
+        let receiver = admission::Receiver { member: self.member, term: raft.term, leader: raft.leader_id };
+        admission::check(&message, peer, self.peers.get(&message.from).copied(), &receiver)?;
+        self.flush_proposals();
+        let kind = message.get_msg_type();
+        let raft = &self.node.raft;
+        if kind == MessageType::MsgHeartbeat && message.term >= raft.term && message.commit > raft.raft_log.last_index()
+        {
+            // The leader names an index that this member once confirmed: its disk lost synced data. raft-rs panics here.
+            panic!("the leader knows entries up to {} of this member, it has lost some", message.commit);
+        }
+        if kind == MessageType::MsgTimeoutNow && self.installing.is_some() {
+            return Ok(());
+        }
+        let from = message.from;
+        // A member that joined lately may lead before its configuration entry is applied here; answers must reach it.
+        self.peers.entry(from).or_insert(peer);
+        self.heard.insert(from, self.ticks);
+        match self.node.step(message) {
+            // Strays of a former membership or leadership: normal on a network.
+            Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
+            Err(e) => return Err(Fault::InvalidFrame(e.to_string())),
+        }
+        if self.node.raft.leader_id == from {
+            self.leader_heard = self.ticks;
+        }
+        self.settle_timeout();
+        Ok(())
+    }
+
+    /// Stores the application's state at `index` and forgets the entries up to it.
+    pub fn compact(&mut self, index: u64, data: &[u8], ops: &mut Vec<Op>) -> Result<(), Fault> {
+        self.flush_proposals();
+        let current = self.node.store().snapshot_index();
+        if index > self.applied || index < current || index == 0 || self.installing.is_some() {
+            let range = format!("{} to {}", current.max(1), self.applied);
+            return Err(Fault::BadArgument(format!("index {index} cannot be compacted, only {range}")));
+        }
+        let term = self.node.store().term_at(index).expect("an applied index has a term");
+        let at = self.confs.partition_point(|conf| conf.index <= index) - 1;
+        let built = snapshot::build(index, term, &self.confs[at].conf, &self.peers, data);
+        self.confs.drain(..at);
+        ops.push(Op::Snapshot { group: self.id, snapshot: built.clone(), drop_to: index + 1 });
+        // The commit index on disk must not stay behind the snapshot's.
+        ops.push(Op::HardState { group: self.id, state: self.hard.clone() });
+        self.hard_unwritten = false;
+        self.node.mut_store().compact(built);
+        Ok(())
+    }
+
+    /// What has to be written before the group is let go.
+    pub fn parting_ops(&mut self) -> Vec<Op> {
+        if !std::mem::take(&mut self.hard_unwritten) {
+            return Vec::new();
+        }
+        vec![Op::HardState { group: self.id, state: self.hard.clone() }]
+    }
+
+    pub fn note_snapshot_sent(&mut self, to: u64) {
+        let first = SNAPSHOT_PATIENCE * self.settings.election_ticks as u64;
+        let limit = SNAPSHOT_PATIENCE_MAX * self.settings.election_ticks as u64;
+        let at_tick = self.ticks;
+        let sent = self.snapshots_sent.entry(to).or_insert(Sent { at_tick, patience: first / 2 });
+        *sent = Sent { at_tick, patience: (sent.patience * 2).min(limit) };
+    }
+
+    fn read_is_due(&self) -> bool {
+        self.reads.iter().any(|(index, _)| *index <= self.applied)
+    }
+
+    /// A snapshot frame may be lost, and raft-rs waits for it for ever: after a while it is reported as failed.
+    fn give_up_on_snapshots(&mut self) {
+        if self.snapshots_sent.is_empty() {
+            return;
+        }
+        if !self.is_leader() {
+            self.snapshots_sent.clear();
+            return;
+        }
+        let ticks = self.ticks;
+        let progress = self.node.raft.prs();
+        let state = |to: &u64| progress.get(*to).map(|p| p.state);
+        self.snapshots_sent.retain(|to, _| state(to).is_some_and(|s| s != ProgressState::Replicate));
+        let lost: Vec<u64> = self
+            .snapshots_sent
+            .iter()
+            .filter(|(to, sent)| state(to) == Some(ProgressState::Snapshot) && ticks - sent.at_tick >= sent.patience)
+            .map(|(to, _)| *to)
+            .collect();
+        for member in lost {
+            self.node.report_snapshot(member, SnapshotStatus::Failure);
+        }
+    }
+
+    fn check_leads(&self) -> Result<(), Fault> {
+        let raft = &self.node.raft;
+        if raft.state != StateRole::Leader || raft.prs().get(self.member).is_none() {
+            let who = match raft.leader_id {
+                INVALID_ID => "no leader is known".to_owned(),
+                leader => format!("member {leader} leads"),
+            };
+            return Err(Fault::NotLeader(format!("member {} does not lead group {}, {who}", self.member, self.id)));
+        }
+        if let Some(member) = raft.lead_transferee {
+            return Err(Fault::NotLeader(format!("the leadership of group {} is going to member {member}", self.id)));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,426 @@
+//! Many groups over one log: the driver, in plain Rust. The Python class over it is in `python`.
+//!
+//! Each call on a group runs under `catch_unwind`: raft-rs panics on what it takes for impossible and is half changed
+//! then, so the group is dropped, told about once, and can be rebuilt from the log. The others go on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use bytes::Bytes;
+use raft::eraftpb::Entry;
+
+use crate::birth::{self, Founders, Surroundings};
+use crate::conf;
+use crate::config::GroupSettings;
+use crate::errors::{one_line, panic_text, Fault};
+use crate::frame::{self, Frame};
+use crate::group::Group;
+use crate::log::{Log, Op};
+use crate::ready::{kind_of, Committed, Installed, RoleChange, Turn, KIND_CONF};
+use crate::sim_log::{SimDisk, SimLog};
+
+/// Entries kept in memory past need, over all groups.
+const TAIL_BYTES_MAX: usize = 32 << 20;
+
+/// What one turn of the host produced.
+#[derive(Default)]
+pub struct Output {
+    pub frames: Vec<Frame>,
+    pub installed: Vec<Installed>,
+    pub committed: Vec<Committed>,
+    pub roles: Vec<RoleChange>,
+    pub reads: Vec<(u64, u64, u64)>,
+    pub closed: Vec<(u64, String)>,
+}
+
+pub struct Host {
+    log: Box<dyn Log>,
+    around: Surroundings,
+    groups: BTreeMap<u64, Group>,
+    /// Groups that are on the disk, or will be when what was submitted is.
+    stored: BTreeSet<u64>,
+    /// Groups dropped after a panic, until they are opened again.
+    poisoned: BTreeMap<u64, String>,
+    closed: Vec<(u64, String)>,
+    dirty: BTreeSet<u64>,
+    /// (write, group) pairs where the group waits for the write.
+    waiting: BTreeSet<(u64, u64)>,
+    /// Changes from outside the Ready loop, for the next write.
+    ops: Vec<Op>,
+    next_write: u64,
+    seen_done: u64,
+    failure: Option<String>,
+}
+
+impl Host {
+    pub fn new(log: Box<dyn Log>, seed: u64) -> Self {
+        let around = Surroundings { seed, reader: log.reader(), releases_early: log.releases_early() };
+        Host {
+            stored: log.groups().into_iter().collect(),
+            log,
+            around,
+            groups: BTreeMap::new(),
+            poisoned: BTreeMap::new(),
+            closed: Vec::new(),
+            dirty: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            ops: Vec::new(),
+            next_write: 1,
+            seen_done: 0,
+            failure: None,
+        }
+    }
+
+    pub fn fileno(&self) -> i32 {
+        if self.failure.is_some() {
+            -1
+        } else {
+            self.log.fileno()
+        }
+    }
+
+    pub fn stored_groups(&self) -> Result<Vec<u64>, Fault> {
+        self.check()?;
+        Ok(self.stored.iter().copied().collect())
+    }
+
+    pub fn create_group(
+        &mut self,
+        group: u64,
+        member: u64,
+        peers: BTreeMap<u64, u64>,
+        founders: &Founders,
+        settings: GroupSettings,
+    ) -> Result<(), Fault> {
+        self.check()?;
+        if self.stored.contains(&group) {
+            return Err(Fault::GroupExists(group));
+        }
+        let sequence = self.next_write;
+        let around = &self.around;
+        let (made, ops) = shielded(|| birth::create(around, group, member, peers, founders, settings, sequence))?;
+        self.ops.extend(ops);
+        self.stored.insert(group);
+        self.adopt(made);
+        self.waiting.insert((sequence, group));
+        Ok(())
+    }
+
+    pub fn open_group(
+        &mut self,
+        group: u64,
+        member: u64,
+        peers: BTreeMap<u64, u64>,
+        settings: GroupSettings,
+    ) -> Result<Installed, Fault> {
+        self.check()?;
+        if self.groups.contains_key(&group) {
+            return Err(Fault::GroupExists(group));
+        }
+        if !self.stored.contains(&group) {
+            return Err(Fault::UnknownGroup(group));
+        }
+        self.submit()?;
+        let (log, around, submitted) = (&self.log, &self.around, self.next_write - 1);
+        let (made, installed) = shielded(|| {
+            let stored = log.load(group, submitted)?.ok_or(Fault::UnknownGroup(group))?;
+            birth::reopen(around, group, member, peers, stored, settings)
+        })?;
+        self.adopt(made);
+        Ok(installed)
+    }
+
+    pub fn close_group(&mut self, group: u64) -> Result<(), Fault> {
+        self.check()?;
+        if self.poisoned.remove(&group).is_some() {
+            return Ok(());
+        }
+        let mut closing = self.groups.remove(&group).ok_or(Fault::UnknownGroup(group))?;
+        self.ops.extend(closing.parting_ops());
+        self.forget(group);
+        Ok(())
+    }
+
+    pub fn destroy_group(&mut self, group: u64) -> Result<(), Fault> {
+        self.check()?;
+        if !self.stored.remove(&group) {
+            return Err(Fault::UnknownGroup(group));
+        }
+        self.groups.remove(&group);
+        self.poisoned.remove(&group);
+        self.forget(group);
+        self.ops.push(Op::Destroy { group });
+        Ok(())
+    }
+
+    pub fn set_peers(&mut self, group: u64, peers: BTreeMap<u64, u64>) -> Result<(), Fault> {
+        self.with(group, |g, _| {
+            g.peers = peers;
+            Ok(())
+        })
+    }
+
+    pub fn tick(&mut self) -> Result<(), Fault> {
+        self.check()?;
+        let mut broken = Vec::new();
+        for (id, group) in &mut self.groups {
+            match catch_unwind(AssertUnwindSafe(|| group.tick())) {
+                Ok(()) if group.has_work() => {
+                    self.dirty.insert(*id);
+                }
+                Ok(()) => {}
+                Err(panic) => broken.push((*id, panic_text(&*panic))),
+            }
+        }
+        broken.into_iter().for_each(|(id, why)| self.poison(id, why));
+        Ok(())
+    }
+
+    /// Feeds a frame; returns the groups in it that are not here. Good messages are taken even beside a bad one.
+    pub fn step(&mut self, peer: u64, data: Bytes) -> Result<Vec<u64>, Fault> {
+        self.check()?;
+        let mut unknown = BTreeSet::new();
+        let mut invalid = None;
+        for part in frame::Unpack::new(data).map_err(Fault::InvalidFrame)? {
+            let (group, message) = match part {
+                Ok(part) => part,
+                Err(why) => {
+                    invalid = invalid.or(Some(why));
+                    continue;
+                }
+            };
+            match self.with(group, |g, _| g.step(peer, message)) {
+                Err(Fault::UnknownGroup(group)) => {
+                    unknown.insert(group);
+                }
+                Err(Fault::InvalidFrame(why)) => invalid = invalid.or(Some(format!("group {group}: {why}"))),
+                // Poisoned: told by the next pump.
+                Ok(()) | Err(_) => {}
+            }
+        }
+        match invalid {
+            Some(why) => Err(Fault::InvalidFrame(why)),
+            None => Ok(unknown.into_iter().collect()),
+        }
+    }
+
+    pub fn propose(&mut self, group: u64, data: &[u8]) -> Result<(u64, u64), Fault> {
+        self.with(group, |g, _| g.propose(data))
+    }
+
+    pub fn propose_conf_change(&mut self, group: u64, change: &conf::Change) -> Result<(u64, u64), Fault> {
+        self.with(group, |g, _| g.propose_conf_change(change))
+    }
+
+    pub fn transfer_leader(&mut self, group: u64, member: u64) -> Result<(), Fault> {
+        self.with(group, |g, _| g.transfer_leader(member))
+    }
+
+    pub fn campaign(&mut self, group: u64) -> Result<(), Fault> {
+        self.with(group, |g, _| g.campaign())
+    }
+
+    pub fn read_index(&mut self, group: u64, token: u64) -> Result<(), Fault> {
+        self.with(group, |g, _| g.read_index(token))
+    }
+
+    pub fn compact(&mut self, group: u64, index: u64, snapshot: &[u8]) -> Result<(), Fault> {
+        self.with(group, |g, ops| g.compact(index, snapshot, ops))
+    }
+
+    /// Entries `low..high` as (index, term, kind, data), up to the applied index.
+    pub fn entries(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Committed>, Fault> {
+        let g = self.group(group)?;
+        let first = g.node.store().first();
+        if low < first {
+            return Err(Fault::LogCompacted { group, first });
+        }
+        let high = high.min(g.applied + 1);
+        if low >= high {
+            return Ok(Vec::new());
+        }
+        let found = shielded(|| g.node.store().read(low, high, max_bytes).map_err(Fault::LogCorrupt))?;
+        Ok(found.into_iter().map(|entry| as_committed(group, entry)).collect())
+    }
+
+    pub fn group(&self, group: u64) -> Result<&Group, Fault> {
+        self.check()?;
+        self.groups.get(&group).ok_or_else(|| self.absent(group))
+    }
+
+    pub fn has_work(&self) -> bool {
+        self.failure.is_none()
+            && (!self.dirty.is_empty()
+                || !self.ops.is_empty()
+                || !self.closed.is_empty()
+                || self.log.peek_completed() > self.seen_done)
+    }
+
+    /// One turn of every group that has something to do, one write, one set of frames.
+    pub fn pump(&mut self) -> Result<Output, Fault> {
+        self.check()?;
+        let done = self.log.completed().map_err(|why| self.fail(why))?;
+        self.seen_done = done;
+        let still = self.waiting.split_off(&(done + 1, 0));
+        let settled = std::mem::replace(&mut self.waiting, still);
+        self.dirty.extend(settled.into_iter().map(|(_, group)| group));
+        let mut output = Output::default();
+        let mut outgoing = Vec::new();
+        for id in std::mem::take(&mut self.dirty) {
+            let turn = self.turn(id, done);
+            outgoing.extend(turn.outgoing);
+            self.ops.extend(turn.ops);
+            output.installed.extend(turn.installed);
+            output.committed.extend(turn.committed);
+            output.roles.extend(turn.role);
+            output.reads.extend(turn.reads);
+        }
+        self.submit()?;
+        self.trim_tails();
+        output.frames = frame::pack(outgoing).map_err(|why| self.fail(why))?;
+        output.closed = std::mem::take(&mut self.closed);
+        Ok(output)
+    }
+
+    pub fn disk_bytes(&self) -> Result<u64, Fault> {
+        self.check()?;
+        Ok(self.log.disk_bytes())
+    }
+
+    /// Writes out what is queued and closes the log. A host that failed before is closed without a word.
+    pub fn close(&mut self) -> Result<(), Fault> {
+        let failed = self.failure.is_some();
+        let parting: Vec<Op> = self.groups.values_mut().flat_map(Group::parting_ops).collect();
+        self.ops.extend(parting);
+        let flushed = if failed { Ok(()) } else { self.submit() };
+        let closed = self.log.close();
+        self.groups.clear();
+        // The lock on the directory goes with the last reference to the log: let an empty one stand in for it.
+        let nothing = SimLog::attach(&SimDisk::default());
+        self.around.reader = nothing.reader();
+        self.log = Box::new(nothing);
+        self.failure.get_or_insert_with(|| "closed".into());
+        flushed?;
+        closed.map_err(Fault::HostPoisoned).or_else(|fault| if failed { Ok(()) } else { Err(fault) })
+    }
+
+    /// Marks the host unusable and drops its groups.
+    pub fn fail(&mut self, why: String) -> Fault {
+        let why = one_line(&why);
+        self.failure.get_or_insert_with(|| why.clone());
+        self.groups.clear();
+        self.dirty.clear();
+        Fault::HostPoisoned(why)
+    }
+
+    fn turn(&mut self, id: u64, done: u64) -> Turn {
+        let Some(group) = self.groups.get_mut(&id) else { return Turn::default() };
+        let sequence = self.next_write;
+        match catch_unwind(AssertUnwindSafe(|| group.run(done, sequence))) {
+            Ok(turn) => {
+                if group.has_work() {
+                    self.dirty.insert(id);
+                }
+                if let Some(oldest) = group.held.front() {
+                    self.waiting.insert((oldest.sequence, id));
+                }
+                turn
+            }
+            Err(panic) => {
+                self.poison(id, panic_text(&*panic));
+                Turn::default()
+            }
+        }
+    }
+
+    fn submit(&mut self) -> Result<(), Fault> {
+        if self.ops.is_empty() {
+            return Ok(());
+        }
+        let ops = std::mem::take(&mut self.ops);
+        self.log.submit(self.next_write, ops).map_err(|why| self.fail(why))?;
+        self.next_write += 1;
+        Ok(())
+    }
+
+    fn adopt(&mut self, group: Group) {
+        self.poisoned.remove(&group.id);
+        self.dirty.insert(group.id);
+        self.groups.insert(group.id, group);
+    }
+
+    fn with<R>(
+        &mut self,
+        id: u64,
+        call: impl FnOnce(&mut Group, &mut Vec<Op>) -> Result<R, Fault>,
+    ) -> Result<R, Fault> {
+        self.check()?;
+        let Some(group) = self.groups.get_mut(&id) else { return Err(self.absent(id)) };
+        let ops = &mut self.ops;
+        match catch_unwind(AssertUnwindSafe(|| call(group, ops))) {
+            Ok(result) => {
+                if group.has_work() {
+                    self.dirty.insert(id);
+                }
+                result
+            }
+            Err(panic) => {
+                let why = panic_text(&*panic);
+                self.poison(id, why.clone());
+                Err(Fault::GroupPoisoned(id, why))
+            }
+        }
+    }
+
+    fn poison(&mut self, id: u64, why: String) {
+        self.groups.remove(&id);
+        self.forget(id);
+        self.closed.push((id, why.clone()));
+        self.poisoned.insert(id, why);
+    }
+
+    fn forget(&mut self, id: u64) {
+        self.dirty.remove(&id);
+        self.waiting.retain(|(_, group)| *group != id);
+    }
+
+    fn absent(&self, id: u64) -> Fault {
+        match self.poisoned.get(&id) {
+            Some(why) => Fault::GroupPoisoned(id, why.clone()),
+            None => Fault::UnknownGroup(id),
+        }
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        match &self.failure {
+            Some(why) => Err(Fault::HostPoisoned(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets go of cached entries that the log can serve when the host holds too many.
+    fn trim_tails(&mut self) {
+        let mut held: usize = self.groups.values().map(|g| g.node.store().tail_bytes()).sum();
+        for group in self.groups.values_mut() {
+            if held <= TAIL_BYTES_MAX {
+                return;
+            }
+            let applied = group.applied;
+            let store = group.node.mut_store();
+            held -= store.tail_bytes();
+            store.trim(applied);
+            held += store.tail_bytes();
+        }
+    }
+}
+
+fn as_committed(group: u64, entry: Entry) -> Committed {
+    let kind = kind_of(&entry);
+    let context = if kind == KIND_CONF { conf::decode(&entry).map(|(_, _, context)| context) } else { None };
+    Committed { group, index: entry.index, term: entry.term, kind, data: context.unwrap_or(entry.data) }
+}
+
+/// Runs what touches no open group; a panic in it means that what was read makes no sense.
+fn shielded<R>(call: impl FnOnce() -> Result<R, Fault>) -> Result<R, Fault> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(Fault::LogCorrupt(panic_text(&*panic))))
+}

@@ -1,0 +1,33 @@
+//! Many Raft groups in one process over one log: TiKV's raft and raft-engine, driven from Python.
+//!
+//! Sans-IO towards the network and the clock: the caller feeds frames and ticks, and gets frames, committed entries and
+//! snapshots back. The disk is served by one log thread (`engine_log`), or simulated (`sim_log`); the driver (`host`,
+//! `group`, `ready`) is the same over both.
+//!
+//! Sources: Ongaro, "Consensus: Bridging Theory and Practice" (2014); raft-rs 0.7; raft-engine 0.4.
+
+mod admission;
+mod birth;
+mod conf;
+mod config;
+mod engine_log;
+mod errors;
+mod frame;
+mod group;
+mod host;
+mod log;
+mod python;
+mod ready;
+mod sim_log;
+mod snapshot;
+mod store;
+mod timeouts;
+mod wake;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    errors::install_panic_hook();
+    python::fill(module)
+}

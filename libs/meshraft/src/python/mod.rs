@@ -1,0 +1,21 @@
+//! The Python face: classes and exceptions over the driver. Holds no decision of its own.
+
+mod errors;
+mod raft_host;
+mod values;
+
+use pyo3::prelude::*;
+
+use crate::frame::{CLASS_BULK, CLASS_CONTROL};
+use crate::ready::{KIND_CONF, KIND_EMPTY, KIND_NORMAL};
+
+pub fn fill(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("KIND_NORMAL", KIND_NORMAL)?;
+    module.add("KIND_EMPTY", KIND_EMPTY)?;
+    module.add("KIND_CONF", KIND_CONF)?;
+    module.add("CLASS_CONTROL", CLASS_CONTROL)?;
+    module.add("CLASS_BULK", CLASS_BULK)?;
+    errors::fill(module)?;
+    values::fill(module)?;
+    raft_host::fill(module)
+}
