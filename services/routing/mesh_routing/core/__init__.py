@@ -1,0 +1,1 @@
+"""Decisions of the routing service: pure, synchronous, deterministic."""

@@ -1,0 +1,90 @@
+"""Link state advertisements as values. Leaves out bytes (`lsa_codec`) and ageing (`lsdb`). Source: RFC 2328 §12."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from meshcommon.ids import NodeId
+
+SEQUENCE_MAX: Final = 2**63 - 1
+"""Largest sequence number: fits a signed 64-bit column. A life of a process uses far fewer than 2**31 of them."""
+LINKS_MAX: Final = 4_096
+"""Most links in one advertisement."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LsaLink:
+    """One link as its origin sees it.
+
+    Attributes:
+        peer: Neighbour.
+        latency_us: Smoothed one-way latency (half a round trip), microseconds.
+        jitter_us: Its variation, microseconds.
+        loss_ppm: Lost packets in a million.
+        admin_cost: Administrative cost, microsecond-equivalents.
+    """
+
+    peer: NodeId
+    latency_us: int
+    jitter_us: int = 0
+    loss_ppm: int = 0
+    admin_cost: int = 0
+
+
+class LsaKey(NamedTuple):
+    """Names one version of one advertisement."""
+
+    origin: NodeId
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lsa:
+    """One version of one node's advertisement.
+
+    Attributes:
+        origin: Node that made it.
+        sequence: 1 to SEQUENCE_MAX; a higher one replaces a lower one.
+        links: Links that are up, strictly rising by peer.
+        age_s: Seconds since the origin made it, at the moment at which it was received or made.
+    """
+
+    origin: NodeId
+    sequence: int
+    links: tuple[LsaLink, ...]
+    age_s: float = 0.0
+
+    @property
+    def key(self) -> LsaKey:
+        """Origin and sequence."""
+        return LsaKey(self.origin, self.sequence)
+
+    @property
+    def peers(self) -> frozenset[NodeId]:
+        """Neighbours that it names."""
+        return frozenset(link.peer for link in self.links)
+
+    def is_newer_than(self, other: Lsa) -> bool:
+        """Whether it replaces `other`, which has the same origin.
+
+        Two contents under one sequence number exist only when an origin lost its boot number (RFC 2328 §13.1 then
+        compares checksums). Any rule serves as long as every node uses the same one: the greater content wins until the
+        origin meets it and jumps past both.
+        """
+        return (self.sequence, self.links) > (other.sequence, other.links)
+
+
+@dataclass(frozen=True, slots=True)
+class LsaMessage:
+    """What one neighbour tells another in one packet.
+
+    Attributes:
+        lsas: Advertisements flooded.
+        acks: Versions that the sender holds now.
+        database: Every version that the sender holds; None when the message carries no digest.
+    """
+
+    lsas: tuple[Lsa, ...] = ()
+    acks: tuple[LsaKey, ...] = ()
+    database: tuple[LsaKey, ...] | None = None

@@ -1,0 +1,90 @@
+"""Bytes of the messages between routing neighbours: protobuf at the edge, values inside.
+
+Everything from outside is checked here, once; what passes is well formed. Source: proto/meshapi/routing/v1.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from mesh_routing.core.lsa import LINKS_MAX, SEQUENCE_MAX, Lsa, LsaKey, LsaLink, LsaMessage
+from meshapi.routing.v1 import routing_pb2
+from meshcommon.ids import NodeId
+from meshwire.errors import WireError
+
+MESSAGE_BYTES_MAX: Final = 1024 * 1024
+"""Longest message accepted."""
+
+
+def encode_message(message: LsaMessage) -> bytes:
+    """Bytes of `message`. Ages are rounded up: rounding down would let an advertisement grow younger by travelling."""
+    encoded = routing_pb2.LsaMessage(
+        lsas=[_to_proto(lsa) for lsa in message.lsas],
+        acks=[routing_pb2.LsaKey(origin=key.origin, sequence=key.sequence) for key in message.acks],
+        database=[routing_pb2.LsaKey(origin=key.origin, sequence=key.sequence) for key in message.database or ()],
+        has_database=message.database is not None,
+    )
+    return encoded.SerializeToString()
+
+
+def decode_message(payload: bytes) -> LsaMessage:
+    """The message in `payload`.
+
+    Raises:
+        WireError: It is not a well-formed message; drop and count it.
+    """
+    if len(payload) > MESSAGE_BYTES_MAX:
+        raise WireError(f"a routing message of {len(payload)} bytes exceeds {MESSAGE_BYTES_MAX}")
+    try:
+        encoded = routing_pb2.LsaMessage.FromString(payload)
+    except DecodeError as error:
+        raise WireError(f"a routing message cannot be parsed: {error}") from None
+    if encoded.database and not encoded.has_database:
+        raise WireError("a routing message carries a database that it does not announce")
+    return LsaMessage(
+        lsas=tuple(_from_proto(lsa) for lsa in encoded.lsas),
+        acks=tuple(_key(key) for key in encoded.acks),
+        database=tuple(_key(key) for key in encoded.database) if encoded.has_database else None,
+    )
+
+
+def _to_proto(lsa: Lsa) -> routing_pb2.Lsa:
+    links = [
+        routing_pb2.LsaLink(
+            peer=link.peer,
+            latency_us=link.latency_us,
+            jitter_us=link.jitter_us,
+            loss_ppm=link.loss_ppm,
+            admin_cost=link.admin_cost,
+        )
+        for link in lsa.links
+    ]
+    return routing_pb2.Lsa(origin=lsa.origin, sequence=lsa.sequence, links=links, age_s=math.ceil(lsa.age_s))
+
+
+def _from_proto(lsa: routing_pb2.Lsa) -> Lsa:
+    key = _key(lsa)
+    if len(lsa.links) > LINKS_MAX:
+        raise WireError(f"an advertisement of {len(lsa.links)} links exceeds {LINKS_MAX}")
+    links = tuple(
+        LsaLink(NodeId(link.peer), link.latency_us, link.jitter_us, link.loss_ppm, link.admin_cost)
+        for link in lsa.links
+    )
+    peers = [link.peer for link in links]
+    if any(left >= right for left, right in pairwise(peers)):
+        raise WireError(f"the links of node {key.origin}'s advertisement are not strictly rising by peer")
+    if 0 in peers or key.origin in peers:
+        raise WireError(f"node {key.origin} advertises a link to itself or to node 0")
+    return Lsa(key.origin, key.sequence, links, float(lsa.age_s))
+
+
+def _key(key: routing_pb2.LsaKey | routing_pb2.Lsa) -> LsaKey:
+    if not key.origin:
+        raise WireError("an advertisement names node 0 as its origin")
+    if not 1 <= key.sequence <= SEQUENCE_MAX:
+        raise WireError(f"sequence number {key.sequence} of node {key.origin} is out of range")
+    return LsaKey(NodeId(key.origin), key.sequence)

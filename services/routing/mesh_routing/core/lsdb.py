@@ -1,0 +1,171 @@
+"""The link-state database: one newest advertisement per member, its age, and the graph that both ends agree on.
+
+Leaves out who tells whom (`flooding`) and the own advertisement's rules (`origination`). Bounded: advertisements of
+nodes that are not members are refused. Sources: RFC 2328 §12.1.1 (age), §13.1 (newer), §16.1 (two-way check).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, IntEnum
+
+from mesh_routing.core.config import CostWeights
+from mesh_routing.core.cost import link_cost
+from mesh_routing.core.lsa import Lsa, LsaKey, LsaLink
+from mesh_routing.core.spf import Graph
+from meshcommon.ids import NodeId
+
+
+class Outcome(Enum):
+    """What became of an advertisement that was offered."""
+
+    NEWER = "newer"
+    DUPLICATE = "duplicate"
+    OLDER = "older"
+    UNKNOWN_ORIGIN = "unknown_origin"
+    EXPIRED = "expired"
+
+
+class Change(IntEnum):
+    """How much has changed; the greater includes the lesser."""
+
+    NONE = 0
+    METRICS = 1
+    STRUCTURE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRow:
+    """One advertised link, for readers."""
+
+    origin: NodeId
+    link: LsaLink
+    cost: int
+    is_two_way: bool
+
+
+@dataclass(slots=True)
+class _Entry:
+    lsa: Lsa
+    installed_at: float
+
+    def age_s(self, now: float) -> float:
+        return self.lsa.age_s + max(0.0, now - self.installed_at)
+
+
+class Lsdb:
+    """The database of one node. `now` is monotonic seconds."""
+
+    def __init__(self, max_age_s: float, weights: CostWeights) -> None:
+        self._max_age_s = max_age_s
+        self._weights = weights
+        self._members: frozenset[NodeId] = frozenset()
+        self._entries: dict[NodeId, _Entry] = {}
+        self._change = Change.NONE
+        self._version = 0
+        self._graph: Graph | None = None
+
+    @property
+    def version(self) -> int:
+        """Topology version: raised by every change of content. A refresh changes none."""
+        return self._version
+
+    @property
+    def members(self) -> frozenset[NodeId]:
+        """Nodes whose advertisements are accepted."""
+        return self._members
+
+    def set_members(self, members: frozenset[NodeId]) -> None:
+        """Takes the members of the MeshView; advertisements of all others are dropped."""
+        gone = [origin for origin in self._entries if origin not in members]
+        self._members = members
+        for origin in gone:
+            self._remove(origin)
+
+    def offer(self, lsa: Lsa, now: float) -> Outcome:
+        """Installs `lsa` if it is newer than what is here."""
+        if lsa.origin not in self._members:
+            return Outcome.UNKNOWN_ORIGIN
+        if lsa.age_s >= self._max_age_s:
+            return Outcome.EXPIRED
+        entry = self._entries.get(lsa.origin)
+        if entry is not None and not lsa.is_newer_than(entry.lsa):
+            return Outcome.OLDER if entry.lsa.is_newer_than(lsa) else Outcome.DUPLICATE
+        self._entries[lsa.origin] = _Entry(lsa, now)
+        if entry is None or entry.lsa.peers != lsa.peers:
+            self._changed(Change.STRUCTURE)
+        elif entry.lsa.links != lsa.links:
+            self._changed(Change.METRICS)
+        return Outcome.NEWER
+
+    def purge(self, now: float) -> list[NodeId]:
+        """Drops what has reached the maximum age; returns the origins."""
+        expired = [origin for origin, entry in self._entries.items() if entry.age_s(now) >= self._max_age_s]
+        for origin in expired:
+            self._remove(origin)
+        return expired
+
+    def next_deadline(self) -> float | None:
+        """When `purge` has something to do next."""
+        ends = [entry.installed_at + self._max_age_s - entry.lsa.age_s for entry in self._entries.values()]
+        return min(ends, default=None)
+
+    def get(self, origin: NodeId) -> Lsa | None:
+        """The advertisement of `origin` as it was installed."""
+        entry = self._entries.get(origin)
+        return None if entry is None else entry.lsa
+
+    def aged(self, origin: NodeId, now: float) -> Lsa | None:
+        """The advertisement of `origin` with its present age, to be sent."""
+        entry = self._entries.get(origin)
+        return None if entry is None else replace(entry.lsa, age_s=entry.age_s(now))
+
+    def digest(self) -> tuple[LsaKey, ...]:
+        """Every version held, by origin."""
+        return tuple(self._entries[origin].lsa.key for origin in sorted(self._entries))
+
+    def lsas(self) -> list[Lsa]:
+        """Every advertisement, by origin."""
+        return [self._entries[origin].lsa for origin in sorted(self._entries)]
+
+    def take_change(self) -> Change:
+        """The greatest change since the last call."""
+        change, self._change = self._change, Change.NONE
+        return change
+
+    def graph(self) -> Graph:
+        """The links that both ends advertise, with the cost in each direction; every member heard of is a key."""
+        if self._graph is None:
+            peers = {origin: entry.lsa.peers for origin, entry in self._entries.items()}
+            self._graph = {
+                origin: {
+                    link.peer: link_cost(link, self._weights)
+                    for link in entry.lsa.links
+                    if _is_two_way(peers, origin, link.peer)
+                }
+                for origin, entry in self._entries.items()
+            }
+        return self._graph
+
+    def link_rows(self) -> list[LinkRow]:
+        """Every advertised link, one-way ones too, by (origin, peer)."""
+        peers = {origin: entry.lsa.peers for origin, entry in self._entries.items()}
+        return [
+            LinkRow(lsa.origin, link, link_cost(link, self._weights), _is_two_way(peers, lsa.origin, link.peer))
+            for lsa in self.lsas()
+            for link in lsa.links
+        ]
+
+    def _remove(self, origin: NodeId) -> None:
+        del self._entries[origin]
+        self._changed(Change.STRUCTURE)
+
+    def _changed(self, change: Change) -> None:
+        self._change = max(self._change, change)
+        self._version += 1
+        self._graph = None
+
+
+def _is_two_way(peers: Mapping[NodeId, Iterable[NodeId]], origin: NodeId, peer: NodeId) -> bool:
+    return origin in peers.get(peer, ())

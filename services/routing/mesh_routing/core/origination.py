@@ -1,0 +1,106 @@
+"""When this node advertises itself anew, and under which sequence number.
+
+At once when a link came up or went down; when a delay moved by more than max(20 %, 0.5 ms) since the last time, after a
+hold-down; at the refresh interval; and at once when an own advertisement of an earlier life turns up, beyond its
+sequence number. Source: RFC 2328 §12.4, §13.4; the rules of significance are architecture §6.
+
+Sequence numbers are `boot << 32` plus a counter that starts at a random point below 2**31. The boot number is raised
+durably at each start of the service, so a new life begins beyond the last one without a clock. When the directory
+was lost the boot number starts again: then the random start makes it all but certain that no number is used twice for
+different content, and jumping past what the neighbours still hold does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from mesh_routing.core.config import RoutingConfig
+from mesh_routing.core.cost import link_delay_us
+from mesh_routing.core.lsa import SEQUENCE_MAX, Lsa, LsaLink
+from meshcommon.ids import NodeId
+
+_COUNTER_BITS: Final = 32
+
+
+def first_sequence(boot: int, rng: Random) -> int:
+    """Where a life with this boot number starts to count."""
+    return ((boot % 2**30) << _COUNTER_BITS) + 1 + rng.randrange(2 ** (_COUNTER_BITS - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class LocalLink:
+    """The virtual link to one neighbour, as the data plane reports it.
+
+    Attributes:
+        peer: Neighbour.
+        rtt_us: Smoothed round trip, microseconds.
+        rtt_var_us: Its variation, microseconds.
+    """
+
+    peer: NodeId
+    rtt_us: int
+    rtt_var_us: int
+
+
+class Origination:
+    """Makes the own advertisements. `now` is monotonic seconds."""
+
+    def __init__(self, config: RoutingConfig, node_id: NodeId, sequence: int) -> None:
+        self._config = config
+        self._node_id = node_id
+        self._sequence = sequence
+        self._links: dict[NodeId, LsaLink] = {}
+        self._advertised: Lsa | None = None
+        self._advertised_at = 0.0
+        self._is_forced = False
+
+    def set_links(self, links: Iterable[LocalLink]) -> None:
+        """Takes the links that are up now."""
+        self._links = {
+            # Loss stays 0 until probes measure it: drops at the own queue say nothing about the link.
+            link.peer: LsaLink(link.peer, latency_us=link.rtt_us // 2, jitter_us=link.rtt_var_us // 2)
+            for link in links
+            if link.peer != self._node_id
+        }
+
+    def jump_past(self, sequence: int) -> None:
+        """An own advertisement of an earlier life is about: outbid it.
+
+        At SEQUENCE_MAX there is nothing beyond; the old one then has to age out. Honest origins never come near.
+        """
+        if sequence >= self._sequence:
+            self._sequence = min(sequence, SEQUENCE_MAX - 1)
+            self._is_forced = True
+
+    def take_due(self, now: float) -> Lsa | None:
+        """The next advertisement, when it is due."""
+        deadline = self._due_at()
+        if deadline > now:
+            return None
+        self._sequence = min(self._sequence + 1, SEQUENCE_MAX)
+        links = tuple(self._links[peer] for peer in sorted(self._links))
+        self._advertised = Lsa(self._node_id, self._sequence, links)
+        self._advertised_at = now
+        self._is_forced = False
+        return self._advertised
+
+    def next_deadline(self) -> float:
+        """When `take_due` has something; minus infinity: now."""
+        return self._due_at()
+
+    def _due_at(self) -> float:
+        advertised = self._advertised
+        if advertised is None or self._is_forced or advertised.peers != self._links.keys():
+            return float("-inf")
+        if any(self._is_significant(link, self._links[link.peer]) for link in advertised.links):
+            return self._advertised_at + self._config.metric_hold_down_s
+        return self._advertised_at + self._config.refresh_s
+
+    def _is_significant(self, before: LsaLink, after: LsaLink) -> bool:
+        weights = self._config.weights
+        old = link_delay_us(before.latency_us, before.jitter_us, weights)
+        new = link_delay_us(after.latency_us, after.jitter_us, weights)
+        return abs(new - old) > max(self._config.significant_ratio * old, self._config.significant_us)

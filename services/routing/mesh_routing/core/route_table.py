@@ -1,0 +1,92 @@
+"""Routes to every destination, and versioned differences between two tables.
+
+A table is a value; the pusher keeps the one that the data plane has confirmed and sends what leads from it to the
+present one, however many versions lie between. Source: architecture §6, proto/meshapi/data/v1 PushRoutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mesh_routing.core.disjoint import maximally_disjoint
+from mesh_routing.core.spf import Graph, NodePath, bounded_path, path_cost, shortest_tree
+from meshcommon.ids import NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A path, both ends included, and its cost in microsecond-equivalents."""
+
+    nodes: NodePath
+    cost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """All that is known to reach one destination: best path first, then the one maximally disjoint from it."""
+
+    destination: NodeId
+    paths: tuple[Path, ...]
+
+
+Routes = Mapping[NodeId, Route]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTable:
+    """Routes by destination at one version; version 0 is the empty table before the first computation."""
+
+    version: int = 0
+    routes: Routes = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteDifference:
+    """What leads from version `base_version` to `version`; base 0: the whole table."""
+
+    base_version: int
+    version: int
+    changed: tuple[Route, ...]
+    removed: tuple[NodeId, ...]
+
+
+def difference(base: RouteTable | None, target: RouteTable) -> RouteDifference:
+    """From `base`, or from nothing when it is None, to `target`."""
+    known: Routes = {} if base is None else base.routes
+    changed = [route for destination, route in target.routes.items() if known.get(destination) != route]
+    return RouteDifference(
+        base_version=0 if base is None else base.version,
+        version=target.version,
+        changed=tuple(sorted(changed, key=lambda route: route.destination)),
+        removed=tuple(sorted(known.keys() - target.routes.keys())),
+    )
+
+
+def find_paths(graph: Graph, source: NodeId, destination: NodeId, nodes_max: int) -> tuple[Path, ...]:
+    """The best path and its backup between two nodes; empty when there is none."""
+    primary = shortest_tree(graph, source, goal=destination).path(destination)
+    return _with_backup(graph, primary, source, destination, nodes_max)
+
+
+def compute_routes(graph: Graph, source: NodeId, nodes_max: int) -> dict[NodeId, Route]:
+    """Routes from `source` to every other node that can be reached."""
+    tree = shortest_tree(graph, source)
+    routes: dict[NodeId, Route] = {}
+    for destination in sorted(tree.labels.keys() - {source}):
+        paths = _with_backup(graph, tree.path(destination), source, destination, nodes_max)
+        if paths:
+            routes[destination] = Route(destination, paths)
+    return routes
+
+
+def _with_backup(
+    graph: Graph, primary: NodePath | None, source: NodeId, destination: NodeId, nodes_max: int
+) -> tuple[Path, ...]:
+    if primary is not None and len(primary) > nodes_max:
+        primary = bounded_path(graph, source, destination, nodes_max)
+    if primary is None:
+        return ()
+    backup = maximally_disjoint(graph, primary, nodes_max)
+    found = (primary,) if backup is None else (primary, backup)
+    return tuple(Path(nodes, path_cost(graph, nodes)) for nodes in found)

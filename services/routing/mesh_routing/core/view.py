@@ -1,0 +1,68 @@
+"""What routing needs of the MeshView: who the node is, and the names of the members.
+
+Leaves out persistence (shell). Source: proto/meshapi/common/v1/view.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from meshapi.routing.v1 import routing_pb2
+from meshcommon.ids import NO_NODE, NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Identity and members at one revision.
+
+    Attributes:
+        node_id: Local node; NO_NODE when the node is in no mesh, then the rest is empty.
+        mesh_id: Mesh.
+        mesh_epoch: Raised only by attested recovery, after which revisions may start lower.
+        revision: Raised by every committed change.
+        names: Member names by id.
+    """
+
+    node_id: NodeId = NO_NODE
+    mesh_id: str = ""
+    mesh_epoch: int = 0
+    revision: int = 0
+    names: Mapping[NodeId, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_request(cls, request: routing_pb2.ConfigureRequest) -> View:
+        """The view that the control plane pushed."""
+        if not request.node_id:
+            return cls()
+        return cls(
+            NodeId(request.node_id),
+            request.view.mesh_id,
+            request.view.mesh_epoch,
+            request.view.revision,
+            {NodeId(node.node_id): node.name for node in request.view.nodes},
+        )
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the node is in a mesh."""
+        return self.node_id != NO_NODE
+
+    @property
+    def membership(self) -> tuple[NodeId, str]:
+        """Which node of which mesh."""
+        return self.node_id, self.mesh_id
+
+    def replaces(self, other: View) -> bool:
+        """Whether it takes the place of `other`: an older one of the same membership does not."""
+        if self.membership != other.membership:
+            return True
+        return (self.mesh_epoch, self.revision) >= (other.mesh_epoch, other.revision)
+
+    def name(self, node: NodeId) -> str:
+        """The member's name, or its number for one that has just left."""
+        return self.names.get(node, str(node))
+
+    def find(self, name: str) -> NodeId | None:
+        """The member with this name."""
+        return next((node for node, known in self.names.items() if known == name), None)

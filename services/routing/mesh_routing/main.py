@@ -1,0 +1,82 @@
+"""Wiring of the routing process: settings, data directory, core, connection to the data plane, services, graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from mesh_routing.core.config import preset
+from mesh_routing.core.router import Router
+from mesh_routing.settings import RoutingSettings
+from mesh_routing.shell.driver import RoutingDriver
+from mesh_routing.shell.metrics import RoutingMetrics
+from mesh_routing.shell.overlay_client import OverlayClient
+from mesh_routing.shell.routes_pusher import RoutesPusher
+from mesh_routing.shell.routing_service import RoutingService
+from mesh_routing.shell.topology_service import TopologyService
+from mesh_routing.shell.view_store import ViewStore
+from meshapi.routing.v1 import routing_pb2_grpc
+from meshapi.supervisor.v1 import topology_pb2_grpc
+from meshcommon.admin import Readiness, admin_app, serve_asgi
+from meshcommon.datadir import DataDir
+from meshcommon.grpc_client import open_channel
+from meshcommon.grpc_server import GrpcServer
+from meshcommon.lifecycle import Stop, run_service
+from meshcommon.logging import configure_logging, get_logger
+from meshcommon.settings import NodeSettings, load_sections
+from meshcommon.telemetry import configure_telemetry
+
+SERVICE = "mesh-routing"
+
+
+async def main(stop: Stop) -> None:
+    """Serves until `stop` is requested."""
+    node, settings, _ = load_sections("routing", RoutingSettings)
+    configure_logging(SERVICE, node.name, node.log_level)
+    configure_telemetry(SERVICE, node.name, node.otlp_endpoint)
+    data_dir = DataDir.open(node.data_dir / "routing", "routing", node.name)
+    try:
+        await _serve(stop, node, settings, data_dir)
+    finally:
+        data_dir.close()
+
+
+async def _serve(stop: Stop, node: NodeSettings, settings: RoutingSettings, data_dir: DataDir) -> None:
+    log = get_logger(__name__)
+    readiness = Readiness()
+    metrics = RoutingMetrics()
+    driver = RoutingDriver(Router(preset(node.preset), data_dir.marker.boot, random.Random()), metrics)
+    channel = open_channel(settings.data_target)
+    pusher = RoutesPusher(channel, driver, readiness, metrics)
+    overlay = OverlayClient(channel, driver, readiness, metrics, pusher.resynchronise)
+    service = RoutingService(driver, ViewStore(data_dir), readiness)
+    server = GrpcServer()
+    routing_pb2_grpc.add_RoutingServiceServicer_to_server(service, server.server)
+    topology_pb2_grpc.add_TopologyServiceServicer_to_server(TopologyService(driver), server.server)
+    readiness.block("overlay", "Not connected to the data plane of this site yet.")
+    service.restore()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            await server.start(settings.grpc_listen, "Routing")
+            running = [
+                tasks.create_task(serve_asgi(admin_app(readiness), settings.admin_listen, "Admin pages"), name="admin"),
+                tasks.create_task(driver.run(), name="routing timer"),
+                tasks.create_task(overlay.run(), name="overlay connection"),
+                tasks.create_task(pusher.run(), name="route pushes"),
+            ]
+            readiness.clear("starting")
+            await server.set_serving(True)
+            log.info("started", grpc=settings.grpc_listen, admin=settings.admin_listen, boot=data_dir.marker.boot)
+            await stop.wait()
+            log.info("stopping")
+            readiness.block("stopping", "The service is stopping.")
+            await server.stop()
+            for task in running:
+                task.cancel()
+    finally:
+        await channel.close()
+
+
+def run() -> None:
+    """Entry point of the process."""
+    run_service(SERVICE, main)
