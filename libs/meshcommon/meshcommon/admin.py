@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import prometheus_client
@@ -54,11 +54,10 @@ class Readiness:
 class QuietServer(uvicorn.Server):
     """uvicorn without its own signal handlers: the service's lifecycle owns the signals."""
 
-    @asynccontextmanager
-    async def _no_signals(self) -> AsyncIterator[None]:
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves the handlers as they are."""
         yield
-
-    capture_signals = _no_signals  # type: ignore[assignment]
 
 
 _STOP_GRACE_S: Final = 3
