@@ -1,0 +1,90 @@
+"""The REST application, put together."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from starlette.exceptions import HTTPException
+
+from mesh_gateway.core.problem import MEDIA_TYPE, from_status, from_validation, problem_of
+from mesh_gateway.shell.backends import Backends
+from mesh_gateway.shell.calls import Calls
+from mesh_gateway.shell.docs_page import add_docs
+from mesh_gateway.shell.envelope import Envelope
+from mesh_gateway.shell.follow import follow_router
+from mesh_gateway.shell.mesh_routes import mesh_router, topology_router
+from mesh_gateway.shell.metrics import GatewayMetrics
+from mesh_gateway.shell.openapi import add_schema
+from mesh_gateway.shell.stream_routes import catalogue_router, records_router
+from meshcommon.errors import MeshError
+from meshcommon.logging import correlation_id
+
+TITLE: Final = "Mesh gateway"
+
+
+def build_app(
+    node: str, backends: Backends, metrics: GatewayMetrics, timeout_s: float, *, is_insecure_dev: bool
+) -> FastAPI:
+    """The application.
+
+    Args:
+        node: Name of the node, for the API page.
+        backends: Channels to the other services.
+        metrics: Counters.
+        timeout_s: Time limit of a request, seconds.
+        is_insecure_dev: Whether any host name may be used to reach it.
+    """
+    app = FastAPI(
+        title=TITLE,
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        generate_unique_id_function=lambda route: route.name,
+    )
+    calls = Calls(backends, timeout_s)
+    for router in (
+        mesh_router(calls),
+        topology_router(calls),
+        catalogue_router(calls),
+        records_router(calls),
+        follow_router(calls, metrics),
+    ):
+        app.include_router(router)
+    add_schema(app, node)
+    add_docs(app, f"{TITLE} of node {node}")
+    app.add_exception_handler(MeshError, _on_mesh_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    FastAPIInstrumentor.instrument_app(app, excluded_urls="/docs.*,/openapi.json")
+    # Added last: the outermost.
+    app.add_middleware(Envelope, metrics=metrics, is_insecure_dev=is_insecure_dev)
+    return app
+
+
+def _answer(error: MeshError, headers: dict[str, str] | None = None) -> JSONResponse:
+    body: Any = problem_of(error, correlation_id.get())
+    return JSONResponse(body, status_code=error.mapping.http, media_type=MEDIA_TYPE, headers=headers)
+
+
+async def _on_mesh_error(_request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, MeshError):
+        raise error
+    return _answer(error)
+
+
+async def _on_validation_error(_request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    return _answer(from_validation(error.errors()))
+
+
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    headers = dict(error.headers) if error.headers else None
+    return _answer(from_status(error.status_code, request.method, request.url.path), headers)

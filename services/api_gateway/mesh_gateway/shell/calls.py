@@ -1,0 +1,213 @@
+"""The calls that REST makes to the other services: each with its deadline, the correlation id, and errors as ours.
+
+Streams with one request or one page are folded into plain calls here, so that the routes only translate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import grpc
+import grpc.aio
+
+from mesh_gateway.shell.backends import Backend, Backends
+from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.grpc_client import call_metadata, from_detail, mesh_error
+from meshcommon.grpc_server import ERROR_METADATA
+
+RequestT = TypeVar("RequestT")
+ResultT = TypeVar("ResultT")
+if TYPE_CHECKING:
+    Method = grpc.aio.UnaryUnaryMultiCallable[RequestT, ResultT]
+
+PAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+_CONNECT_TIMEOUT_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Records of one read, in order, and the stream's end as known where it was read."""
+
+    records: list[data_pb2.ReadRecord]
+    next_offset: int
+
+
+class Calls:
+    """Calls for REST. Every method raises MeshError: the other side's refusal, UNAVAILABLE or DEADLINE_EXCEEDED."""
+
+    def __init__(self, backends: Backends, timeout_s: float) -> None:
+        self._backends = backends
+        self._timeout_s = timeout_s
+
+    async def seed(self) -> mesh_pb2.SeedResponse:
+        """Founds a mesh."""
+        return await self._control(self._backends.mesh_service.Seed, mesh_pb2.SeedRequest())
+
+    async def join(self, address: str, mesh_id: str) -> mesh_pb2.JoinResponse:
+        """Joins a mesh."""
+        request = mesh_pb2.JoinRequest(address=address, mesh_id=mesh_id)
+        return await self._control(self._backends.mesh_service.Join, request)
+
+    async def leave(self) -> None:
+        """Leaves the mesh."""
+        await self._control(self._backends.mesh_service.Leave, mesh_pb2.LeaveRequest())
+
+    async def stop(self) -> None:
+        """Stops the node."""
+        await self._control(self._backends.mesh_service.Stop, mesh_pb2.StopRequest())
+
+    async def start(self) -> None:
+        """Starts the node."""
+        await self._control(self._backends.mesh_service.Start, mesh_pb2.StartRequest())
+
+    async def status(self) -> mesh_pb2.GetStatusResponse:
+        """What the node knows."""
+        return await self._control(self._backends.mesh_service.GetStatus, mesh_pb2.GetStatusRequest())
+
+    async def create_stream(self, request: mesh_pb2.CreateStreamRequest) -> mesh_pb2.CreateStreamResponse:
+        """Creates a stream and waits until it has formed."""
+        return await self._control(self._backends.mesh_service.CreateStream, request)
+
+    async def list_streams(self) -> mesh_pb2.ListStreamsResponse:
+        """The catalogue."""
+        return await self._control(self._backends.mesh_service.ListStreams, mesh_pb2.ListStreamsRequest())
+
+    async def get_stream(self, name: str) -> mesh_pb2.GetStreamResponse:
+        """A stream of the catalogue."""
+        return await self._control(self._backends.mesh_service.GetStream, mesh_pb2.GetStreamRequest(name=name))
+
+    async def delete_stream(self, name: str) -> None:
+        """Deletes a stream."""
+        await self._control(self._backends.mesh_service.DeleteStream, mesh_pb2.DeleteStreamRequest(name=name))
+
+    async def links(self) -> topology_pb2.ListLinksResponse:
+        """All links."""
+        return await self._routing(self._backends.topology_service.ListLinks, topology_pb2.ListLinksRequest())
+
+    async def paths(self, source: str, target: str) -> topology_pb2.ListPathsResponse:
+        """Paths between two nodes."""
+        request = topology_pb2.ListPathsRequest(to=target)
+        # `from` is a keyword of Python.
+        setattr(request, "from", source)
+        return await self._routing(self._backends.topology_service.ListPaths, request)
+
+    async def forwarding(self) -> data_pb2.GetForwardingResponse:
+        """Lanes and routes."""
+        return await self._data(self._backends.data_service.GetForwarding, data_pb2.GetForwardingRequest())
+
+    async def ping(self, node: str, timeout_ms: int) -> data_pb2.PingResponse:
+        """Echo through the overlay."""
+        request = data_pb2.PingRequest(node=node, timeout_ms=timeout_ms)
+        # The data plane's own time limit comes first, so that its better-informed error is the one that is told.
+        return await self._data(self._backends.data_service.Ping, request, extra_s=timeout_ms / 1000)
+
+    async def describe(self, stream: str) -> data_pb2.DescribeStreamResponse:
+        """Live state of a stream."""
+        request = data_pb2.DescribeStreamRequest(stream=stream)
+        return await self._data(self._backends.data_service.DescribeStream, request)
+
+    async def init_producer(self, stream: str, producer_name: str) -> data_pb2.InitProducerResponse:
+        """Gets a producer id."""
+        request = data_pb2.InitProducerRequest(stream=stream, producer_name=producer_name)
+        return await self._data(self._backends.data_service.InitProducer, request)
+
+    async def publish(self, request: data_pb2.PublishRequest) -> data_pb2.PublishResponse:
+        """Publishes one batch.
+
+        Raises:
+            MeshError: Also OUTCOME_UNKNOWN, when without a producer id a retry could double the records.
+        """
+        data = self._backends.data
+        try:
+            # Once connected, a fault leaves the outcome open; before that nothing was sent, which is worth knowing.
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                await data.channel.channel_ready()
+        except TimeoutError:
+            raise MeshError(
+                ErrorCode.UNAVAILABLE, f"The {data.name} of this site does not answer; it may be restarting."
+            ) from None
+        call = self._backends.data_service.Publish(_only(request), timeout=self._timeout_s, metadata=call_metadata())
+        try:
+            async for answer in call:
+                if answer.HasField("error"):
+                    raise from_detail(answer.error)
+                return answer
+            raise MeshError(ErrorCode.OUTCOME_UNKNOWN, _OUTCOME_UNKNOWN)
+        except grpc.aio.AioRpcError as error:
+            if request.producer_id == 0 and _is_open(error):
+                raise MeshError(ErrorCode.OUTCOME_UNKNOWN, _OUTCOME_UNKNOWN) from error
+            raise mesh_error(error, data.name) from error
+        finally:
+            call.cancel()
+
+    async def read(self, stream: str, from_offset: int, records_max: int) -> Page:
+        """One page, without waiting for records to come; it ends early at PAGE_BYTES_MAX."""
+        request = data_pb2.ReadRequest(stream=stream, from_offset=from_offset, records_max=records_max)
+        call = self._backends.data_service.Read(request, timeout=self._timeout_s, metadata=call_metadata())
+        records: list[data_pb2.ReadRecord] = []
+        next_offset = from_offset
+        size = 0
+        try:
+            async for answer in call:
+                records.extend(answer.records)
+                next_offset = max(next_offset, answer.next_offset)
+                size += answer.ByteSize()
+                if size >= PAGE_BYTES_MAX:
+                    break
+        except grpc.aio.AioRpcError as error:
+            raise mesh_error(error, self._backends.data.name) from error
+        finally:
+            call.cancel()
+        return Page(records, next_offset)
+
+    async def first_offset(self, stream: str) -> int:
+        """First retained offset."""
+        return (await self.describe(stream)).floor_offset
+
+    async def follow(self, stream: str, from_offset: int) -> AsyncGenerator[data_pb2.ReadResponse]:
+        """Batches as they come, without end and without a deadline. Closing the iterator cancels the read."""
+        request = data_pb2.ReadRequest(stream=stream, from_offset=from_offset, follow=True)
+        call = self._backends.data_service.Read(request, metadata=call_metadata())
+        try:
+            async for answer in call:
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            raise mesh_error(error, self._backends.data.name) from error
+        finally:
+            call.cancel()
+
+    async def _control(self, method: Method[RequestT, ResultT], request: RequestT) -> ResultT:
+        return await self._ask(self._backends.control, method, request)
+
+    async def _routing(self, method: Method[RequestT, ResultT], request: RequestT) -> ResultT:
+        return await self._ask(self._backends.routing, method, request)
+
+    async def _data(self, method: Method[RequestT, ResultT], request: RequestT, extra_s: float = 0) -> ResultT:
+        return await self._ask(self._backends.data, method, request, extra_s)
+
+    async def _ask(
+        self, backend: Backend, method: Method[RequestT, ResultT], request: RequestT, extra_s: float = 0
+    ) -> ResultT:
+        try:
+            return await method(request, timeout=self._timeout_s + extra_s, metadata=call_metadata())
+        except grpc.aio.AioRpcError as error:
+            raise mesh_error(error, backend.name) from error
+
+
+_OUTCOME_UNKNOWN: Final = (
+    "The data plane did not say whether the records were committed; sending them again may double them. "
+    "Publish with a producer to make a retry safe."
+)
+
+
+async def _only(request: data_pb2.PublishRequest) -> AsyncIterator[data_pb2.PublishRequest]:
+    yield request
+
+
+def _is_open(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the call broke on the way instead of being refused."""
+    return all(key != ERROR_METADATA for key, _ in error.trailing_metadata() or ())

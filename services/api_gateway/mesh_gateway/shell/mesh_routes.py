@@ -1,0 +1,109 @@
+"""REST: life of node and mesh, topology."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, status
+
+from mesh_gateway.shell import models
+from mesh_gateway.shell.calls import Calls
+from mesh_gateway.shell.conversions import forwarding_model, node_model, status_model
+
+NodeName = Annotated[str, Path(description="Name of the node.")]
+
+
+def mesh_router(calls: Calls) -> APIRouter:
+    """Routes of the mesh's life, answered by the control plane."""
+    router = APIRouter(prefix="/v1", tags=["mesh"])
+
+    @router.get("/mesh", summary="Status of node and mesh")
+    async def get_status() -> models.MeshStatus:
+        """What this node knows of the mesh and of itself. Works without quorum."""
+        return status_model(await calls.status())
+
+    @router.post("/mesh/seed", summary="Found a mesh", status_code=status.HTTP_201_CREATED)
+    async def seed() -> models.Membership:
+        """Founds a new mesh with this node as its first. Errors: ALREADY_MEMBER."""
+        answer = await calls.seed()
+        return models.Membership(mesh_id=answer.mesh_id, node_id=answer.node_id)
+
+    @router.post("/mesh/join", summary="Join a mesh")
+    async def join(body: models.JoinBody) -> models.Membership:
+        """Joins the mesh of the node at `address`.
+
+        Errors: ALREADY_MEMBER, MESH_ID_MISMATCH, ADDRESS_UNREACHABLE, WRONG_PROTOCOL, NAME_TAKEN, NO_QUORUM.
+        """
+        answer = await calls.join(body.address, body.mesh_id)
+        return models.Membership(mesh_id=answer.mesh_id, node_id=answer.node_id)
+
+    @router.post("/mesh/leave", summary="Leave the mesh", status_code=status.HTTP_204_NO_CONTENT)
+    async def leave() -> None:
+        """Leaves the mesh for good and forgets it. Errors: NOT_A_MEMBER, STREAMS_AT_RISK, LAST_NODE, NO_QUORUM."""
+        await calls.leave()
+
+    @router.post("/mesh/stop", summary="Stop this node", status_code=status.HTTP_204_NO_CONTENT)
+    async def stop() -> None:
+        """Stops this node on purpose: lanes and groups close, data stay. Errors: NOT_A_MEMBER."""
+        await calls.stop()
+
+    @router.post("/mesh/start", summary="Start this node", status_code=status.HTTP_204_NO_CONTENT)
+    async def start() -> None:
+        """Starts a stopped node again. Errors: NOT_A_MEMBER."""
+        await calls.start()
+
+    @router.get("/nodes", summary="Members of the mesh")
+    async def list_nodes() -> models.Nodes:
+        """Members of the mesh as this node knows them."""
+        answer = await calls.status()
+        return models.Nodes(nodes=[node_model(node) for node in answer.view.nodes])
+
+    return router
+
+
+def topology_router(calls: Calls) -> APIRouter:
+    """Routes about links and paths, answered by routing and data plane."""
+    router = APIRouter(prefix="/v1", tags=["topology"])
+
+    @router.get("/links", summary="Links")
+    async def list_links() -> models.Links:
+        """All links of the link-state database, one entry for each direction."""
+        answer = await calls.links()
+        links = [
+            models.Link(
+                from_=getattr(link, "from"),
+                to=link.to,
+                latency_us=link.latency_us,
+                jitter_us=link.jitter_us,
+                loss_ppm=link.loss_ppm,
+                cost=link.cost,
+                is_two_way=link.is_two_way,
+            )
+            for link in answer.links
+        ]
+        return models.Links(links=links, topology_version=answer.topology_version)
+
+    @router.get("/paths", summary="Paths between two nodes")
+    async def list_paths(
+        source: Annotated[str, Query(alias="from", description="Name of the first node.", min_length=1)],
+        target: Annotated[str, Query(alias="to", description="Name of the last node.", min_length=1)],
+    ) -> models.Paths:
+        """Paths between two nodes, best first; the second is maximally disjoint. Errors: UNKNOWN_NODE, NO_PATH."""
+        answer = await calls.paths(source, target)
+        return models.Paths(paths=[models.Path(nodes=list(path.nodes), cost=path.cost) for path in answer.paths])
+
+    @router.get("/forwarding", summary="Lanes and routes of this node")
+    async def get_forwarding() -> models.Forwarding:
+        """Lanes that are up, and the route to every other node."""
+        return forwarding_model(await calls.forwarding())
+
+    @router.post("/nodes/{name}/ping", summary="Ping a node through the overlay")
+    async def ping(
+        name: NodeName,
+        timeout_ms: Annotated[int, Query(description="Time limit, milliseconds.", ge=1, le=60_000)] = 2_000,
+    ) -> models.Ping:
+        """Sends an echo through the overlay. Errors: UNKNOWN_NODE, NO_PATH, DEADLINE_EXCEEDED."""
+        answer = await calls.ping(name, timeout_ms)
+        return models.Ping(rtt_us=answer.rtt_us, path=list(answer.path))
+
+    return router
