@@ -7,6 +7,7 @@ else is logged with its traceback and leaves as INTERNAL without details.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final
 
@@ -22,6 +23,9 @@ from meshcommon.logging import CORRELATION_METADATA, correlation_id, get_logger,
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
 ERROR_METADATA: Final = "mesh-error-bin"
 STOP_GRACE_S: Final = 3.0
+# A gRPC client that sets nothing refuses more than 8 KiB of metadata, and then shows RESOURCE_EXHAUSTED instead.
+_DETAIL_BYTES_MAX: Final = 4 * 1024
+_TEXT_CHARACTERS_MAX: Final = 200
 
 _log = get_logger(__name__)
 Handler = Callable[[Any, Any], Any]
@@ -81,7 +85,17 @@ async def _abort(context: Any, error: Exception) -> None:
         _log.error("call_failed", exc_info=error)
         detail = error_pb2.ErrorDetail(code=str(ErrorCode.INTERNAL), message="Internal error; the log has the details.")
         status = grpc.StatusCode.INTERNAL
-    await context.abort(status, f"{detail.code}: {detail.message}", ((ERROR_METADATA, detail.SerializeToString()),))
+    _shorten(detail)
+    text = f"{detail.code}: {detail.message}"[:_TEXT_CHARACTERS_MAX]
+    await context.abort(status, text, ((ERROR_METADATA, detail.SerializeToString()),))
+
+
+def _shorten(detail: error_pb2.ErrorDetail) -> None:
+    """Gives up the longest details first, then the end of the message, until the whole fits into metadata."""
+    while detail.ByteSize() > _DETAIL_BYTES_MAX and detail.details:
+        del detail.details[max(detail.details, key=lambda key: len(key) + len(detail.details[key]))]
+    if detail.ByteSize() > _DETAIL_BYTES_MAX:
+        detail.message = detail.message[: _DETAIL_BYTES_MAX // 5] + "…"
 
 
 def _is_own(error: Exception) -> bool:
@@ -106,7 +120,12 @@ def _guard_stream(behaviour: Handler, given: str) -> Handler:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         correlation_id.set(given)
         try:
-            async for response in behaviour(request, context):
+            answers = behaviour(request, context)
+            if inspect.isawaitable(answers):
+                # A streaming handler may also write through the context, as grpc_health's Watch does.
+                await answers
+                return
+            async for response in answers:
                 yield response
         except Exception as error:
             if _is_own(error):
@@ -140,6 +159,7 @@ class GrpcServer:
         )
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        self._is_serving = False
         self.port = 0
 
     async def start(self, listen: str, what: str) -> int:
@@ -159,11 +179,14 @@ class GrpcServer:
                 "Stop the other process or choose another port.",
                 {"address": listen},
             )
+        # grpc_health itself begins as serving; a service that is still starting is not.
+        await self.set_serving(self._is_serving)
         await self.server.start()
         return self.port
 
     async def set_serving(self, is_serving: bool) -> None:
-        """What `grpc.health.v1` answers for the whole server."""
+        """What `grpc.health.v1` answers for the whole server; not serving until told."""
+        self._is_serving = is_serving
         status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set("", status)
 
