@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from meshcommon.durable import write_durably
+from meshcommon.durable import sync_directory, write_durably
 from meshcommon.errors import ErrorCode, MeshError
 
 FORMAT_VERSION: Final = 1
@@ -37,6 +37,7 @@ class StoreMarker:
     node_name: str
     node_id: int = 0
     mesh_id: str = ""
+    is_resetting: bool = False
 
 
 class DataDir:
@@ -65,10 +66,13 @@ class DataDir:
             marker = _read_marker(path, role, node_name)
             marker = replace(marker, boot=marker.boot + 1)
             _write_marker(path, marker)
+            directory = cls(path, marker, lock)
+            if marker.is_resetting:
+                directory.reset()
         except BaseException:
             os.close(lock)
             raise
-        return cls(path, marker, lock)
+        return directory
 
     @staticmethod
     def _take_lock(path: Path, lock: int) -> None:
@@ -80,6 +84,8 @@ class DataDir:
                 f"Another process is using {path}: stop it, or give this one a directory of its own.",
                 {"path": str(path)},
             ) from None
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     def claim(self, node_id: int, mesh_id: str) -> None:
         """Binds the directory to a membership; it can later be opened only for the same one.
@@ -101,16 +107,22 @@ class DataDir:
         _write_marker(self.path, self.marker)
 
     def reset(self) -> None:
-        """Forgets the membership: removes all content, keeps lock and role, takes a new store id."""
-        self.marker = replace(self.marker, node_id=0, mesh_id="", store_id=str(uuid.uuid4()))
-        _write_marker(self.path, self.marker)
+        """Forgets the membership: removes all content, keeps lock and role, takes a new store id.
+
+        A crash in between is made good by the next open, so that the content of a former membership is never met again.
+        """
+        blank = replace(self.marker, node_id=0, mesh_id="", store_id=str(uuid.uuid4()))
+        _write_marker(self.path, replace(blank, is_resetting=True))
         for item in self.path.iterdir():
             if item.name in {_MARKER, _LOCK}:
                 continue
-            if item.is_dir():
+            if item.is_dir() and not item.is_symlink():
                 shutil.rmtree(item)
             else:
                 item.unlink()
+        sync_directory(self.path)
+        self.marker = blank
+        _write_marker(self.path, blank)
 
     def close(self) -> None:
         """Releases the lock."""
@@ -122,7 +134,7 @@ class DataDir:
 def _unwritable(path: Path, error: OSError) -> MeshError:
     return MeshError(
         ErrorCode.DATA_DIR_UNWRITABLE,
-        f"Cannot write to the data directory {path} ({error.strerror}): check owner, mount and free space.",
+        f"Cannot read or write the data directory {path} ({error.strerror}): check owner, mount and free space.",
         {"path": str(path)},
     )
 
@@ -154,6 +166,8 @@ def _read_marker(path: Path, role: str, node_name: str) -> StoreMarker:
             f"{marker_path} cannot be read: the directory is damaged. Restore it from a backup or empty it.",
             {"path": str(path)},
         ) from None
+    except OSError as error:
+        raise _unwritable(path, error) from error
     return _check_marker(path, fields, role, node_name)
 
 
@@ -172,10 +186,11 @@ def _check_marker(path: Path, fields: object, role: str, node_name: str) -> Stor
     marker: StoreMarker | None = None
     with contextlib.suppress(TypeError):
         marker = StoreMarker(**fields) if isinstance(fields, dict) else None
-    if marker is None:
+    if marker is None or not _is_well_typed(marker):
         raise MeshError(
             ErrorCode.DATA_DIR_INCOMPLETE,
-            f"{path / _MARKER} lacks fields: the directory is damaged. Restore it from a backup or empty it.",
+            f"{path / _MARKER} lacks fields or has wrong ones: the directory is damaged. "
+            "Restore it from a backup or empty it.",
             {"path": str(path)},
         )
     if (marker.role, marker.node_name) != (role, node_name):
@@ -186,3 +201,9 @@ def _check_marker(path: Path, fields: object, role: str, node_name: str) -> Stor
             {"path": str(path), "role": marker.role, "node_name": marker.node_name},
         )
     return marker
+
+
+def _is_well_typed(marker: StoreMarker) -> bool:
+    """Whether every field read from JSON has the type of a blank marker's."""
+    blank = asdict(StoreMarker("", FORMAT_VERSION, "", 0, ""))
+    return all(type(value) is type(blank[name]) for name, value in asdict(marker).items())
