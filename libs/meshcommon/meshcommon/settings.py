@@ -120,7 +120,7 @@ def _read_file(path: str) -> dict[str, Any]:
     if not path:
         return {}
     try:
-        table = tomllib.loads(Path(path).read_text())
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise MeshError(
             ErrorCode.SETTING_INVALID, f"MESH_CONFIG_FILE {path} cannot be read ({error.strerror}): correct the path."
@@ -160,22 +160,28 @@ def _section(model: type[SectionT], name: str, table: dict[str, Any], variables:
     for key in model.model_fields:
         variable = f"MESH_{name}_{key}".upper()
         if variable in variables:
-            values[key] = _from_text(variables[variable], model, key)
+            values[key] = _from_text(variable, variables[variable], model, key)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise _explain(error, name, model) from None
 
 
-def _from_text(text: str, model: type[Section], key: str) -> Any:
+def _from_text(variable: str, text: str, model: type[Section], key: str) -> Any:
     """Mappings are written as `a=ws://…,b=ws://…` in the environment; everything else pydantic parses itself."""
     annotation = str(model.model_fields[key].annotation)
+    items = [item.strip() for item in text.split(",") if item.strip()]
     if annotation.startswith("dict["):
-        pairs = [item.partition("=") for item in text.split(",") if item.strip()]
-        return {left.strip(): right.strip() for left, _, right in pairs}
-    if annotation.startswith(("list[", "tuple[")):
-        return [item.strip() for item in text.split(",") if item.strip()]
-    return text
+        pairs = [(left.strip(), mark, right.strip()) for left, mark, right in (item.partition("=") for item in items)]
+        if not all(left and mark for left, mark, _ in pairs) or len({left for left, _, _ in pairs}) != len(pairs):
+            raise MeshError(
+                ErrorCode.SETTING_INVALID,
+                f"Setting {variable} = {text!r} is not valid: expected name=value pairs, each name once, "
+                "separated by commas.",
+                {"setting": variable},
+            )
+        return {left: right for left, _, right in pairs}
+    return items if annotation.startswith(("list[", "tuple[")) else text
 
 
 def _explain(error: ValidationError, section: str, model: type[Section]) -> MeshError:
