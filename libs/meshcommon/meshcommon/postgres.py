@@ -1,6 +1,7 @@
-"""The site's Postgres: one async engine, migrations checked, absence reported and waited out.
+"""The site's Postgres: one async engine, whose absence is reported and waited out.
 
-No service needs Postgres to start or to go on: a background task calls `connect_when_possible` and works when it is there.
+No service needs Postgres to start or to go on: a background task awaits `wait_until_there` and works from then on. What
+it leaves out: migrations, which the control plane runs.
 """
 
 from __future__ import annotations
