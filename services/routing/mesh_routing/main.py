@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 
+from redis.asyncio import Redis
+
 from mesh_routing.core.config import preset
 from mesh_routing.core.router import Router
 from mesh_routing.settings import RoutingSettings
 from mesh_routing.shell.driver import RoutingDriver
 from mesh_routing.shell.metrics import RoutingMetrics
+from mesh_routing.shell.mirror import PostgresMirror, RedisMirror
 from mesh_routing.shell.overlay_client import OverlayClient
 from mesh_routing.shell.routes_pusher import RoutesPusher
 from mesh_routing.shell.routing_service import RoutingService
@@ -23,6 +26,7 @@ from meshcommon.grpc_client import open_channel
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.lifecycle import Stop, run_service
 from meshcommon.logging import configure_logging, get_logger
+from meshcommon.postgres import create_engine
 from meshcommon.settings import NodeSettings, load_sections
 from meshcommon.telemetry import configure_telemetry
 
@@ -46,6 +50,8 @@ async def _serve(stop: Stop, node: NodeSettings, settings: RoutingSettings, data
     readiness = Readiness()
     metrics = RoutingMetrics()
     driver = RoutingDriver(Router(preset(node.preset), data_dir.marker.boot, random.Random()), metrics)
+    engine = create_engine(node.postgres_url) if node.postgres_url else None
+    redis = Redis.from_url(node.redis_url, socket_timeout=2, socket_connect_timeout=2) if node.redis_url else None
     channel = open_channel(settings.data_target)
     pusher = RoutesPusher(channel, driver, readiness, metrics)
     overlay = OverlayClient(channel, driver, readiness, metrics, pusher.resynchronise)
@@ -64,6 +70,12 @@ async def _serve(stop: Stop, node: NodeSettings, settings: RoutingSettings, data
                 tasks.create_task(overlay.run(), name="overlay connection"),
                 tasks.create_task(pusher.run(), name="route pushes"),
             ]
+            if engine is not None:
+                mirror = PostgresMirror(engine, driver, readiness, metrics)
+                running.append(tasks.create_task(mirror.run(), name="mirror into Postgres"))
+            if redis is not None:
+                cache = RedisMirror(redis, driver, readiness, metrics)
+                running.append(tasks.create_task(cache.run(), name="mirror into Redis"))
             readiness.clear("starting")
             await server.set_serving(True)
             log.info("started", grpc=settings.grpc_listen, admin=settings.admin_listen, boot=data_dir.marker.boot)
@@ -75,6 +87,10 @@ async def _serve(stop: Stop, node: NodeSettings, settings: RoutingSettings, data
                 task.cancel()
     finally:
         await channel.close()
+        if engine is not None:
+            await engine.dispose()
+        if redis is not None:
+            await redis.aclose()
 
 
 def run() -> None:
