@@ -1,0 +1,1 @@
+"""Decisions of the control plane: no sockets, files, clocks, threads or randomness of its own."""

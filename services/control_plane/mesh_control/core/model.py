@@ -1,0 +1,112 @@
+"""What the MCG agrees on, as immutable values: nodes, streams, their states and the mesh's health.
+
+Leaves out: how they change (`mcg_state`) and how they travel (`encoding`). Source: architecture §7 "MCG", §10.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from meshcommon.ids import MemberId, NodeId, StreamId
+
+PUBLIC_KEY_BYTES: Final = 32
+STREAM_MEMBERS_MIN: Final = 2
+STREAM_MEMBERS_MAX: Final = 10
+STREAM_VOTERS_MAX: Final = 5
+"""The first members of a stream vote, up to this many; the others learn."""
+RETAINED_BYTES_DEFAULT: Final = 8 * 1024**3
+RETAINED_BYTES_MIN: Final = 64 * 1024**2
+
+
+class MeshStatus(IntEnum):
+    """Health of the mesh; the numbers are those of `meshapi.common.v1.MeshStatus`."""
+
+    UNSPECIFIED = 0
+    HEALTHY = 1
+    DEGRADED = 2
+    CRITICAL = 3
+
+
+class NodeState(IntEnum):
+    """Life of a node; the numbers are those of `meshapi.common.v1.NodeState`."""
+
+    ACTIVE = 1
+    STOPPED = 2
+
+
+class StreamState(IntEnum):
+    """Life of a stream; the numbers are those of `meshapi.common.v1.StreamState`."""
+
+    FORMING = 1
+    ACTIVE = 2
+    DELETING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One member of the mesh.
+
+    Attributes:
+        node_id: never used again.
+        name: unique.
+        public_key: Ed25519, 32 bytes, unique.
+        peer_address: where peers may dial it, empty when it only dials.
+        mcg_member: Raft member id in the MCG, never used again.
+        state: running, or stopped on purpose.
+        is_reachable: whether the MCG's leader hears it.
+        is_voter: whether it votes in the MCG; follows the Raft configuration.
+    """
+
+    node_id: NodeId
+    name: str
+    public_key: bytes
+    peer_address: str
+    mcg_member: MemberId
+    state: NodeState = NodeState.ACTIVE
+    is_reachable: bool = True
+    is_voter: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One replica of a stream; `member_id` is never used again."""
+
+    node_id: NodeId
+    member_id: MemberId
+    is_voter: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream; the first of `members` is the preferred leader.
+
+    Attributes:
+        revision: catalogue revision of its last change.
+        retained_bytes_max: bytes that each member keeps.
+        created_at_ms: leader's stamp, milliseconds since 1970.
+        destroyed: members that confirmed the end of their replica, while DELETING.
+    """
+
+    stream_id: StreamId
+    name: str
+    members: tuple[Member, ...]
+    state: StreamState
+    revision: int
+    retained_bytes_max: int
+    created_at_ms: int
+    destroyed: frozenset[NodeId] = frozenset()
+
+    def has_member(self, node_id: NodeId) -> bool:
+        """Whether the node holds a replica."""
+        return any(member.node_id == node_id for member in self.members)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A node's place in a mesh, as allocated by the MCG."""
+
+    mesh_id: str
+    node_id: NodeId
+    mcg_member: MemberId

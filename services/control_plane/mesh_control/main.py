@@ -1,0 +1,111 @@
+"""The wiring of the control plane: what is made, what it is given, and in which order it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from typing import Final
+
+from mesh_control.core.timing import TIMINGS
+from mesh_control.shell.data_client import DataClient
+from mesh_control.shell.gauges import Gauges
+from mesh_control.shell.group_watch import GroupWatch
+from mesh_control.shell.join_service import JoinService
+from mesh_control.shell.lifecycle import Lifecycle
+from mesh_control.shell.local_node import LocalNode
+from mesh_control.shell.mesh_service import MeshService
+from mesh_control.shell.overlay_client import OverlayClient
+from mesh_control.shell.peer_calls import PeerCalls
+from mesh_control.shell.projection import Projection
+from mesh_control.shell.proposals import Proposals
+from mesh_control.shell.routing_client import RoutingClient
+from mesh_control.shell.settings import ControlSettings
+from meshapi.supervisor.v1 import mesh_pb2_grpc
+from meshcommon.admin import Readiness, admin_app, serve_asgi
+from meshcommon.datadir import DataDir
+from meshcommon.grpc_client import open_channel
+from meshcommon.grpc_server import GrpcServer
+from meshcommon.ids import NodeId
+from meshcommon.lifecycle import Stop
+from meshcommon.logging import configure_logging, get_logger
+from meshcommon.postgres import create_engine
+from meshcommon.settings import load_sections
+from meshcommon.telemetry import configure_telemetry
+from meshraft import CLASS_CONTROL
+from meshwire.packet import Protocol, TrafficClass
+
+SERVICE: Final = "mesh-control"
+
+
+async def main(stop: Stop) -> None:
+    """Runs the control plane until `stop`."""
+    settings, own, is_insecure = load_sections("control", ControlSettings)
+    configure_logging(SERVICE, settings.name, settings.log_level)
+    configure_telemetry(SERVICE, settings.name, settings.otlp_endpoint)
+    log = get_logger(__name__)
+    readiness = Readiness()
+    data_dir = DataDir.open(settings.data_dir / "control", "control", settings.name)
+    data_channel, routing_channel = open_channel(own.data_target), open_channel(own.routing_target)
+    overlay = OverlayClient(data_channel)
+
+    def send_raft(peer: NodeId, frame_class: int, data: bytes) -> None:
+        traffic_class = TrafficClass.CONTROL if frame_class == CLASS_CONTROL else TrafficClass.BULK
+        overlay.send(Protocol.RAFT_MCG, traffic_class, peer, data)
+
+    rng = random.Random(secrets.randbits(64))
+    node = LocalNode(
+        settings.name,
+        own.peer_address,
+        data_dir,
+        TIMINGS[settings.preset],
+        send_raft,
+        lambda: time.time_ns() // 1_000_000,
+        seed=rng.getrandbits(63),
+    )
+    calls = PeerCalls(overlay, first_id=rng.getrandbits(62))
+    proposals = Proposals(node, calls, rng)
+    JoinService(node, calls, proposals)
+    data = DataClient(data_channel, node, readiness)
+    routing = RoutingClient(routing_channel, node, readiness)
+    lifecycle = Lifecycle(node, data, calls, proposals, (data.push, routing.push))
+    overlay.handle(Protocol.RAFT_MCG, lambda packet: node.receive_raft(NodeId(packet.source), packet.payload))
+    overlay.handle(Protocol.JOIN, calls.receive)
+    server = GrpcServer()
+    mesh_service = MeshService(node, lifecycle, proposals, readiness, is_insecure=is_insecure)
+    mesh_pb2_grpc.add_MeshServiceServicer_to_server(mesh_service, server.server)
+
+    jobs = {
+        "replica": node.run(),
+        "overlay": overlay.run(),
+        "peer calls": calls.run(),
+        "lifecycle": lifecycle.run(),
+        "data plane": data.run(),
+        "routing": routing.run(),
+        "group watch": GroupWatch(node, data, proposals).run(),
+        "gauges": Gauges(node).run(),
+        "admin": serve_asgi(admin_app(readiness), own.admin_listen, "The control plane's admin page"),
+    }
+    if settings.postgres_url:
+        engine = create_engine(settings.postgres_url)
+        jobs["projection"] = Projection(engine, own.migrations_dir, node, readiness).run()
+    else:
+        readiness.warn("postgres", "No Postgres is set (MESH_NODE_POSTGRES_URL): nothing can be queried there.")
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(job, name=name) for name, job in jobs.items()]
+            await server.start(own.grpc_listen, "The control plane's API")
+            await server.set_serving(True)
+            readiness.clear("starting")
+            log.info("started", node_id=node.node_id, grpc=own.grpc_listen)
+            await stop.wait()
+            await server.stop()
+            await node.hand_over()
+            for task in tasks:
+                task.cancel()
+    finally:
+        await data_channel.close()
+        await routing_channel.close()
+        data_dir.close()
+    log.info("stopped")

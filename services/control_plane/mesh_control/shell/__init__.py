@@ -1,0 +1,1 @@
+"""Input and output of the control plane; it holds no decision."""

@@ -1,0 +1,109 @@
+"""What the control plane tells this site's data plane, and what it hears of the local replicas of streams.
+
+Leaves out packets (`overlay_client`). Source: data.proto, overlay.proto; architecture §7 "Birth and death of a group".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from mesh_control.core.confirmations import Report
+from mesh_control.shell.changes import Changes
+from mesh_control.shell.config_push import PUSH_TIMEOUT_S, RETRY_S, ConfigPush
+from mesh_control.shell.local_node import LocalNode
+from meshapi.common.v1 import view_pb2
+from meshapi.data.v1 import data_pb2, data_pb2_grpc
+from meshapi.overlay.v1 import overlay_pb2, overlay_pb2_grpc
+from meshcommon.admin import Readiness
+from meshcommon.grpc_client import call_metadata, mesh_error
+from meshcommon.ids import NodeId, StreamId
+from meshcommon.logging import get_logger
+
+DIAL_TIMEOUT_S: Final = 10.0
+SERVICE: Final = "data plane"
+
+_STATES: Final = {
+    data_pb2.GROUP_STATE_OPEN: "open",
+    data_pb2.GROUP_STATE_DESTROYED: "destroyed",
+}
+_log = get_logger(__name__)
+
+
+class DataClient:
+    """The data plane of this site."""
+
+    def __init__(self, channel: grpc.aio.Channel, node: LocalNode, readiness: Readiness) -> None:
+        self._data = data_pb2_grpc.DataPlaneServiceStub(channel)
+        self._overlay = overlay_pb2_grpc.OverlayServiceStub(channel)
+        self._node = node
+        self._reports: dict[StreamId, Report] = {}
+        self.reported = Changes()
+        self.push = ConfigPush(SERVICE, channel, self._configure, self._version, node.changed, readiness)
+
+    @property
+    def reports(self) -> Mapping[StreamId, Report]:
+        """What the local replicas said last; empty while the data plane is away."""
+        return self._reports
+
+    async def run(self) -> None:
+        """Keeps the data plane configured and listens to its reports, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.push.run(), name="push to the data plane")
+            group.create_task(self._watch_groups(), name="watch local groups")
+
+    async def open_join_lane(self, address: str) -> overlay_pb2.OpenJoinLaneResponse:
+        """Dials a member of the mesh to join.
+
+        Raises:
+            MeshError: ADDRESS_UNREACHABLE, WRONG_PROTOCOL and others of the data plane; UNAVAILABLE when it is away.
+        """
+        request = overlay_pb2.OpenJoinLaneRequest(
+            address=address, name=self._node.name, private_key=self._node.identity.private_key
+        )
+        try:
+            return await self._overlay.OpenJoinLane(request, timeout=DIAL_TIMEOUT_S, metadata=call_metadata())
+        except grpc.aio.AioRpcError as error:
+            raise mesh_error(error, SERVICE) from None
+
+    async def close_join_lane(self, lane_id: int) -> None:
+        """Closes the lane; when the data plane is away, it is closed already."""
+        try:
+            await self._overlay.CloseJoinLane(overlay_pb2.CloseJoinLaneRequest(lane_id=lane_id), timeout=PUSH_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            _log.info("join_lane_not_closed", reason=mesh_error(error, SERVICE).message)
+
+    def _version(self) -> object:
+        view = self._node.view()
+        return (self._node.node_id, view.mesh_id if view else "", view.revision if view else 0, self._node.is_running)
+
+    async def _configure(self) -> None:
+        node, view = self._node, self._node.view()
+        request = data_pb2.ConfigureRequest()
+        if view is not None:
+            request.view.CopyFrom(view)
+            request.is_running = node.is_running
+            request.identity.CopyFrom(
+                view_pb2.LocalIdentity(node_id=node.node_id, name=node.name, private_key=node.identity.private_key)
+            )
+        await self._data.Configure(request, timeout=PUSH_TIMEOUT_S)
+
+    async def _watch_groups(self) -> None:
+        while True:
+            try:
+                async for response in self._data.WatchGroups(data_pb2.WatchGroupsRequest(), wait_for_ready=True):
+                    self._reports = {
+                        StreamId(item.stream_id): Report(
+                            _STATES.get(item.state, "other"), NodeId(item.leader_node), item.reason
+                        )
+                        for item in response.groups
+                    }
+                    self.reported.notify()
+            except grpc.aio.AioRpcError as error:
+                _log.info("group_watch_ended", reason=mesh_error(error, SERVICE).message)
+            self._reports = {}
+            await asyncio.sleep(RETRY_S)

@@ -1,0 +1,287 @@
+"""This node as its control plane holds it: key, place in the mesh, and the replica of the control group.
+
+The one place that opens and closes the replica and writes `membership.bin`. Leaves out the order in which seeding,
+joining and leaving go (`lifecycle`). Blocking file writes here are rare and small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from mesh_control.core.mcg_state import McgState
+from mesh_control.core.model import Place
+from mesh_control.core.timing import Timing
+from mesh_control.shell.changes import Changes
+from mesh_control.shell.identity import Identity
+from mesh_control.shell.leadership import Leadership
+from mesh_control.shell.mcg import Birth, Mcg, SendFrame
+from mesh_control.shell.membership import MembershipFile
+from meshapi.common.v1 import view_pb2
+from meshapi.control.v1 import mcg_pb2
+from meshapi.control.v1.membership_pb2 import Membership
+from meshcommon.datadir import DataDir
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import NO_NODE, MemberId, NodeId
+from meshcommon.logging import get_logger
+from meshraft import RaftError, RaftHost
+
+HAND_OVER_S: Final = 0.5
+_RAFT_DIR: Final = "raft"
+_log = get_logger(__name__)
+
+
+class LocalNode:
+    """Identity, membership and replica of this node. One event loop only."""
+
+    def __init__(
+        self,
+        name: str,
+        peer_address: str,
+        data_dir: DataDir,
+        timing: Timing,
+        send: SendFrame,
+        now_ms: Callable[[], int],
+        *,
+        seed: int,
+    ) -> None:
+        """Opens what is on disk.
+
+        Raises:
+            MeshError: DATA_DIR_FOREIGN, DATA_DIR_INCOMPLETE, DATA_DIR_UNWRITABLE, STORAGE_FAILED.
+        """
+        self.name = name
+        self.peer_address = peer_address
+        self.timing = timing
+        self.changed = Changes()
+        self._data_dir = data_dir
+        self._send = send
+        self._now_ms = now_ms
+        self._seed = seed
+        self._file = MembershipFile(data_dir.path)
+        self._membership = self._file.read()
+        self._mcg: Mcg | None = None
+        self._leadership: Leadership | None = None
+        self._finish_leaving()
+        self.identity = Identity.load_or_make(data_dir.path)
+        self._open()
+
+    @property
+    def membership(self) -> Membership | None:
+        """What `membership.bin` says; None when the node is in no mesh."""
+        return self._membership
+
+    @property
+    def node_id(self) -> NodeId:
+        """Id of this node, 0 when it is in no mesh."""
+        return NodeId(self._membership.node_id) if self._membership else NO_NODE
+
+    @property
+    def is_running(self) -> bool:
+        """A member that was not stopped on purpose."""
+        return self._membership is not None and self._membership.is_running
+
+    @property
+    def mcg(self) -> Mcg | None:
+        """The replica, None when the node is in no mesh."""
+        return self._mcg
+
+    @property
+    def revision(self) -> int:
+        """Revision applied here, 0 before anything was."""
+        return self._mcg.state.revision if self._mcg else 0
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the state applied here contains this node."""
+        return self._mcg is not None and self.node_id in self._mcg.state.nodes
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether the state applied here says that this node is no longer a member."""
+        mcg, membership = self._mcg, self._membership
+        if mcg is None or membership is None or not mcg.state.mesh_id:
+            return False
+        return not self.is_listed and mcg.state.revision >= membership.first_view.revision
+
+    def require_mcg(self) -> Mcg:
+        """The replica, or NOT_A_MEMBER."""
+        if self._mcg is None:
+            raise MeshError(ErrorCode.NOT_A_MEMBER, "This node is in no mesh: seed one, or join one.")
+        return self._mcg
+
+    def require_leadership(self) -> Leadership:
+        """The leader's duties, or NOT_A_MEMBER."""
+        self.require_mcg()
+        if self._leadership is None:
+            raise MeshError(ErrorCode.NOT_A_MEMBER, "This node is in no mesh: seed one, or join one.")
+        return self._leadership
+
+    def view(self) -> view_pb2.MeshView | None:
+        """The newest view known here; None when the node is in no mesh."""
+        if self._membership is None or self._membership.is_leaving:
+            return None
+        first = self._membership.first_view
+        if self._mcg is not None and self._mcg.state.mesh_id and self._mcg.state.revision >= first.revision:
+            return self._mcg.state.view()
+        return first
+
+    def found(self, mesh_id: str) -> None:
+        """Becomes the first node of a new mesh."""
+        state = McgState()
+        command = mcg_pb2.Command(stamp_ms=self._now_ms())
+        command.found_mesh.mesh_id = mesh_id
+        command.found_mesh.node.name = self.name
+        command.found_mesh.node.public_key = self.identity.public_key
+        command.found_mesh.node.peer_address = self.peer_address
+        refusal = state.apply(1, command).refusal
+        if refusal is not None:
+            raise refusal
+        node = state.view().nodes[0]
+        self.enter(
+            Membership(
+                mesh_id=mesh_id,
+                node_id=node.node_id,
+                mcg_member=node.mcg_member,
+                is_running=True,
+                is_founder=True,
+                first_view=state.view(),
+            )
+        )
+
+    def enter(self, membership: Membership) -> None:
+        """Takes the place in a mesh, durably, and opens the replica."""
+        self._write(membership)
+        self._open()
+        self.changed.notify()
+
+    def set_running(self, is_running: bool) -> None:
+        """Remembers, durably, whether the node should run."""
+        if self._membership is None or self._membership.is_running == is_running:
+            return
+        updated = Membership()
+        updated.CopyFrom(self._membership)
+        updated.is_running = is_running
+        self._write(updated)
+        if self._mcg is not None:
+            self._mcg.set_ticking(is_running)
+        self.changed.notify()
+
+    def mark_leaving(self) -> None:
+        """Remembers, durably, that the removal is committed and only forgetting is left."""
+        if self._membership is None:
+            return
+        updated = Membership()
+        updated.CopyFrom(self._membership)
+        updated.is_leaving = True
+        updated.is_running = False
+        self._write(updated)
+        self.changed.notify()
+
+    async def forget(self) -> None:
+        """Forgets the mesh: closes the replica, empties the data directory, makes a new key."""
+        if self._mcg is not None:
+            await self._mcg.stop()
+            self._mcg = None
+            self._leadership = None
+        self._clear()
+        self.identity = Identity.load_or_make(self._data_dir.path)
+        self.changed.notify()
+
+    def receive_raft(self, peer: NodeId, frame: bytes) -> None:
+        """A Raft frame from a node; one that arrives before or after a membership is dropped."""
+        if self._mcg is not None:
+            self._mcg.receive(peer, frame)
+
+    async def hand_over(self) -> None:
+        """Gives the leadership away, if this node has it and another voter can take it, before the service stops."""
+        mcg = self._mcg
+        if mcg is None or not mcg.standing().is_leader:
+            return
+        configuration = mcg.configuration()
+        heirs = sorted(configuration.voters & configuration.caught_up - {mcg.place.mcg_member})
+        if heirs:
+            mcg.transfer_leadership(heirs[0])
+            await self.changed.wait_until(lambda: not mcg.standing().is_leader, HAND_OVER_S)
+
+    async def run(self) -> None:
+        """Drives the replica whenever there is one; until cancelled.
+
+        Raises:
+            MeshError: STORAGE_FAILED.
+        """
+        while True:
+            mcg, leadership = self._mcg, self._leadership
+            if mcg is None or leadership is None:
+                await self.changed.wait()
+                continue
+            async with asyncio.TaskGroup() as group:
+                duties = group.create_task(leadership.run(), name="mcg leadership")
+                news = group.create_task(self._pass_on(mcg), name="mcg news")
+                await mcg.run()
+                duties.cancel()
+                news.cancel()
+            while self._mcg is mcg:
+                await self.changed.wait()
+
+    async def _pass_on(self, mcg: Mcg) -> None:
+        while True:
+            await mcg.changed.wait()
+            self.changed.notify()
+
+    def _finish_leaving(self) -> None:
+        """Carries on from a crash in the middle of leaving: what is left of the old membership goes."""
+        has_left = self._membership is None or self._membership.is_leaving
+        is_bound = self._data_dir.marker.node_id != 0
+        if has_left and (is_bound or (self._data_dir.path / _RAFT_DIR).exists()):
+            _log.warning("leaving_finished", node_id=self._data_dir.marker.node_id)
+            self._clear()
+
+    def _clear(self) -> None:
+        self._file.remove()
+        self._data_dir.reset()
+        self._membership = None
+
+    def _write(self, membership: Membership) -> None:
+        # The file first: a directory that is bound to a mesh without saying to which place could not be carried on from.
+        self._file.write(membership)
+        self._membership = membership
+        self._data_dir.claim(membership.node_id, membership.mesh_id)
+
+    def _open(self) -> None:
+        membership = self._membership
+        if membership is None:
+            return
+        self._data_dir.claim(membership.node_id, membership.mesh_id)
+        first = membership.first_view
+        place = Place(membership.mesh_id, NodeId(membership.node_id), MemberId(membership.mcg_member))
+        birth = Birth(
+            _founding_snapshot(first) if membership.is_founder else b"",
+            {node.mcg_member: node.node_id for node in first.nodes},
+        )
+        host = _open_host(self._data_dir.path / _RAFT_DIR, self._seed)
+        self._mcg = Mcg.open(host, place, birth, self.timing, self._send, self._now_ms)
+        self._mcg.set_ticking(membership.is_running)
+        self._leadership = Leadership(self._mcg, self.timing)
+
+
+def _open_host(path: Path, seed: int) -> RaftHost:
+    try:
+        path.mkdir(exist_ok=True)
+        return RaftHost.open(str(path), seed=seed)
+    except (RaftError, OSError) as error:
+        raise MeshError(
+            ErrorCode.STORAGE_FAILED,
+            f"The log of the control group in {path} cannot be opened ({error}): check the disk; "
+            "if the log is damaged, empty this service's data directory and join again.",
+            {"path": str(path)},
+        ) from error
+
+
+def _founding_snapshot(view: view_pb2.MeshView) -> bytes:
+    """State of a mesh that has just been founded, as it is at index 1."""
+    return mcg_pb2.McgSnapshot(
+        applied_index=1, view=view, next_node_id=2, next_mcg_member=2, next_stream_id=1, next_member_id=1
+    ).SerializeToString()

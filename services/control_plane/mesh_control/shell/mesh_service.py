@@ -1,0 +1,187 @@
+"""MeshService of the supervisor API: lifecycle, status and the catalogue of streams.
+
+Reads are answered from the state applied here, without asking anyone; a name that is unknown here is looked up again
+once this node has caught up with the leader. Source: mesh.proto.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mesh_control.core import rules
+from mesh_control.core.encoding import stream_view
+from mesh_control.core.model import MeshStatus, NodeState, Stream, StreamState
+from mesh_control.shell.lifecycle import Lifecycle
+from mesh_control.shell.local_node import LocalNode
+from mesh_control.shell.proposals import Proposals
+from meshapi.common.v1 import view_pb2
+from meshapi.control.v1 import mcg_pb2
+from meshapi.supervisor.v1 import mesh_pb2, mesh_pb2_grpc
+from meshcommon.admin import Readiness
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import NodeId, StreamId, check_stream_name
+
+READ_BARRIER_S: Final = 2.0
+
+
+class MeshService(mesh_pb2_grpc.MeshServiceServicer):
+    """The servicer; every refusal is a MeshError, which the server maps."""
+
+    def __init__(
+        self, node: LocalNode, lifecycle: Lifecycle, proposals: Proposals, readiness: Readiness, *, is_insecure: bool
+    ) -> None:
+        self._node = node
+        self._lifecycle = lifecycle
+        self._proposals = proposals
+        self._readiness = readiness
+        self._is_insecure = is_insecure
+
+    async def Seed(self, request: mesh_pb2.SeedRequest, context: Any) -> mesh_pb2.SeedResponse:  # noqa: N802
+        """Founds a mesh."""
+        membership = await self._lifecycle.seed()
+        return mesh_pb2.SeedResponse(mesh_id=membership.mesh_id, node_id=membership.node_id)
+
+    async def Join(self, request: mesh_pb2.JoinRequest, context: Any) -> mesh_pb2.JoinResponse:  # noqa: N802
+        """Joins a mesh."""
+        membership = await self._lifecycle.join(request.address, request.mesh_id)
+        return mesh_pb2.JoinResponse(mesh_id=membership.mesh_id, node_id=membership.node_id)
+
+    async def Leave(self, request: mesh_pb2.LeaveRequest, context: Any) -> mesh_pb2.LeaveResponse:  # noqa: N802
+        """Leaves the mesh."""
+        await self._lifecycle.leave()
+        return mesh_pb2.LeaveResponse()
+
+    async def Stop(self, request: mesh_pb2.StopRequest, context: Any) -> mesh_pb2.StopResponse:  # noqa: N802
+        """Stops the node."""
+        await self._lifecycle.stop()
+        return mesh_pb2.StopResponse()
+
+    async def Start(self, request: mesh_pb2.StartRequest, context: Any) -> mesh_pb2.StartResponse:  # noqa: N802
+        """Starts the node."""
+        await self._lifecycle.start()
+        return mesh_pb2.StartResponse()
+
+    async def GetStatus(  # noqa: N802
+        self, request: mesh_pb2.GetStatusRequest, context: Any
+    ) -> mesh_pb2.GetStatusResponse:
+        """What this node knows; never fails."""
+        node, mcg, view = self._node, self._node.mcg, self._node.view()
+        response = mesh_pb2.GetStatusResponse(node_id=node.node_id, name=node.name, is_running=node.is_running)
+        response.warnings.extend(self._warnings())
+        if view is None or mcg is None:
+            return response
+        standing = mcg.standing()
+        response.view.CopyFrom(view)
+        response.mcg_leader = standing.leader
+        response.mcg_term = standing.term
+        response.mcg_applied = standing.applied
+        response.has_quorum = standing.has_quorum and node.is_running
+        if not response.has_quorum:
+            response.view.status = view_pb2.MeshStatus.ValueType(MeshStatus.CRITICAL)
+        return response
+
+    async def CreateStream(  # noqa: N802
+        self, request: mesh_pb2.CreateStreamRequest, context: Any
+    ) -> mesh_pb2.CreateStreamResponse:
+        """Creates a stream and waits until its group has formed."""
+        check_stream_name(request.name)
+        command = mcg_pb2.Command()
+        command.create_stream.name = request.name
+        command.create_stream.retained_bytes_max = request.retained_bytes_max
+        command.create_stream.node_ids.extend(self._node_ids(request.members))
+        result = await self._proposals.propose(command)
+        stream = await self._wait_until_formed(StreamId(result.allocated_id), request.name)
+        response = mesh_pb2.CreateStreamResponse(stream=stream_view(stream))
+        if len(stream.members) == 2:
+            response.warnings.append("The stream has two members: the loss of either one stops its writes.")
+        return response
+
+    async def ListStreams(  # noqa: N802
+        self, request: mesh_pb2.ListStreamsRequest, context: Any
+    ) -> mesh_pb2.ListStreamsResponse:
+        """Streams by name."""
+        streams = self._node.require_mcg().state.streams.values()
+        listed = sorted(
+            (item for item in streams if item.state is not StreamState.DELETING), key=lambda item: item.name
+        )
+        return mesh_pb2.ListStreamsResponse(streams=[stream_view(stream) for stream in listed])
+
+    async def GetStream(  # noqa: N802
+        self, request: mesh_pb2.GetStreamRequest, context: Any
+    ) -> mesh_pb2.GetStreamResponse:
+        """One stream."""
+        return mesh_pb2.GetStreamResponse(stream=stream_view(await self._stream(request.name)))
+
+    async def DeleteStream(  # noqa: N802
+        self, request: mesh_pb2.DeleteStreamRequest, context: Any
+    ) -> mesh_pb2.DeleteStreamResponse:
+        """Commits the deletion."""
+        stream = await self._stream(request.name)
+        command = mcg_pb2.Command(delete_stream=mcg_pb2.DeleteStream(stream_id=stream.stream_id))
+        result = await self._proposals.propose(command)
+        await self._proposals.wait_for_revision(result.revision, READ_BARRIER_S)
+        return mesh_pb2.DeleteStreamResponse()
+
+    def _node_ids(self, names: Any) -> list[NodeId]:
+        by_name = {node.name: node.node_id for node in self._node.require_mcg().state.nodes.values()}
+        unknown = sorted(set(names) - by_name.keys())
+        if unknown:
+            raise MeshError(
+                ErrorCode.UNKNOWN_NODE,
+                f"No node of this mesh is named {', '.join(map(repr, unknown))}: see the list of nodes.",
+                {"nodes": ",".join(unknown)},
+            )
+        return [by_name[name] for name in names]
+
+    async def _stream(self, name: str) -> Stream:
+        mcg = self._node.require_mcg()
+        check_stream_name(name)
+        stream = rules.stream_named(mcg.state.streams, name)
+        if stream is None and await mcg.catch_up(READ_BARRIER_S):
+            stream = rules.stream_named(mcg.state.streams, name)
+        if stream is None or stream.state is StreamState.DELETING:
+            raise MeshError(
+                ErrorCode.STREAM_NOT_FOUND,
+                f"There is no stream {name!r}: see the list of streams, or create it.",
+                {"name": name},
+            )
+        return stream
+
+    async def _wait_until_formed(self, stream_id: StreamId, name: str) -> Stream:
+        state = self._node.require_mcg().state
+
+        def has_formed() -> bool:
+            stream = state.streams.get(stream_id)
+            return stream is not None and stream.state is not StreamState.FORMING
+
+        await self._node.changed.wait_until(has_formed, self._node.timing.stream_forms_within_s)
+        stream = state.streams.get(stream_id)
+        if stream is None or stream.state is not StreamState.ACTIVE:
+            raise MeshError(
+                ErrorCode.STREAM_NOT_FORMED,
+                f"The stream {name!r} is created but its group has not formed yet: it goes on trying by itself; "
+                "look at it again, and at the links between its members.",
+                {"name": name, "stream_id": str(stream_id)},
+            )
+        return stream
+
+    def _warnings(self) -> list[str]:
+        warnings = [*self._readiness.reasons(), *self._readiness.warnings()]
+        if self._is_insecure:
+            warnings.append("Lanes run in clear (MESH_INSECURE_DEV=1): use it only on networks that you trust.")
+        if self._node.is_removed:
+            warnings.append("This node was removed from the mesh: let it leave, then join again.")
+        mcg = self._node.mcg
+        if mcg is None:
+            return warnings
+        warnings.extend(
+            f"Node {node.name!r} is unreachable."
+            for node in mcg.state.nodes.values()
+            if node.state is NodeState.ACTIVE and not node.is_reachable
+        )
+        warnings.extend(
+            f"Stream {stream.name!r} has two members: the loss of either one stops its writes."
+            for stream in mcg.state.streams.values()
+            if stream.state is not StreamState.DELETING and len(stream.members) == 2
+        )
+        return warnings

@@ -1,0 +1,21 @@
+"""Prometheus metrics of the control plane, served on the admin port."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge
+
+INVALID_FRAMES: Final = Counter("mesh_control_invalid_frames_total", "Raft frames from peers that were refused.")
+INVALID_REQUESTS: Final = Counter("mesh_control_invalid_requests_total", "Requests from peers that do not parse.")
+PACKETS_DROPPED: Final = Counter(
+    "mesh_control_packets_dropped_total", "Packets dropped because the data plane is away."
+)
+ROLE_CHANGES: Final = Counter("mesh_control_role_changes_total", "Changes of role or term in the control group.")
+PROPOSALS: Final = Counter("mesh_control_proposals_total", "Changes proposed here, by outcome.", ["outcome"])
+PROJECTIONS: Final = Counter("mesh_control_projections_total", "Writes to Postgres, by kind.", ["kind"])
+APPLIED_INDEX: Final = Gauge("mesh_control_applied_index", "Index of the control group's last applied entry.")
+TERM: Final = Gauge("mesh_control_term", "Raft term of the control group.")
+IS_LEADER: Final = Gauge("mesh_control_is_leader", "1 when this node leads the control group.")
+NODES: Final = Gauge("mesh_control_nodes", "Nodes of the mesh.")
+STREAMS: Final = Gauge("mesh_control_streams", "Streams of the catalogue, tombstones included.")
