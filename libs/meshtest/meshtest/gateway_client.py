@@ -18,7 +18,7 @@ from meshapi.supervisor.v1 import (
     topology_pb2,
     topology_pb2_grpc,
 )
-from meshcommon.grpc_client import mesh_error, open_channel
+from meshcommon.grpc_client import from_detail, mesh_error, open_channel
 
 ResultT = TypeVar("ResultT")
 
@@ -53,6 +53,18 @@ class Gateway:
         """Joins a mesh."""
         return await _call(self.mesh.Join(mesh_pb2.JoinRequest(address=address, mesh_id=mesh_id), timeout=30))
 
+    async def leave(self) -> mesh_pb2.LeaveResponse:
+        """Leaves the mesh for good."""
+        return await _call(self.mesh.Leave(mesh_pb2.LeaveRequest(), timeout=30))
+
+    async def stop(self) -> mesh_pb2.StopResponse:
+        """Stops the node on purpose."""
+        return await _call(self.mesh.Stop(mesh_pb2.StopRequest(), timeout=30))
+
+    async def start(self) -> mesh_pb2.StartResponse:
+        """Starts the node again."""
+        return await _call(self.mesh.Start(mesh_pb2.StartRequest(), timeout=30))
+
     async def create_stream(
         self, name: str, members: list[str], retained_bytes_max: int = 0
     ) -> mesh_pb2.CreateStreamResponse:
@@ -80,17 +92,24 @@ class Gateway:
 
     async def publish(self, stream: str, values: list[bytes]) -> data_pb2.PublishResponse:
         """Publishes one batch without a producer id (at least once) and waits until it is committed."""
-        request = data_pb2.PublishRequest(
-            stream=stream,
-            wait=data_pb2.PUBLISH_WAIT_COMMITTED,
-            records=[data_pb2.PublishRecord(value=value) for value in values],
+        return await self.publish_request(
+            data_pb2.PublishRequest(
+                stream=stream,
+                wait=data_pb2.PUBLISH_WAIT_COMMITTED,
+                records=[data_pb2.PublishRecord(value=value) for value in values],
+            )
         )
+
+    async def publish_request(self, request: data_pb2.PublishRequest) -> data_pb2.PublishResponse:
+        """Sends one batch; an error in its answer is raised like one of the call."""
 
         async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
             yield request
 
         try:
             async for response in self.data.Publish(requests(), timeout=20):
+                if response.HasField("error"):
+                    raise from_detail(response.error)
                 return response
         except grpc.aio.AioRpcError as error:
             raise mesh_error(error, "gateway") from error

@@ -1,0 +1,38 @@
+"""`make up` and `make down`: data survive in between, and a second `up` changes nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from meshtest.gateway_client import Gateway
+
+
+def sites(directory: Path, action: str) -> str:
+    command = [sys.executable, "-m", "meshtest.sites", action]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def gateway(directory: Path) -> str:
+    line = next(text for text in sites(directory, "up").splitlines() if text.strip().startswith("node c"))
+    return line.split("gRPC")[1].strip()
+
+
+async def test_data_survive_down_and_up(tmp_path: Path) -> None:
+    try:
+        output = sites(tmp_path, "up")
+        assert "/docs" in output
+        assert "running already" in sites(tmp_path, "up")
+        async with Gateway(gateway(tmp_path)) as client:
+            await client.create_stream("keep/this", ["a", "b", "c"])
+            await client.publish("keep/this", [b"one", b"two"])
+        assert "stopped" in sites(tmp_path, "down")
+        assert "nothing runs" in sites(tmp_path, "down")
+        sites(tmp_path, "up")
+        async with Gateway(gateway(tmp_path)) as client:
+            assert [record.value async for record in client.read("keep/this")] == [b"one", b"two"]
+    finally:
+        sites(tmp_path, "down")
