@@ -34,6 +34,7 @@ DISTRIBUTION_OF_IMPORT: Final[dict[str, str]] = {
 # Declared for what they do without being imported by name.
 LOADED_BY_NAME: Final[dict[str, str]] = {
     "asyncpg": "SQLAlchemy loads it for postgresql+asyncpg addresses",
+    "fastapi-offline": "its files are read as resources",
     "websockets": "uvicorn loads it to serve WebSockets",
 }
 
