@@ -111,7 +111,7 @@ class DataDir:
 
         A crash in between is made good by the next open, so that the content of a former membership is never met again.
         """
-        blank = replace(self.marker, node_id=0, mesh_id="", store_id=str(uuid.uuid4()))
+        blank = replace(self.marker, node_id=0, mesh_id="", store_id=str(uuid.uuid4()), is_resetting=False)
         _write_marker(self.path, replace(blank, is_resetting=True))
         for item in self.path.iterdir():
             if item.name in {_MARKER, _LOCK}:
