@@ -8,7 +8,8 @@ Layout (network byte order)::
     PUBLISH        stream u64, batch                         → base offset u64, count u32, is duplicate u8
     INIT_PRODUCER  stream u64, name in UTF-8                  → id u64, epoch u32, next sequence u64, last offset next u64
     FETCH          stream u64, offset u64, bytes max u32, wait ms u32
-                   → next offset u64, floor offset u64, then per batch: base offset u64, time u64, size u32, batch
+                   → next offset u64, floor offset u64, is confirmed u8,
+                     then per batch: base offset u64, time u64, size u32, batch
     DESCRIBE       stream u64                                 → meshapi.supervisor.v1.DescribeStreamResponse
 """
 
@@ -28,7 +29,7 @@ _STREAM: Final = Struct("!Q")
 _PUBLISHED: Final = Struct("!QIB")
 _PRODUCER: Final = Struct("!QIQQ")
 _FETCH: Final = Struct("!QQII")
-_FETCHED: Final = Struct("!QQ")
+_FETCHED: Final = Struct("!QQB")
 _BATCH: Final = Struct("!QQI")
 
 
@@ -67,7 +68,10 @@ class StoredBatch:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Asks for batches from the one that holds `offset` on; at the end it waits up to `wait_ms` for more."""
+    """Asks for batches from the one that holds `offset` on; at the end it waits up to `wait_ms` for more.
+
+    With `bytes_max` 0 it asks for no batch but for the stream's end as the leader confirms it now.
+    """
 
     stream_id: StreamId
     offset: int
@@ -77,11 +81,19 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Consecutive batches; none when there was nothing new. `next_offset` and `floor_offset` are as known there."""
+    """Consecutive batches; none when there was nothing new.
+
+    Attributes:
+        batches: what was found.
+        next_offset: end of the stream as known there.
+        floor_offset: first offset that can be read there.
+        is_confirmed: the leader confirmed the end: everything acknowledged before the question is below it.
+    """
 
     batches: Sequence[StoredBatch]
     next_offset: int
     floor_offset: int
+    is_confirmed: bool = False
 
 
 def encode_stream_body(stream_id: StreamId, body: bytes | memoryview = b"") -> bytes:
@@ -129,7 +141,7 @@ def decode_fetch(data: bytes) -> Fetch:
 
 def encode_fetched(fetched: Fetched) -> bytes:
     """Answer to FETCH."""
-    parts: list[bytes | memoryview] = [_FETCHED.pack(fetched.next_offset, fetched.floor_offset)]
+    parts: list[bytes | memoryview] = [_FETCHED.pack(fetched.next_offset, fetched.floor_offset, fetched.is_confirmed)]
     for item in fetched.batches:
         parts.append(_BATCH.pack(item.base_offset, item.time_ms, len(item.batch)))
         parts.append(item.batch)
@@ -138,7 +150,7 @@ def encode_fetched(fetched: Fetched) -> bytes:
 
 def decode_fetched(data: bytes) -> Fetched:
     """Answer to FETCH. Raises WireError."""
-    next_offset, floor_offset = _unpack(_FETCHED, data)
+    next_offset, floor_offset, is_confirmed = _unpack(_FETCHED, data)
     view = memoryview(data)
     batches: list[StoredBatch] = []
     at = _FETCHED.size
@@ -149,7 +161,7 @@ def decode_fetched(data: bytes) -> Fetched:
             raise WireError("the answer ends inside a batch", WireCode.TRUNCATED)
         batches.append(StoredBatch(base_offset, time_ms, view[at : at + size_bytes]))
         at += size_bytes
-    return Fetched(batches, next_offset, floor_offset)
+    return Fetched(batches, next_offset, floor_offset, bool(is_confirmed))
 
 
 def _unpack(layout: Struct, data: bytes | memoryview) -> tuple[int, ...]:

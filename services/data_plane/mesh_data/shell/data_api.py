@@ -1,0 +1,225 @@
+"""MeshDataService: producers, publish, read and describe, for this site's callers.
+
+Any node answers for any stream of the mesh: what it does not hold it asks of a member. Bad input is answered with a stable
+code and changes nothing. Leaves out: Ping and GetForwarding (`forwarding_api`). Source: meshapi/supervisor/v1/data.proto.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from mesh_data.core.stream_requests import Method, Published, decode_producer
+from mesh_data.core.stream_state import ProducerReady
+from mesh_data.shell.publish_call import CREDIT_BYTES, Batch, PublishCall
+from mesh_data.shell.read_call import read_stream
+from mesh_data.shell.replica import Replica
+from mesh_data.shell.streams_asking import ask_leader
+from mesh_data.shell.streams_catalogue import StreamsCatalogue
+from mesh_data.shell.streams_metrics import (
+    PUBLISH_DUPLICATES,
+    PUBLISH_ERRORS,
+    PUBLISH_SECONDS,
+    PUBLISHED_BYTES,
+    PUBLISHED_RECORDS,
+)
+from mesh_data.shell.streams_serving import describe, init_producer
+from meshapi.supervisor.v1 import data_pb2
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.grpc_server import error_detail
+from meshcommon.ids import StreamId
+from meshwire.batch import (
+    HEADER_BYTES,
+    MAX_BODY_BYTES,
+    MAX_RECORD_BYTES,
+    MAX_RECORDS,
+    Record,
+    decode_header,
+    encode_batch,
+)
+from meshwire.entry import MAX_PRODUCER_NAME_BYTES
+from meshwire.errors import WireCode, WireError
+
+_DESCRIBE_S: Final = 3.0
+_NO_STREAM: Final = StreamId(0)
+KEY_BYTES_MAX: Final = 32 * 1024
+
+
+class StreamsApi:
+    """The calls about streams; `main` mixes them into one servicer with those about forwarding."""
+
+    def __init__(self, catalogue: StreamsCatalogue) -> None:
+        self._catalogue = catalogue
+
+    async def InitProducer(  # noqa: N802 - named by the proto
+        self, request: data_pb2.InitProducerRequest, context: Any
+    ) -> data_pb2.InitProducerResponse:
+        """Gives out a producer id, or the next epoch of a named one."""
+        stream = self._catalogue.named(request.stream)
+        name = request.producer_name
+        if len(name.encode()) > MAX_PRODUCER_NAME_BYTES:
+            raise MeshError(
+                ErrorCode.INVALID_ARGUMENT,
+                f"The producer's name has {len(name.encode())} bytes: use at most {MAX_PRODUCER_NAME_BYTES}.",
+            )
+
+        async def at_leader(replica: Replica) -> ProducerReady:
+            return await init_producer(replica, name)
+
+        ready = await ask_leader(
+            self._catalogue,
+            stream.stream_id,
+            Method.INIT_PRODUCER,
+            name.encode(),
+            at_leader=at_leader,
+            decode=decode_producer,
+            deadline_s=self._catalogue.groups.timing.publish_deadline_s,
+        )
+        return data_pb2.InitProducerResponse(
+            producer_id=ready.producer_id,
+            producer_epoch=ready.epoch,
+            next_sequence=ready.next_sequence,
+            last_offset_next=ready.last_offset_next,
+        )
+
+    async def Publish(  # noqa: N802 - named by the proto
+        self, request_iterator: AsyncIterator[data_pb2.PublishRequest], context: Any
+    ) -> AsyncIterator[data_pb2.PublishResponse]:
+        """Publishes batches; answers in the order of the requests."""
+        call = PublishCall(self._catalogue)
+        requests = _Requests(self._catalogue)
+
+        async def take_requests() -> None:
+            try:
+                async for request in request_iterator:
+                    await call.add(requests.batch(request))
+            finally:
+                call.complete()
+
+        taking = asyncio.create_task(take_requests(), name="publish: requests")
+        try:
+            while (answered := await call.answer()) is not None:
+                yield _publish_response(*answered)
+            await taking
+        finally:
+            taking.cancel()
+            await asyncio.wait((taking,))
+            await call.abandon()
+
+    async def Read(  # noqa: N802 - named by the proto
+        self, request: data_pb2.ReadRequest, context: Any
+    ) -> AsyncIterator[data_pb2.ReadResponse]:
+        """Streams committed records in order."""
+        stream = self._catalogue.named(request.stream)
+        responses = read_stream(
+            self._catalogue, stream.stream_id, request.from_offset, request.records_max, follow=request.follow
+        )
+        async for response in responses:
+            yield response
+
+    async def DescribeStream(  # noqa: N802 - named by the proto
+        self, request: data_pb2.DescribeStreamRequest, context: Any
+    ) -> data_pb2.DescribeStreamResponse:
+        """Live state from the leader; from the local replica while there is none, then without members."""
+        stream = self._catalogue.named(request.stream)
+
+        async def at_leader(replica: Replica) -> data_pb2.DescribeStreamResponse:
+            return await describe(self._catalogue, replica)
+
+        try:
+            return await ask_leader(
+                self._catalogue,
+                stream.stream_id,
+                Method.DESCRIBE,
+                b"",
+                at_leader=at_leader,
+                decode=data_pb2.DescribeStreamResponse.FromString,
+                deadline_s=_DESCRIBE_S,
+            )
+        except MeshError as error:
+            replica = self._catalogue.readable(stream.stream_id)
+            if error.code != ErrorCode.NO_QUORUM:
+                raise
+            if replica is None:
+                raise MeshError(
+                    ErrorCode.STREAM_UNAVAILABLE, f"No leader of {stream.name} answers: try again.", error.details
+                ) from error
+            return await describe(self._catalogue, replica)
+
+
+class _Requests:
+    """Turns requests of one call into batches. What the first one says holds for those that leave it out."""
+
+    def __init__(self, catalogue: StreamsCatalogue) -> None:
+        self._catalogue = catalogue
+        self._name = ""
+        self._stream_id = _NO_STREAM
+        self._wait = data_pb2.PUBLISH_WAIT_UNSPECIFIED
+
+    def batch(self, request: data_pb2.PublishRequest) -> Batch:
+        """The batch of a request, or the refusal in its place."""
+        try:
+            return self._batch(request)
+        except MeshError as error:
+            return Batch(self._stream_id, request.stream or self._name, b"", None, refusal=error)
+
+    def _batch(self, request: data_pb2.PublishRequest) -> Batch:
+        wait = request.wait or self._wait
+        if wait != data_pb2.PUBLISH_WAIT_COMMITTED:
+            raise MeshError(
+                ErrorCode.WAIT_REQUIRED, 'Say when the publish is complete: "committed" is the one value for now.'
+            )
+        self._wait = wait
+        if request.stream and request.stream != self._name:
+            self._stream_id = self._catalogue.named(request.stream).stream_id
+            self._name = request.stream
+        if self._stream_id == _NO_STREAM:
+            raise MeshError(ErrorCode.STREAM_NOT_FOUND, "Name the stream in the first request of the call.")
+        data = _encode(request)
+        return Batch(self._stream_id, self._name, data, decode_header(data))
+
+
+def _encode(request: data_pb2.PublishRequest) -> bytes:
+    if not request.records:
+        raise MeshError(ErrorCode.EMPTY_BATCH, "The batch has no records: send at least one.")
+    records = [Record(item.value, item.key if item.HasField("key") else None) for item in request.records]
+    for record in records:
+        key_bytes = len(record.key) if record.key is not None else 0
+        if key_bytes > KEY_BYTES_MAX:
+            raise _too_large("A key", key_bytes, KEY_BYTES_MAX, "bytes")
+        if len(record.value) + key_bytes > MAX_RECORD_BYTES:
+            raise _too_large("A record", len(record.value) + key_bytes, MAX_RECORD_BYTES, "bytes")
+    try:
+        return encode_batch(records, request.producer_id, request.producer_epoch, request.base_sequence)
+    except WireError as error:
+        if error.code != WireCode.TOO_LARGE:
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, f"The batch cannot be encoded: {error.reason}.") from error
+    if len(records) > MAX_RECORDS:
+        raise _too_large("The batch", len(records), MAX_RECORDS, "records")
+    raise _too_large("The batch", HEADER_BYTES + request.ByteSize(), MAX_BODY_BYTES, "bytes")
+
+
+def _too_large(what: str, size: int, limit: int, unit: str) -> MeshError:
+    return MeshError(
+        ErrorCode.MESSAGE_TOO_LARGE,
+        f"{what} has {size} {unit}, the limit is {limit}: split it.",
+        {"size": str(size), "limit": str(limit)},
+    )
+
+
+def _publish_response(batch: Batch, outcome: Published | MeshError) -> data_pb2.PublishResponse:
+    if isinstance(outcome, MeshError):
+        PUBLISH_ERRORS.labels(str(outcome.code)).inc()
+        return data_pb2.PublishResponse(error=error_detail(outcome), credit_bytes=CREDIT_BYTES)
+    PUBLISH_SECONDS.observe(asyncio.get_running_loop().time() - batch.arrived)
+    PUBLISHED_RECORDS.labels(batch.stream_name).inc(outcome.count)
+    PUBLISHED_BYTES.labels(batch.stream_name).inc(len(batch.data))
+    if outcome.is_duplicate:
+        PUBLISH_DUPLICATES.labels(batch.stream_name).inc()
+    return data_pb2.PublishResponse(
+        base_offset=outcome.base_offset,
+        count=outcome.count,
+        is_duplicate=outcome.is_duplicate,
+        credit_bytes=CREDIT_BYTES,
+    )

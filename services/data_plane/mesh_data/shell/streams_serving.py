@@ -1,0 +1,125 @@
+"""What this node answers other nodes about the streams it holds: publish, init producer, fetch, describe.
+
+Leaves out: the overlay's request machinery, and this site's own callers (`data_api`). Source: architecture §5.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mesh_data.core.stream_requests import (
+    Fetched,
+    Method,
+    decode_fetch,
+    decode_stream_body,
+    encode_fetched,
+    encode_producer,
+    encode_published,
+)
+from mesh_data.core.stream_state import ProducerReady
+from mesh_data.shell.read_call import confirmed_end, fetch_local
+from mesh_data.shell.replica import Replica, producer_ready, storage_failed
+from mesh_data.shell.streams_catalogue import StreamsCatalogue
+from meshapi.supervisor.v1 import data_pb2
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import NO_NODE, NodeId
+from meshraft import RaftError
+from meshwire.batch import decode_header
+from meshwire.errors import WireError
+
+_FETCH_BYTES_MAX: Final = 512 * 1024
+"""One answer; a single larger batch still goes as a whole and fits a packet."""
+_FETCH_WAIT_S_MAX: Final = 10.0
+
+
+class StreamsServing:
+    """Handlers of overlay requests; construction binds them."""
+
+    def __init__(self, catalogue: StreamsCatalogue) -> None:
+        self._catalogue = catalogue
+        overlay = catalogue.overlay
+        overlay.serve(Method.PUBLISH, self._publish)
+        overlay.serve(Method.INIT_PRODUCER, self._init_producer)
+        overlay.serve(Method.FETCH, self._fetch)
+        overlay.serve(Method.DESCRIBE, self._describe)
+
+    async def _publish(self, _source: NodeId, body: bytes) -> bytes:
+        try:
+            stream_id, batch = decode_stream_body(body)
+            header = decode_header(batch, verify=True)
+        except WireError as error:
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, f"The batch cannot be read: {error.reason}.") from error
+        replica = self._catalogue.served(stream_id)
+        answer = await replica.publish(batch, header)
+        return encode_published(replica.published(answer, header))
+
+    async def _init_producer(self, _source: NodeId, body: bytes) -> bytes:
+        try:
+            stream_id, name = decode_stream_body(body)
+            text = name.decode()
+        except ValueError as error:
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, f"The request cannot be read: {error}.") from error
+        return encode_producer(await init_producer(self._catalogue.served(stream_id), text))
+
+    async def _fetch(self, _source: NodeId, body: bytes) -> bytes:
+        try:
+            request = decode_fetch(body)
+        except WireError as error:
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, f"The request cannot be read: {error.reason}.") from error
+        replica = self._catalogue.served(request.stream_id)
+        if replica.is_blank:
+            raise MeshError(
+                ErrorCode.STREAM_UNAVAILABLE, f"{replica.stream.name} has not reached this member yet: ask another one."
+            )
+        if not request.bytes_max:
+            end, is_confirmed = await confirmed_end(replica, self._catalogue.groups.timing.read_barrier_s)
+            return encode_fetched(Fetched((), end, replica.floor_offset, is_confirmed))
+        bytes_max = min(request.bytes_max, _FETCH_BYTES_MAX)
+        wait_s = min(request.wait_ms / 1000, _FETCH_WAIT_S_MAX)
+        return encode_fetched(await fetch_local(replica, request.offset, bytes_max, wait_s))
+
+    async def _describe(self, _source: NodeId, body: bytes) -> bytes:
+        try:
+            stream_id, _ = decode_stream_body(body)
+        except WireError as error:
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, f"The request cannot be read: {error.reason}.") from error
+        replica = self._catalogue.served(stream_id)
+        if not replica.is_leading:
+            raise replica.not_leader()
+        return (await describe(self._catalogue, replica)).SerializeToString()
+
+
+async def init_producer(replica: Replica, name: str) -> ProducerReady:
+    """Proposes an InitProducer at the leader and waits for it."""
+    return producer_ready(await replica.init_producer(name))
+
+
+async def describe(catalogue: StreamsCatalogue, replica: Replica) -> data_pb2.DescribeStreamResponse:
+    """The stream as this replica sees it; members only where it leads."""
+    try:
+        status = replica.status()
+    except RaftError as error:
+        raise storage_failed(replica.stream.name, str(error)) from error
+    view = catalogue.view()
+    state = replica.state
+    tick_ms = catalogue.groups.timing.tick_s * 1000
+    members = [
+        data_pb2.MemberProgress(
+            node=view.name_of(NodeId(item.peer)),
+            is_voter=item.voter,
+            matched_index=item.matched,
+            quiet_ms=int(item.quiet_ticks * tick_ms),
+        )
+        for item in status.progress
+    ]
+    return data_pb2.DescribeStreamResponse(
+        stream=replica.stream.name,
+        floor_offset=replica.floor_offset,
+        next_offset=replica.next_offset,
+        leader=view.name_of(replica.leader_node) if replica.leader_node != NO_NODE else "",
+        term=status.term,
+        applied_index=state.applied_index,
+        state_hash=state.chain,
+        members=sorted(members, key=lambda member: member.node),
+        retained_bytes=state.retained_bytes,
+    )
