@@ -149,7 +149,7 @@ def test_quiet_network_falls_silent() -> None:
     assert network.sent == before
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.data())
 def test_databases_agree_after_faults_heal(data: st.DataObject) -> None:
     """I9, for routing: bounded time after the heal, whatever happened before."""
