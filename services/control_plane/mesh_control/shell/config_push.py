@@ -100,5 +100,7 @@ class ConfigPush:
             await asyncio.sleep(RETRY_S)
 
     def _away(self, error: MeshError) -> None:
-        self._readiness.warn(self._service, f"The {self._service} does not take its configuration: {error.message}")
-        _log.info("configuration_not_taken", target=self._service, code=error.code, reason=error.message)
+        warning = f"The {self._service} does not take its configuration: {error.message}"
+        if warning not in self._readiness.warnings():
+            _log.warning("configuration_not_taken", target=self._service, code=error.code, reason=error.message)
+        self._readiness.warn(self._service, warning)
