@@ -122,13 +122,11 @@ impl Group {
         if self.proposal_bytes + data.len() as u64 > self.settings.max_bytes_per_append {
             self.flush_proposals();
         }
-        let mut entry = Entry::default();
-        entry.data = Bytes::copy_from_slice(data);
-        if data.is_empty() {
-            // Otherwise it could not be told from a new leader's first entry.
-            entry.context = Bytes::from_static(&[1]);
-        }
-        self.proposal_bytes += data.len() as u64;
+        // A mark on empty data: without it the entry could not be told from a new leader's first one.
+        let mark: &'static [u8] = if data.is_empty() { &[1] } else { &[] };
+        let (data, context) = (Bytes::copy_from_slice(data), Bytes::from_static(mark));
+        let entry = Entry { data, context, ..Entry::default() };
+        self.proposal_bytes += entry.data.len() as u64;
         self.proposals.push(entry);
         Ok((self.node.raft.term, self.node.raft.raft_log.last_index() + self.proposals.len() as u64))
     }
@@ -197,10 +195,13 @@ impl Group {
     }
 
     /// Feeds one message from node `peer`.
-    pub fn step(&mut self, peer: u64, message: Message) -> Result<(), Fault> {
+    pub fn step(&mut self, peer: u64, mut message: Message) -> Result<(), Fault> {
         let raft = &self.node.raft;
         let receiver = admission::Receiver { member: self.member, term: raft.term, leader: raft.leader_id };
         admission::check(&message, peer, self.peers.get(&message.from).copied(), &receiver)?;
+        if admission::is_stray(&message, &receiver) {
+            return Ok(());
+        }
         self.flush_proposals();
         let kind = message.get_msg_type();
         let raft = &self.node.raft;
@@ -211,6 +212,9 @@ impl Group {
         }
         if kind == MessageType::MsgTimeoutNow && self.installing.is_some() {
             return Ok(());
+        }
+        if kind == MessageType::MsgSnapshot {
+            join_snapshot(&mut message, self.member);
         }
         let from = message.from;
         // A member that joined lately may lead before its configuration entry is applied here; answers must reach it.
@@ -305,5 +309,15 @@ impl Group {
             return Err(Fault::NotLeader(format!("the leadership of group {} is going to member {member}", self.id)));
         }
         Ok(())
+    }
+}
+
+/// Makes the receiver a learner of a snapshot that is older than its own joining. raft-rs expects snapshots of the
+/// present and refuses one that does not name the receiver; ours are of the log's floor, and the entry that adds the
+/// receiver follows. That entry then changes nothing, which every member may repeat: member ids are never used twice.
+fn join_snapshot(message: &mut Message, member: u64) {
+    let conf = message.mut_snapshot().mut_metadata().mut_conf_state();
+    if !conf.voters.contains(&member) && !conf.learners.contains(&member) {
+        conf.learners.push(member);
     }
 }

@@ -23,8 +23,7 @@ pub fn build(index: u64, term: u64, conf: &ConfState, peers: &BTreeMap<u64, u64>
         payload.put_u64(peer);
     }
     payload.put_slice(data);
-    let mut snapshot = Snapshot::default();
-    snapshot.data = payload.freeze();
+    let mut snapshot = Snapshot { data: payload.freeze(), ..Snapshot::default() };
     let meta = snapshot.mut_metadata();
     meta.index = index;
     meta.term = term;

@@ -1,0 +1,226 @@
+"""Several Raft hosts in one thread over simulated disks and a network made of a list.
+
+Node `n` hosts member `10 + n` of group `GROUP`. The application of each node is the list of payloads it applied; its
+snapshot is that list. Two checks run at every step: a term has one leader (§5.2), and no index is ever applied with two
+different contents (§5.4.3, state machine safety).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from libs.meshraft.tests.messages import Message, unpack
+from meshraft import KIND_CONF, KIND_NORMAL, GroupConfig, GroupStatus, Pump, RaftHost, SimDisk
+
+GROUP = 7
+CONFIG = GroupConfig(election_ticks=10, heartbeat_ticks=1)
+
+
+def member_of(node: int) -> int:
+    return 10 + node
+
+
+class UnsafeError(AssertionError):
+    """An invariant of Raft was seen broken."""
+
+
+@dataclass(slots=True)
+class Letter:
+    """A frame on its way."""
+
+    source: int
+    target: int
+    cls: int
+    data: bytes
+
+    def messages(self) -> list[Message]:
+        return [message for _, message in unpack(self.data)]
+
+
+@dataclass(slots=True)
+class Application:
+    """What one node applied: payloads of normal entries, in order, and where it is."""
+
+    applied: int = 0
+    payloads: list[str] = field(default_factory=list)
+    contexts: list[str] = field(default_factory=list)
+
+    def dump(self) -> bytes:
+        return json.dumps([self.applied, self.payloads, self.contexts]).encode()
+
+    @classmethod
+    def restore(cls, data: bytes) -> Application:
+        return cls(*json.loads(data)) if data else cls()
+
+
+class Cluster:
+    """Hosts, disks, applications and the network between them."""
+
+    def __init__(self, nodes: int = 3, *, seed: int = 1, mutant: str | None = None, create: bool = True) -> None:
+        self.seed = seed
+        self.nodes = list(range(1, nodes + 1))
+        self.peers = {member_of(node): node for node in self.nodes}
+        self.disks = {node: SimDisk(mutant=mutant) for node in self.nodes}
+        self.hosts: dict[int, RaftHost] = {}
+        self.apps: dict[int, Application] = {}
+        self.network: list[Letter] = []
+        self.cut: set[tuple[int, int]] = set()
+        self.loses: Callable[[Letter], bool] = lambda _: False
+        self.auto_sync = True
+        self.leaders: dict[int, int] = {}
+        self.contents: dict[int, tuple[int, int, bytes]] = {}
+        self.installs = 0
+        self.joined: set[int] = set()
+        self.reads: list[tuple[int, int, int]] = []
+        self.trace: list[tuple[object, ...]] = []
+        if create:
+            for node in self.nodes:
+                self.found(node)
+
+    def found(self, node: int) -> None:
+        """Creates the group on the node: blank if it joined late, else with the common state at index 1."""
+        founders = [] if node in self.joined else sorted(m for m, n in self.peers.items() if n not in self.joined)
+        self.attach(node).create_group(GROUP, member_of(node), self.peers, voters=founders, config=CONFIG)
+        self.apps[node].applied = 1 if founders else 0
+
+    def attach(self, node: int) -> RaftHost:
+        """A host on the node's disk with no group open yet."""
+        self.disks.setdefault(node, SimDisk())
+        self.hosts[node] = RaftHost.simulated(self.disks[node], seed=self.seed * 1000 + node)
+        self.apps[node] = Application()
+        return self.hosts[node]
+
+    def add_node(self, node: int) -> None:
+        """A node with a blank member, waiting for its leader's snapshot."""
+        self.nodes.append(node)
+        self.joined.add(node)
+        self.peers[member_of(node)] = node
+        self.found(node)
+
+    def crash(self, node: int) -> None:
+        """Loses what the node had not synced, and its memory."""
+        self.disks[node].crash()
+        del self.hosts[node]
+        self.network = [letter for letter in self.network if letter.source != node]
+
+    def restart(self, node: int) -> None:
+        host = self.attach(node)
+        if GROUP not in host.stored_groups():
+            # The crash came before its creation was durable; nothing was promised to anybody.
+            self.found(node)
+            return
+        installed = host.open_group(GROUP, member_of(node), self.peers, config=CONFIG)
+        self.apps[node] = Application.restore(installed.data)
+        self.apps[node].applied = installed.index
+
+    def isolate(self, node: int) -> None:
+        self.cut |= {(node, other) for other in self.nodes} | {(other, node) for other in self.nodes}
+
+    def heal(self) -> None:
+        self.cut.clear()
+
+    def status(self, node: int) -> GroupStatus:
+        return self.hosts[node].status(GROUP)
+
+    def pump(self, node: int) -> Pump:
+        """One turn of one node: its frames go to the network, its entries to its application."""
+        turn = self.hosts[node].pump()
+        assert not turn.closed, turn.closed
+        for frame in turn.frames:
+            self.network.append(Letter(node, frame.peer, frame.cls, frame.data))
+        app = self.apps[node]
+        for installed in turn.installed:
+            app = self.apps[node] = Application.restore(installed.data)
+            app.applied = installed.index
+            self.installs += 1
+        for entry in turn.committed:
+            self._apply(node, app, entry.index, entry.term, entry.kind, entry.data)
+        for role in turn.roles:
+            self.trace.append((node, role.role, role.term, role.leader))
+            if role.role == "leader" and self.leaders.setdefault(role.term, node) != node:
+                raise UnsafeError(f"two leaders in term {role.term}: {self.leaders[role.term]} and {node}")
+        self.reads += [(node, token, index) for _, token, index in turn.reads]
+        return turn
+
+    def _apply(self, node: int, app: Application, index: int, term: int, kind: int, data: bytes) -> None:
+        if index != app.applied + 1:
+            raise UnsafeError(f"node {node} applied {index} after {app.applied}")
+        if self.contents.setdefault(index, (term, kind, data)) != (term, kind, data):
+            raise UnsafeError(f"index {index} was applied as {self.contents[index]} and as {(term, kind, data)}")
+        self.trace.append((node, index, term, kind, data))
+        app.applied = index
+        if kind == KIND_NORMAL:
+            app.payloads.append(data.decode())
+        elif kind == KIND_CONF:
+            app.contexts.append(data.decode())
+
+    def deliver(self, letter: Letter) -> None:
+        if (letter.source, letter.target) in self.cut or letter.target not in self.hosts or self.loses(letter):
+            return
+        self.hosts[letter.target].step(letter.source, letter.data)
+
+    def settle(self) -> None:
+        """Pumps, syncs and delivers until nothing moves; no tick passes."""
+        for _ in range(10_000):
+            if not self.step_once():
+                return
+        raise AssertionError("the cluster never came to rest")
+
+    def step_once(self) -> bool:
+        """One round of everything that can happen without a tick; whether anything did."""
+        moved = False
+        for node in [node for node in self.nodes if node in self.hosts]:
+            if self.hosts[node].has_work():
+                self.pump(node)
+                moved = True
+            if self.auto_sync and self.disks[node].sync():
+                moved = True
+        letters, self.network = self.network, []
+        for letter in letters:
+            self.deliver(letter)
+        return moved or bool(letters)
+
+    def tick(self, count: int = 1, nodes: Iterable[int] | None = None) -> None:
+        """Ticks (all nodes unless told which), settling after each."""
+        for _ in range(count):
+            for node in self.nodes if nodes is None else nodes:
+                if node in self.hosts:
+                    self.hosts[node].tick()
+            self.settle()
+
+    def until(self, condition: Callable[[], bool], ticks: int = 200) -> None:
+        """Ticks until `condition` holds."""
+        for _ in range(ticks):
+            if condition():
+                return
+            self.tick()
+        raise AssertionError(f"not within {ticks} ticks (seed {self.seed})")
+
+    def leader(self) -> int | None:
+        """The leader of the highest term."""
+        leading = [(self.status(node).term, node) for node in self.hosts if self.status(node).role == "leader"]
+        return max(leading)[1] if leading else None
+
+    def elect(self, node: int = 1) -> int:
+        """Makes `node` the leader of a group without one."""
+        self.settle()
+        self.hosts[node].campaign(GROUP)
+        self.until(lambda: self.leader() == node)
+        self.settle()
+        return node
+
+    def propose(self, payload: str, node: int | None = None) -> tuple[int, int]:
+        target = node or self.leader()
+        assert target is not None
+        return self.hosts[target].propose(GROUP, payload.encode())
+
+    def commit(self, *payloads: str) -> None:
+        """Proposes at the leader and waits until every reachable node applied all."""
+        for payload in payloads:
+            self.propose(payload)
+        self.settle()
+
+    def payloads(self, node: int) -> list[str]:
+        return self.apps[node].payloads

@@ -1,0 +1,111 @@
+"""Linearizable reads by ReadIndex: thesis §6.4."""
+
+from __future__ import annotations
+
+import pytest
+
+from libs.meshraft.tests.cluster import GROUP, Cluster
+from meshraft import Backpressure, RaftHost, SimDisk
+
+
+def test_a_read_at_the_leader_is_answered_after_a_quorum_confirmed_it() -> None:
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.commit("a")
+    cluster.hosts[1].read_index(GROUP, 42)
+    assert cluster.pump(1).reads == []
+    cluster.settle()
+    assert cluster.reads == [(1, 42, cluster.status(1).commit)]
+
+
+def test_a_read_at_a_follower_is_answered_once_it_applied_that_far() -> None:
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.commit("a")
+    cluster.hosts[3].read_index(GROUP, 7)
+    cluster.settle()
+    assert cluster.reads == [(3, 7, 3)]
+    assert cluster.apps[3].applied >= 3
+
+
+def test_a_follower_that_is_behind_answers_only_when_it_caught_up() -> None:
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.auto_sync = False
+    cluster.propose("a")
+    cluster.settle()
+    cluster.disks[1].sync()
+    cluster.disks[2].sync()
+    cluster.settle()
+    cluster.hosts[3].read_index(GROUP, 7)
+    cluster.tick(2)
+    assert cluster.reads == []
+    cluster.disks[3].sync()
+    cluster.tick(2)
+    assert cluster.reads == [(3, 7, 3)]
+    assert cluster.payloads(3) == ["a"]
+
+
+def test_equal_tokens_of_different_members_are_told_apart() -> None:
+    # raft-rs drops a request whose context it already has.
+    cluster = Cluster(3)
+    cluster.elect(1)
+    for node in (1, 2, 3, 3):
+        cluster.hosts[node].read_index(GROUP, 5)
+    cluster.settle()
+    cluster.tick(2)
+    assert sorted(node for node, _, _ in cluster.reads) == [1, 2, 3, 3]
+
+
+def test_a_cut_off_leader_answers_no_read() -> None:
+    # The reason for asking a quorum: another leader may have committed since.
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.commit("a")
+    cluster.isolate(1)
+    cluster.hosts[1].read_index(GROUP, 1)
+    cluster.tick(5)
+    assert cluster.reads == []
+
+
+def test_a_read_before_the_leaders_first_commit_gets_no_answer() -> None:
+    # Thesis §6.4 step 1: only an entry of its own term tells a leader what is committed.
+    cluster = Cluster(3)
+    cluster.settle()
+    cluster.auto_sync = False
+    cluster.hosts[1].campaign(GROUP)
+    for _ in range(5):
+        cluster.settle()
+        cluster.disks[2].sync()
+        cluster.disks[3].sync()
+        if cluster.status(1).role != "leader":
+            cluster.disks[1].sync()
+    assert cluster.status(1).role == "leader"
+    cluster.reads.clear()
+    committed = cluster.status(1).commit
+    if committed == 1:
+        cluster.hosts[1].read_index(GROUP, 1)
+        cluster.settle()
+        assert cluster.reads == []
+
+
+def test_a_read_without_a_leader_gets_no_answer_and_waiting_reads_are_bounded() -> None:
+    disk = SimDisk()
+    host = RaftHost.simulated(disk, seed=1)
+    host.create_group(GROUP, 11, {11: 1}, voters=[11])
+    host.read_index(GROUP, 1)
+    assert host.pump().reads == []
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.isolate(1)
+    with pytest.raises(Backpressure):
+        for token in range(5000):
+            cluster.hosts[1].read_index(GROUP, token)
+
+
+def test_a_lone_voter_answers_at_once() -> None:
+    cluster = Cluster(1)
+    cluster.elect(1)
+    cluster.hosts[1].read_index(GROUP, 2**64 - 1)
+    cluster.settle()
+    assert cluster.reads == [(1, 2**64 - 1, 2)]
