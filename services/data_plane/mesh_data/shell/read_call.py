@@ -114,11 +114,18 @@ async def confirmed_end(replica: Replica, limit_s: float) -> tuple[int, bool]:
             continue
         if answer.cancelled():
             break
-        while replica.is_open and replica.state.applied_index < answer.result():
-            if not await wait_set(replica.changed, deadline - loop.time()):
-                return replica.next_offset, False
-        return replica.next_offset, replica.is_open
+        is_confirmed = await _is_applied(replica, answer.result(), deadline)
+        return replica.next_offset, is_confirmed
     return replica.next_offset, False
+
+
+async def _is_applied(replica: Replica, index: int, deadline: float) -> bool:
+    """Whether the replica applies the entry at `index` before `deadline` (loop time)."""
+    loop = asyncio.get_running_loop()
+    while replica.is_open and replica.state.applied_index < index:
+        if not await wait_set(replica.changed, deadline - loop.time()):
+            return False
+    return replica.is_open
 
 
 async def _end(catalogue: StreamsCatalogue, stream: Stream, from_offset: int, *, is_exact: bool) -> int:

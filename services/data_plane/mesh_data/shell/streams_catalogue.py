@@ -72,7 +72,8 @@ class StreamsCatalogue:
             if replica.is_leading:
                 return self.overlay.node_id
             if replica.leader_node != NO_NODE:
-                return replica.leader_node
+                # Unreachable: the group elects another; sending into the void would only make the outcome uncertain.
+                return replica.leader_node if self.overlay.is_reachable(replica.leader_node) else NO_NODE
         hint = self._hints.get(stream.stream_id, NO_NODE)
         if hint not in (NO_NODE, self.overlay.node_id) and self.overlay.is_reachable(hint):
             return hint

@@ -1,0 +1,421 @@
+"""The overlay of a running node: drives the overlay core with sockets, a clock and a ticker.
+
+Purpose: the implementation of `OverlayPort`, and what OverlayService and the data service need on top: attaching sinks,
+join lanes, configuration. Leaves out: decisions (the cores') and gRPC. Source: architecture §5.
+
+All methods run on the event loop; nothing here waits for a disk, a database or another service (invariant I8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Final, TypeAlias
+
+from mesh_data.core.dial_policy import Dial, DialPolicy
+from mesh_data.core.forwarder import Delivery, DropReason
+from mesh_data.core.handshake import Handshake, LocalNode, PeerNode, Role, Terms
+from mesh_data.core.join_limits import JoinLimits
+from mesh_data.core.overlay import LaneClosing, LinkChanged, OverlayCore
+from mesh_data.core.timing import OverlayTiming
+from mesh_data.core.view import View
+from mesh_data.shell.dialler import connect_lane
+from mesh_data.shell.lane_session import LaneSession, refuse, shake_hands
+from mesh_data.shell.lane_socket import LaneSocket
+from mesh_data.shell.listener import PeerListener
+from mesh_data.shell.overlay_port import PacketCallback, RequestHandler, ViewCallback
+from mesh_data.shell.overlay_requests import OverlayRequests
+from meshapi.data.v1 import data_pb2
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import NO_NODE, NodeId
+from meshcommon.logging import get_logger
+from meshwire.packet import Protocol, TrafficClass
+
+_log = get_logger(__name__)
+Sink: TypeAlias = Callable[[Delivery], None]
+LinksCallback: TypeAlias = Callable[[], None]
+_STALL_NOISE_S: Final = 0.02
+"""A tick that is late by less says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinLane:
+    """A lane to a member, opened by a node that is not one."""
+
+    lane_id: int
+    peer: PeerNode
+
+
+class Overlay:
+    """See `OverlayPort` for what the stream groups may use. `run` must be running."""
+
+    def __init__(self, timing: OverlayTiming, dial_overrides: dict[str, str], listener: PeerListener | None) -> None:
+        self._timing = timing
+        self._clock = time.monotonic
+        self._listener = listener
+        self._core = OverlayCore(timing, secrets.randbits(63))
+        self._policy = DialPolicy(dial_overrides, timing, Random(secrets.randbits(64)))
+        self._join_limits = JoinLimits(self._clock())
+        self._requests = OverlayRequests(self._send_request, self._clock, secrets.randbits(62))
+        self._local: LocalNode | None = None
+        self._view: View | None = None
+        self._is_running = False
+        self._sessions: dict[int, LaneSession] = {}
+        self._next_lane_id = 1
+        self._sinks: dict[Protocol, Sink] = {}
+        self._view_callbacks: list[ViewCallback] = []
+        self._links_callbacks: list[LinksCallback] = []
+        self._tasks: asyncio.TaskGroup | None = None
+        self.refusals: dict[str, int] = {}
+        self.on_packet(Protocol.REQUEST, self._requests.receive)
+
+    @property
+    def node_id(self) -> NodeId:
+        """This node's id; 0 when it is in no mesh."""
+        return self._core.local
+
+    def view(self) -> View | None:
+        """The MeshView in force."""
+        return self._view
+
+    def on_view(self, callback: ViewCallback) -> None:
+        """Calls back at once with the present view, then at each change."""
+        self._view_callbacks.append(callback)
+        callback(self._view, self._is_running)
+
+    def on_packet(self, protocol: Protocol, callback: PacketCallback) -> None:
+        """Binds the one receiver of a protocol's packets; a later one replaces it."""
+        self._sinks[protocol] = lambda delivery: callback(delivery.source, delivery.payload)
+
+    def send(self, protocol: Protocol, cls: TrafficClass, destination: NodeId, payload: bytes, flow: int = 0) -> bool:
+        """Sends a packet, best effort; False when it was dropped here (and counted)."""
+        if destination == self._core.local and destination:
+            delivery = Delivery(destination, 0, protocol, cls, payload)
+            asyncio.get_running_loop().call_soon(self._deliver, delivery)
+            return True
+        is_sent = self._core.send(protocol, cls, destination, payload, flow, self._clock())
+        self._after_core()
+        return is_sent
+
+    def queued_bytes(self, destination: NodeId) -> int:
+        """Bulk bytes waiting on the first hop towards `destination`; 0 when there is no route."""
+        return self._core.queued_bytes(destination, self._clock())
+
+    def is_reachable(self, node: NodeId) -> bool:
+        """Whether a route or a direct link leads there now; true for this node itself."""
+        return node == self._core.local or self.path_to(node) is not None
+
+    async def call(self, destination: NodeId, method: int, body: bytes, timeout_s: float) -> bytes:
+        """An overlay request; raises MeshError of the other side, NO_PATH or DEADLINE_EXCEEDED."""
+        if destination == self._core.local:
+            return await self._requests.call_local(destination, method, body, timeout_s)
+        try:
+            return await self._requests.call(destination, method, body, timeout_s)
+        except MeshError as error:
+            if error.code is ErrorCode.DEADLINE_EXCEEDED and not self.is_reachable(destination):
+                raise self.no_path(destination) from error
+            raise
+
+    def serve(self, method: int, handler: RequestHandler) -> None:
+        """Binds the handler of an overlay request method."""
+        self._requests.serve(method, handler)
+
+    @property
+    def core(self) -> OverlayCore:
+        """The core, to read from: metrics, link states."""
+        return self._core
+
+    @property
+    def is_running(self) -> bool:
+        """Whether this node should run."""
+        return self._is_running
+
+    def no_path(self, destination: NodeId) -> MeshError:
+        """The error for a node that cannot be reached now."""
+        name = self._view.name_of(destination) if self._view is not None else str(destination)
+        return MeshError(
+            ErrorCode.NO_PATH,
+            f"No path leads to node {name} now: check that it runs and the links to it.",
+            {"node": name},
+        )
+
+    def path_to(self, destination: NodeId) -> tuple[NodeId, ...] | None:
+        """The path that a packet would take now, both ends included."""
+        return self._core.forwarder.path_to(destination, self._clock())
+
+    def backup_to(self, destination: NodeId) -> tuple[NodeId, ...] | None:
+        """The path that would be taken if that one broke."""
+        return self._core.forwarder.backup_to(destination, self._clock())
+
+    def uptime_s(self, since: float) -> float:
+        """Seconds since a moment that the core noted."""
+        return self._clock() - since
+
+    def bind(self, protocol: Protocol, sink: Sink) -> None:
+        """Binds a receiver that wants the whole delivery; a later one replaces it."""
+        self._sinks[protocol] = sink
+
+    def unbind(self, protocol: Protocol, sink: Sink) -> None:
+        """Removes a receiver, unless another has replaced it."""
+        if self._sinks.get(protocol) == sink:
+            del self._sinks[protocol]
+
+    def on_links(self, callback: LinksCallback) -> None:
+        """Calls back whenever a link comes up or goes down."""
+        self._links_callbacks.append(callback)
+
+    def off_links(self, callback: LinksCallback) -> None:
+        """Ends `on_links`."""
+        self._links_callbacks.remove(callback)
+
+    def send_link_local(self, protocol: Protocol, cls: TrafficClass, peer: NodeId, payload: bytes) -> bool:
+        """Sends a packet to a direct neighbour only."""
+        is_sent = self._core.send_link_local(protocol, cls, peer, payload)
+        self._after_core()
+        return is_sent
+
+    def send_join(self, lane_id: int, cls: TrafficClass, payload: bytes) -> bool:
+        """Sends a packet of the join protocol on a join lane."""
+        is_sent = self._core.send_join(lane_id, cls, payload)
+        self._after_core()
+        return is_sent
+
+    def configure(self, local: LocalNode | None, view: View | None, is_running: bool) -> None:
+        """Takes a new identity and view; both None when the node is in no mesh."""
+        now = self._clock()
+        self._local, self._view, self._is_running = local, view, is_running
+        if local is None or view is None:
+            self._core.set_node(NO_NODE, now)
+        else:
+            self._core.set_node(local.node_id, now)
+            for link in list(self._core.links()):
+                if link.is_up and link.peer not in view.nodes:
+                    self._core.close_peer(link.peer, "it is no member of the mesh any more", now)
+            if not is_running:
+                self._core.close_all("the node was stopped", is_node_stopping=True, now=now)
+        up = {link.peer for link in self._core.links() if link.is_up}
+        self._policy.configure(view if is_running else None, self._core.local, up, now)
+        self._after_core()
+        for callback in self._view_callbacks:
+            callback(view, is_running)
+
+    def push_routes(self, push: data_pb2.PushRoutesRequest) -> int:
+        """Applies a difference of the route table; returns the version in force. Raises INVALID_ARGUMENT."""
+        self._core.forwarder.routes.apply(push)
+        return self._core.forwarder.routes.version
+
+    async def open_join_lane(self, address: str, name: str, private_key: bytes) -> JoinLane:
+        """Dials a member as a node that is none.
+
+        Raises:
+            MeshError: ADDRESS_UNREACHABLE, WRONG_PROTOCOL, HANDSHAKE_FAILED or another reason of the handshake.
+        """
+        tasks = self._tasks
+        if tasks is None:
+            raise MeshError(ErrorCode.UNAVAILABLE, "The data plane is starting: try again.")
+        opened: asyncio.Future[JoinLane] = asyncio.get_running_loop().create_future()
+        local = LocalNode(NO_NODE, name, private_key)
+        tasks.create_task(self._join(address, local, opened), name=f"join lane to {address}")
+        return await opened
+
+    def close_join_lane(self, lane_id: int) -> None:
+        """Closes a join lane; one that is gone already is no error."""
+        self._core.close_join_lane(lane_id, "the join is over", self._clock())
+        self._after_core()
+
+    async def run(self) -> None:
+        """Listens, dials and ticks until cancelled; then says goodbye on every lane."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                tasks.create_task(self._tick_for_ever(), name="overlay ticker")
+                if self._listener is not None:
+                    listening = self._listener.run(self._accept, self._timing.handshake_s)
+                    tasks.create_task(listening, name="peer listener")
+        finally:
+            self._tasks = None
+            await self._requests.close()
+
+    async def say_goodbye(self) -> None:
+        """Tells every neighbour that this node stops, and waits until the lanes are closed (at most a second or so)."""
+        self._policy.configure(None, NO_NODE, set(), self._clock())
+        self._is_running = False
+        self._core.close_all("the node is shutting down", is_node_stopping=True, now=self._clock())
+        self._after_core()
+        await asyncio.gather(*(session.ended for session in self._sessions.values()))
+
+    async def _tick_for_ever(self) -> None:
+        due = self._clock() + self._timing.tick_s
+        while True:
+            await asyncio.sleep(max(due - self._clock(), 0.0))
+            now = self._clock()
+            late_s = now - due
+            self._core.tick(now, late_s if late_s > _STALL_NOISE_S else 0.0)
+            self._requests.tick(now)
+            self._start_dials(now)
+            self._after_core()
+            due = self._clock() + self._timing.tick_s
+
+    def _start_dials(self, now: float) -> None:
+        if self._tasks is None or self._local is None:
+            return
+        for dial in self._policy.take_due(now):
+            self._tasks.create_task(self._dial(dial, self._local), name=f"dial node {dial.peer}")
+
+    async def _dial(self, dial: Dial, local: LocalNode) -> None:
+        try:
+            socket = await connect_lane(dial.address, self._timing.handshake_s)
+            peer = await self._shake(socket, Role.DIALLER, local, dial.peer)
+        except MeshError as error:
+            self._count_refusal(error)
+            _log.info("dial_failed", peer=dial.peer, address=dial.address, code=error.code, reason=error.message)
+            self._policy.failed(dial.peer, self._clock())
+            return
+        await self._run_lane(socket, peer, local, is_dialled=True)
+
+    async def _join(self, address: str, local: LocalNode, opened: asyncio.Future[JoinLane]) -> None:
+        try:
+            socket = await connect_lane(address, self._timing.handshake_s)
+            peer = await self._shake(socket, Role.DIALLER, local, NO_NODE)
+        except MeshError as error:
+            if not opened.done():
+                opened.set_exception(error)
+            return
+        except asyncio.CancelledError:
+            # The node shuts down: the caller must not wait for ever.
+            opened.cancel()
+            raise
+        if opened.cancelled():
+            # The caller gave up while we were dialling.
+            socket.abort()
+            return
+        await self._run_lane(
+            socket, peer, local, is_dialled=True, on_open=lambda lane_id: opened.set_result(JoinLane(lane_id, peer))
+        )
+
+    async def _accept(self, socket: LaneSocket) -> None:
+        local = self._local or LocalNode(NO_NODE, "", secrets.token_bytes(32))
+        listener = self._listener
+        try:
+            if listener is not None:
+                listener.opening += 1
+            try:
+                peer = await self._shake(socket, Role.LISTENER, local, NO_NODE)
+            finally:
+                if listener is not None:
+                    listener.opening -= 1
+            if not peer.node_id:
+                refusal = self._join_limits.admit(self._core.join_lane_count(), self._clock())
+                if refusal is not None:
+                    await refuse(socket, refusal)
+                    raise refusal
+        except MeshError as error:
+            self._count_refusal(error)
+            _log.info("lane_refused", remote=socket.remote, code=error.code, reason=error.message)
+            return
+        await self._run_lane(socket, peer, local, is_dialled=False)
+
+    async def _shake(self, socket: LaneSocket, role: Role, local: LocalNode, expected: NodeId) -> PeerNode:
+        refusal = None
+        if local.node_id and not self._is_running:
+            refusal = MeshError(
+                ErrorCode.NODE_STOPPED, f"Node {local.name} is stopped: start it first.", retryable=True
+            )
+        terms = Terms(
+            view=self._view,
+            expected_peer=expected,
+            join_refusal=self._join_limits.refusal(self._core.join_lane_count()),
+            refusal=refusal,
+        )
+        deadline = self._clock() + self._timing.handshake_s
+        handshake = Handshake(role, local, terms, secrets.token_bytes(32), deadline)
+        return await shake_hands(socket, handshake, self._clock)
+
+    async def _run_lane(
+        self,
+        socket: LaneSocket,
+        peer: PeerNode,
+        local: LocalNode,
+        *,
+        is_dialled: bool,
+        on_open: Callable[[int], None] | None = None,
+    ) -> None:
+        is_join = not local.node_id or not peer.node_id
+        # The membership may have changed while the handshake ran.
+        is_current = local.node_id == self._core.local or (is_join and is_dialled)
+        is_welcome = is_join or (self._is_running and self._view is not None and peer.node_id in self._view.nodes)
+        if not is_current or not is_welcome:
+            socket.abort()
+            if is_dialled:
+                self._policy.failed(peer.node_id, self._clock())
+            return
+        lane_id = self._next_lane_id
+        self._next_lane_id += 1
+        session = LaneSession(lane_id, socket, self._core.next_frame)
+        self._sessions[lane_id] = session
+        if is_dialled and not is_join:
+            self._policy.attempt_ended(peer.node_id)
+        self._core.open_lane(lane_id, peer.node_id, is_dialled, is_join, self._clock())
+        _log.info("lane_up", lane=lane_id, peer=peer.node_id, is_dialled=is_dialled, remote=socket.remote)
+        if on_open is not None:
+            on_open(lane_id)
+        self._after_core()
+        try:
+            await session.run(self._receive)
+        finally:
+            del self._sessions[lane_id]
+            self._core.close_lane(lane_id, session.reason, self._clock())
+            self._after_core()
+            _log.info("lane_down", lane=lane_id, peer=peer.node_id, reason=session.reason)
+
+    def _receive(self, lane_id: int, frame: bytes) -> None:
+        for delivery in self._core.receive(lane_id, frame, self._clock()):
+            self._deliver(delivery)
+        self._after_core()
+
+    def _deliver(self, delivery: Delivery) -> None:
+        sink = self._sinks.get(delivery.protocol)
+        if sink is None:
+            self._core.forwarder.drop(DropReason.NO_RECEIVER)
+        else:
+            sink(delivery)
+
+    def _send_request(self, cls: TrafficClass, destination: NodeId, payload: bytes) -> bool:
+        return self.send(Protocol.REQUEST, cls, destination, payload)
+
+    def _after_core(self) -> None:
+        """Does what the core decided: wakes writers, closes sockets, tells of links."""
+        for event in self._core.take_events():
+            if isinstance(event, LaneClosing):
+                self._close_session(event)
+            else:
+                self._link_changed(event)
+        for lane_id in self._core.take_ready():
+            session = self._sessions.get(lane_id)
+            if session is not None:
+                session.wake()
+
+    def _close_session(self, event: LaneClosing) -> None:
+        session = self._sessions.get(event.lane_id)
+        if session is None:
+            return
+        if event.is_abrupt:
+            session.abort(event.reason)
+        else:
+            session.close(event.reason)
+
+    def _link_changed(self, event: LinkChanged) -> None:
+        if event.is_up:
+            self._policy.link_up(event.peer)
+        else:
+            self._policy.link_down(event.peer, self._clock())
+        _log.info("link_changed", peer=event.peer, is_up=event.is_up, reason=event.reason)
+        for callback in list(self._links_callbacks):
+            callback()
+
+    def _count_refusal(self, error: MeshError) -> None:
+        self.refusals[error.code] = self.refusals.get(error.code, 0) + 1
