@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -11,6 +11,8 @@ from meshapi.common.v1 import error_pb2
 from meshcommon.errors import ErrorCode, MeshError, parse_code
 from meshcommon.grpc_server import ERROR_METADATA, channel_options
 from meshcommon.logging import CORRELATION_METADATA, correlation_id
+
+_WRITE_FAILED: Final = "Internal error from Core"
 
 
 def open_channel(target: str) -> grpc.aio.Channel:
@@ -44,11 +46,23 @@ def mesh_error(error: grpc.RpcError, service: str) -> MeshError:
     code = call.code()
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return MeshError(ErrorCode.DEADLINE_EXCEEDED, f"The {service} did not answer in time; try again.")
-    if code == grpc.StatusCode.UNAVAILABLE:
+    if is_broken(error):
         return MeshError(ErrorCode.UNAVAILABLE, f"The {service} of this site does not answer; it may be restarting.")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return MeshError(ErrorCode.MESSAGE_TOO_LARGE, f"The {service} refused the message for its size.")
     return MeshError(ErrorCode.INTERNAL, f"The {service} failed: {call.details()}.")
+
+
+def is_broken(error: grpc.RpcError) -> bool:
+    """Whether the call broke on the way, rather than being refused by the other side.
+
+    grpcio hides the status of a call that the other side ended while a message was being written, and reports INTERNAL
+    with a text of its own (grpc/grpc#36066). Without this a service that restarts would look like a fault for good.
+    """
+    call: Any = error
+    if any(key == ERROR_METADATA for key, _ in call.trailing_metadata() or ()):
+        return False
+    return call.code() == grpc.StatusCode.UNAVAILABLE or (call.details() or "").startswith(_WRITE_FAILED)
 
 
 def from_detail(detail: error_pb2.ErrorDetail) -> MeshError:

@@ -16,8 +16,7 @@ import grpc.aio
 from mesh_gateway.shell.backends import Backend, Backends
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.grpc_client import call_metadata, from_detail, mesh_error
-from meshcommon.grpc_server import ERROR_METADATA
+from meshcommon.grpc_client import call_metadata, from_detail, is_broken, mesh_error
 
 RequestT = TypeVar("RequestT")
 ResultT = TypeVar("ResultT")
@@ -138,7 +137,7 @@ class Calls:
                 return answer
             raise MeshError(ErrorCode.OUTCOME_UNKNOWN, _OUTCOME_UNKNOWN)
         except grpc.aio.AioRpcError as error:
-            if request.producer_id == 0 and _is_open(error):
+            if request.producer_id == 0 and (is_broken(error) or error.code() == grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise MeshError(ErrorCode.OUTCOME_UNKNOWN, _OUTCOME_UNKNOWN) from error
             raise mesh_error(error, data.name) from error
         finally:
@@ -206,8 +205,3 @@ _OUTCOME_UNKNOWN: Final = (
 
 async def _only(request: data_pb2.PublishRequest) -> AsyncIterator[data_pb2.PublishRequest]:
     yield request
-
-
-def _is_open(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the call broke on the way instead of being refused."""
-    return all(key != ERROR_METADATA for key, _ in error.trailing_metadata() or ())

@@ -20,8 +20,7 @@ from opentelemetry import trace
 from mesh_gateway.shell.backends import Backend, Backends
 from mesh_gateway.shell.metrics import GatewayMetrics
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
-from meshcommon.grpc_client import mesh_error
-from meshcommon.grpc_server import ERROR_METADATA
+from meshcommon.grpc_client import is_broken, mesh_error
 from meshcommon.logging import CORRELATION_METADATA, correlation_id
 
 _TRACE_METADATA: Final = frozenset({"traceparent", "tracestate"})
@@ -113,11 +112,9 @@ class _Passer:
         self._metrics.call_seconds.labels(self._label).observe(time.perf_counter() - started)
 
     async def _fail(self, context: Any, error: grpc.aio.AioRpcError) -> None:
-        trailing = _passable(error.trailing_metadata())
-        is_ours = any(key == ERROR_METADATA for key, _ in trailing)
-        if error.code() == grpc.StatusCode.UNAVAILABLE and not is_ours:
+        if is_broken(error):
             raise mesh_error(error, self._backend.name) from error
-        await context.abort(error.code(), error.details() or "", trailing)
+        await context.abort(error.code(), error.details() or "", _passable(error.trailing_metadata()))
 
 
 def _forwarded(context: Any) -> Metadata:

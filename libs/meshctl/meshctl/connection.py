@@ -1,0 +1,80 @@
+"""The connection of one command to a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import grpc.aio
+
+from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceStub
+from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceStub
+from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceStub
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.grpc_client import call_metadata, is_broken, mesh_error, open_channel
+from meshcommon.logging import correlation_id, new_correlation_id
+from meshctl.options import Options
+
+if TYPE_CHECKING:
+    from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceAsyncStub
+    from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceAsyncStub
+    from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceAsyncStub
+
+RequestT = TypeVar("RequestT")
+ResultT = TypeVar("ResultT")
+if TYPE_CHECKING:
+    Method = grpc.aio.UnaryUnaryMultiCallable[RequestT, ResultT]
+
+
+class Connection:
+    """Stubs of the three public services. Use as an asynchronous context manager."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._channel = open_channel(options.gateway)
+        self.mesh: MeshServiceAsyncStub = MeshServiceStub(self._channel)
+        self.topology: TopologyServiceAsyncStub = TopologyServiceStub(self._channel)
+        self.data: MeshDataServiceAsyncStub = MeshDataServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        correlation_id.set(new_correlation_id())
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def call(self, method: Method[RequestT, ResultT], request: RequestT, *, extra_s: float = 0) -> ResultT:
+        """One unary call within the user's time limit plus `extra_s`.
+
+        Raises:
+            MeshError: The other side's refusal, or what went wrong on the way.
+        """
+        try:
+            return await method(request, timeout=self.options.timeout_s + extra_s, metadata=call_metadata())
+        except grpc.aio.AioRpcError as error:
+            raise self.explain(error) from error
+
+    def explain(self, error: grpc.aio.AioRpcError) -> MeshError:
+        """`error` as ours; when nothing listens at the gateway's address the text says what to do about it."""
+        if is_broken(error):
+            return MeshError(
+                ErrorCode.UNAVAILABLE,
+                f"No gateway answers at {self.options.gateway}: start the node, or name its gateway's gRPC address "
+                "with --gateway or MESH_CTL_GATEWAY.",
+                {"gateway": self.options.gateway},
+            )
+        return mesh_error(error, "gateway")
+
+
+def run(options: Options, work: Callable[[Connection], Awaitable[ResultT]]) -> ResultT:
+    """Runs `work` with a connection, in an event loop of its own. Ctrl-C cancels it and raises KeyboardInterrupt."""
+
+    async def connected() -> ResultT:
+        async with Connection(options) as connection:
+            return await work(connection)
+
+    return asyncio.run(connected())

@@ -1,0 +1,25 @@
+"""The program `meshctl`: operates a node, publishes to and reads from its streams, through the node's gateway."""
+
+from __future__ import annotations
+
+import click
+
+from meshctl import mesh_commands
+from meshctl.options import MeshGroup
+from meshctl.publish_command import publish
+from meshctl.stream_commands import stream
+from meshctl.subscribe_command import subscribe
+
+
+@click.group(cls=MeshGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Operate a node of the mesh through its gateway."""
+
+
+for command in (*mesh_commands.COMMANDS, stream, publish, subscribe):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli.main(prog_name="meshctl")

@@ -1,0 +1,215 @@
+"""Commands about the life of node and mesh, and its topology."""
+
+from __future__ import annotations
+
+import click
+
+from meshapi.common.v1 import view_pb2
+from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshctl.confirm import confirm
+from meshctl.connection import run
+from meshctl.options import MeshCommand, Options
+from meshctl.output import as_json, milliseconds, path, print_json, print_table, short_name, yes
+
+
+def _status(options: Options) -> mesh_pb2.GetStatusResponse:
+    return run(options, lambda it: it.call(it.mesh.GetStatus, mesh_pb2.GetStatusRequest()))
+
+
+@click.command(cls=MeshCommand)
+@click.pass_obj
+def status(options: Options) -> None:
+    """Show what the node knows of the mesh and of itself."""
+    answer = _status(options)
+    if options.is_json:
+        print_json(as_json(answer))
+        return
+    if not answer.HasField("view"):
+        click.echo(f"node {answer.name} is in no mesh: `meshctl seed` founds one, `meshctl join ADDRESS` joins one")
+    else:
+        _print_status(answer)
+    for warning in answer.warnings:
+        click.echo(f"warning: {warning}")
+
+
+def _print_status(answer: mesh_pb2.GetStatusResponse) -> None:
+    view = answer.view
+    names = {node.node_id: node.name for node in view.nodes}
+    active = [node for node in view.nodes if node.state == view_pb2.NODE_STATE_ACTIVE]
+    reachable = sum(node.is_reachable for node in active)
+    streams = sum(stream.state != view_pb2.STREAM_STATE_DELETING for stream in view.streams)
+    running = "running" if answer.is_running else "stopped"
+    quorum = "in touch with a quorum" if answer.has_quorum else "without a quorum"
+    click.echo(f"mesh     {view.mesh_id}  {short_name(view, 'status')}  revision {view.revision}")
+    click.echo(f"node     {answer.name} (id {answer.node_id})  {running}, {quorum}")
+    click.echo(f"nodes    {len(view.nodes)}, {reachable} of {len(active)} active reachable")
+    click.echo(f"streams  {streams}")
+    leader = names.get(answer.mcg_leader, "unknown")
+    click.echo(f"MCG      leader {leader}, term {answer.mcg_term}, applied {answer.mcg_applied}")
+
+
+@click.command(cls=MeshCommand)
+@click.pass_obj
+def nodes(options: Options) -> None:
+    """List the members of the mesh."""
+    members = _status(options).view.nodes
+    if options.is_json:
+        print_json([as_json(node) for node in members])
+        return
+    print_table(
+        [">ID", "NAME", "STATE", "REACHABLE", "VOTER", "ADDRESS"],
+        [
+            [
+                str(node.node_id),
+                node.name,
+                short_name(node, "state"),
+                yes(node.is_reachable),
+                yes(node.is_voter),
+                node.peer_address or "only dials",
+            ]
+            for node in members
+        ],
+        "this node is in no mesh",
+    )
+
+
+@click.command(cls=MeshCommand)
+@click.pass_obj
+def links(options: Options) -> None:
+    """List the links between nodes, one line for each direction."""
+    answer = run(options, lambda it: it.call(it.topology.ListLinks, topology_pb2.ListLinksRequest()))
+    if options.is_json:
+        print_json(as_json(answer))
+        return
+    print_table(
+        ["FROM", "TO", ">LATENCY", ">JITTER", ">LOSS", ">COST", "TWO-WAY"],
+        [
+            [
+                getattr(link, "from"),
+                link.to,
+                milliseconds(link.latency_us),
+                milliseconds(link.jitter_us),
+                f"{link.loss_ppm / 10_000:.2f} %",
+                f"{link.cost:.0f}",
+                yes(link.is_two_way),
+            ]
+            for link in answer.links
+        ],
+        "no links",
+    )
+
+
+@click.command(cls=MeshCommand)
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.pass_obj
+def paths(options: Options, source: str, target: str) -> None:
+    """Show the paths between two nodes, best first."""
+    request = topology_pb2.ListPathsRequest(to=target)
+    # `from` is a keyword of Python.
+    setattr(request, "from", source)
+    answer = run(options, lambda it: it.call(it.topology.ListPaths, request))
+    if options.is_json:
+        print_json(as_json(answer))
+        return
+    rows = [[str(rank), path(item.nodes), f"{item.cost:.0f}"] for rank, item in enumerate(answer.paths, 1)]
+    print_table([">#", "PATH", ">COST"], rows, "no path")
+
+
+@click.command(cls=MeshCommand)
+@click.argument("node")
+@click.option("--limit-ms", type=click.IntRange(1, 60_000), default=2_000, show_default=True, help="Time to answer.")
+@click.pass_obj
+def ping(options: Options, node: str, limit_ms: int) -> None:
+    """Send an echo to a node through the overlay."""
+    request = data_pb2.PingRequest(node=node, timeout_ms=limit_ms)
+    answer = run(options, lambda it: it.call(it.data.Ping, request, extra_s=limit_ms / 1000))
+    if options.is_json:
+        print_json(as_json(answer))
+    else:
+        click.echo(f"{node}: {milliseconds(answer.rtt_us)} over {path(answer.path)}")
+
+
+@click.command(cls=MeshCommand)
+@click.pass_obj
+def forwarding(options: Options) -> None:
+    """Show the lanes of the node and its route to every other."""
+    answer = run(options, lambda it: it.call(it.data.GetForwarding, data_pb2.GetForwardingRequest()))
+    if options.is_json:
+        print_json(as_json(answer))
+        return
+    print_table(
+        ["LANE TO", "DIALLED BY", ">ROUND TRIP", ">UP"],
+        [
+            [lane.peer, "this node" if lane.is_dialled else "the peer", milliseconds(lane.rtt_us), f"{lane.up_s:.0f} s"]
+            for lane in answer.lanes
+        ],
+        "no lane is up",
+    )
+    click.echo()
+    print_table(
+        ["ROUTE TO", "PATH", "BACKUP"],
+        [[route.destination, path(route.path), path(route.backup)] for route in answer.routes],
+        "no routes",
+    )
+
+
+@click.command(cls=MeshCommand)
+@click.pass_obj
+def seed(options: Options) -> None:
+    """Found a new mesh with this node as its first."""
+    answer = run(options, lambda it: it.call(it.mesh.Seed, mesh_pb2.SeedRequest()))
+    if options.is_json:
+        print_json(as_json(answer))
+    else:
+        click.echo(f"founded mesh {answer.mesh_id}; this node has id {answer.node_id}")
+
+
+@click.command(cls=MeshCommand)
+@click.argument("address")
+@click.option("--mesh-id", default="", help="Expected id of the mesh; without it whichever answers is joined.")
+@click.pass_obj
+def join(options: Options, address: str, mesh_id: str) -> None:
+    """Join the mesh of the node at ADDRESS (ws://host:port or wss://host:port)."""
+    request = mesh_pb2.JoinRequest(address=address, mesh_id=mesh_id)
+    answer = run(options, lambda it: it.call(it.mesh.Join, request))
+    if options.is_json:
+        print_json(as_json(answer))
+    else:
+        click.echo(f"joined mesh {answer.mesh_id}; this node has id {answer.node_id}")
+
+
+@click.command(cls=MeshCommand)
+@click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def leave(options: Options, is_sure: bool) -> None:
+    """Leave the mesh for good: the node forgets it and its streams' data."""
+    confirm(is_sure, "Leave the mesh for good and forget this node's copy of its streams?")
+    run(options, lambda it: it.call(it.mesh.Leave, mesh_pb2.LeaveRequest()))
+    _done(options, "left the mesh")
+
+
+@click.command(cls=MeshCommand)
+@click.pass_obj
+def stop(options: Options) -> None:
+    """Stop the node on purpose: lanes and groups close, data stay."""
+    run(options, lambda it: it.call(it.mesh.Stop, mesh_pb2.StopRequest()))
+    _done(options, "stopped; `meshctl start` starts the node again")
+
+
+@click.command(cls=MeshCommand)
+@click.pass_obj
+def start(options: Options) -> None:
+    """Start a stopped node again."""
+    run(options, lambda it: it.call(it.mesh.Start, mesh_pb2.StartRequest()))
+    _done(options, "started")
+
+
+def _done(options: Options, text: str) -> None:
+    if options.is_json:
+        print_json({})
+    else:
+        click.echo(text)
+
+
+COMMANDS: tuple[click.Command, ...] = (status, nodes, links, paths, ping, forwarding, seed, join, leave, stop, start)

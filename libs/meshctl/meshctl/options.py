@@ -1,0 +1,139 @@
+"""Options that every command takes, before or after its name, and how a failure leaves the process.
+
+Exit status: 0 done; 1 refused or failed; 2 wrong usage; 3 failed, but the same command may succeed later; 130 after
+Ctrl-C; 141 when the reader of standard output went away.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.logging import correlation_id
+
+DEFAULT_GATEWAY: Final = "127.0.0.1:7002"
+EXIT_FAILED: Final = 1
+EXIT_RETRYABLE: Final = 3
+EXIT_INTERRUPTED: Final = 130
+EXIT_BROKEN_PIPE: Final = 141
+
+
+@dataclass(slots=True)
+class Options:
+    """What the user chose."""
+
+    gateway: str = DEFAULT_GATEWAY
+    is_json: bool = False
+    timeout_s: float = 30.0
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Later wins: an option after the command's name overrides the same one before it."""
+    options = context.ensure_object(Options)
+    source = context.get_parameter_source(str(parameter.name))
+    if value is None or source == click.core.ParameterSource.DEFAULT:
+        return
+    is_own_level = source == click.core.ParameterSource.COMMANDLINE or context.parent is None
+    if is_own_level:
+        setattr(options, {"as_json": "is_json", "timeout": "timeout_s"}.get(str(parameter.name), "gateway"), value)
+
+
+def _target(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        host, separator, port = value.rpartition(":")
+        if not (separator and host and port.isdigit() and 0 < int(port) < 65536):
+            raise click.BadParameter(f"{value!r} is not HOST:PORT, for example {DEFAULT_GATEWAY}.")
+    return value
+
+
+def _gateway(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    _remember(context, parameter, _target(context, parameter, value))
+
+
+def _shared_options() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--gateway"],
+            metavar="HOST:PORT",
+            envvar="MESH_CTL_GATEWAY",
+            expose_value=False,
+            callback=_gateway,
+            help=f"gRPC address of a node's gateway.  [env: MESH_CTL_GATEWAY; default: {DEFAULT_GATEWAY}]",
+        ),
+        click.Option(
+            ["--json", "as_json"], is_flag=True, expose_value=False, callback=_remember, help="Output for programs."
+        ),
+        click.Option(
+            ["--timeout"],
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            expose_value=False,
+            callback=_remember,
+            help="Time limit of a call.  [default: 30]",
+        ),
+    ]
+
+
+class MeshCommand(click.Command):
+    """A command that takes the shared options."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.params += _shared_options()
+
+
+class MeshGroup(click.Group):
+    """The program or a group of commands: takes the shared options, answers failures with one line and a status."""
+
+    command_class = MeshCommand
+    group_class = type
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.params += _shared_options()
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs the program; ends the process with its exit status when `standalone_mode`."""
+        status = self._guarded(args, prog_name, complete_var, **extra)
+        if standalone_mode:
+            sys.exit(status)
+        return status
+
+    def _guarded(
+        self, args: Sequence[str] | None, prog_name: str | None, complete_var: str | None, **extra: Any
+    ) -> int:
+        try:
+            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted", err=True)
+            return EXIT_INTERRUPTED
+        except MeshError as error:
+            click.echo(f"error: {error.code}: {error.message}{_trail(error)}", err=True)
+            return EXIT_RETRYABLE if error.retryable else EXIT_FAILED
+        except BrokenPipeError:
+            # Python flushes standard output once more on its way out; give it a place where that cannot fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_BROKEN_PIPE
+        return status if isinstance(status, int) else 0
+
+
+def _trail(error: MeshError) -> str:
+    """Where to look further, for the one error that cannot explain itself."""
+    current = correlation_id.get()
+    return f" (correlation id {current})" if error.code == ErrorCode.INTERNAL and current else ""
