@@ -18,6 +18,7 @@ from grpc_health.v1.health import aio as health_aio
 
 from meshapi.common.v1 import error_pb2
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.listen import bind
 from meshcommon.logging import CORRELATION_METADATA, correlation_id, get_logger, new_correlation_id
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -166,19 +167,18 @@ class GrpcServer:
         """Binds and serves; returns the port.
 
         Raises:
-            MeshError: ADDRESS_IN_USE.
+            MeshError: ADDRESS_IN_USE or SETTING_INVALID.
         """
+        # gRPC cannot be given a socket, and its own failure to bind says neither why nor anything in JSON: try first.
+        bind(listen, what).close()
         try:
             self.port = self.server.add_insecure_port(listen)
-        except RuntimeError:
-            self.port = 0
-        if not self.port:
+        except RuntimeError as error:
             raise MeshError(
                 ErrorCode.ADDRESS_IN_USE,
-                f"{what} cannot listen on {listen}: the port is in use or not ours. "
-                "Stop the other process or choose another port.",
+                f"{what} cannot listen on {listen}: the port is in use. Stop the other process or choose another port.",
                 {"address": listen},
-            )
+            ) from error
         # grpc_health itself begins as serving; a service that is still starting is not.
         await self.set_serving(self._is_serving)
         await self.server.start()
@@ -191,6 +191,6 @@ class GrpcServer:
         await self._health.set("", status)
 
     async def stop(self) -> None:
-        """Refuses new calls, gives running ones a moment, then ends them."""
+        """Refuses new calls, gives running ones a moment, then ends them. May be called again, also before `start`."""
         await self._health.enter_graceful_shutdown()
         await asyncio.shield(self.server.stop(STOP_GRACE_S))
