@@ -16,7 +16,7 @@ from mesh_data.shell.publish_call import CREDIT_BYTES, Batch, PublishCall
 from mesh_data.shell.read_call import read_stream
 from mesh_data.shell.replica import Replica
 from mesh_data.shell.streams_asking import ask_leader
-from mesh_data.shell.streams_catalogue import StreamsCatalogue
+from mesh_data.shell.streams_catalogue import StreamsCatalogue, shutting_down
 from mesh_data.shell.streams_metrics import (
     PUBLISH_DUPLICATES,
     PUBLISH_ERRORS,
@@ -51,6 +51,13 @@ class StreamsApi:
 
     def __init__(self, catalogue: StreamsCatalogue) -> None:
         self._catalogue = catalogue
+        self._calls: set[PublishCall] = set()
+
+    def close(self) -> None:
+        """The service stops: ends calls that would stay for ever, after the answers that are due."""
+        self._catalogue.close()
+        for call in self._calls:
+            call.complete()
 
     async def InitProducer(  # noqa: N802 - named by the proto
         self, request: data_pb2.InitProducerRequest, context: Any
@@ -98,11 +105,15 @@ class StreamsApi:
                 call.complete()
 
         taking = asyncio.create_task(take_requests(), name="publish: requests")
+        self._calls.add(call)
         try:
             while (answered := await call.answer()) is not None:
                 yield _publish_response(*answered)
+            if self._catalogue.closing.is_set():
+                raise shutting_down()
             await taking
         finally:
+            self._calls.discard(call)
             taking.cancel()
             await asyncio.wait((taking,))
             await call.abandon()
@@ -123,6 +134,8 @@ class StreamsApi:
     ) -> data_pb2.DescribeStreamResponse:
         """Live state from the leader; from the local replica while there is none, then without members."""
         stream = self._catalogue.named(request.stream)
+        if request.is_local:
+            return await describe(self._catalogue, self._catalogue.served(stream.stream_id))
 
         async def at_leader(replica: Replica) -> data_pb2.DescribeStreamResponse:
             return await describe(self._catalogue, replica)

@@ -116,6 +116,11 @@ class Groups:
         """The open replica of that stream at this node."""
         return self._replicas.get(stream_id)
 
+    def notify_all(self) -> None:
+        """Wakes everybody who waits at a replica, so that they look around."""
+        for replica in self._replicas.values():
+            replica.notify()
+
     def reports(self) -> tuple[Report, ...]:
         """State of every local replica, by stream id."""
         return self._reports

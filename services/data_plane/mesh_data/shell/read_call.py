@@ -59,7 +59,7 @@ async def read_stream(
 
 
 async def fetch(catalogue: StreamsCatalogue, stream_id: StreamId, offset: int, wait_s: float) -> Fetched:
-    """Batches from `offset` on, local or from a member; none when there are none after `wait_s`.
+    """Batches from `offset` on, local or from a member; none when nothing is new after a wait of at most `wait_s`.
 
     Raises:
         MeshError: as `read_stream`.
@@ -81,17 +81,15 @@ async def fetch(catalogue: StreamsCatalogue, stream_id: StreamId, offset: int, w
 
 
 async def fetch_local(replica: Replica, offset: int, bytes_max: int, wait_s: float) -> Fetched:
-    """Batches of a local replica from `offset` on; at the end it waits up to `wait_s` for some.
+    """Batches of a local replica from `offset` on; at the end it waits for a change, at most `wait_s`.
 
     Raises:
         MeshError: OFFSET_BELOW_FLOOR, STORAGE_FAILED, or why the replica closed.
     """
     changed = replica.changed
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + wait_s
-    while replica.is_open and offset >= replica.next_offset and loop.time() < deadline:
-        await wait_set(changed, deadline - loop.time())
-        changed = replica.changed
+    if wait_s > 0 and replica.is_open and offset >= replica.next_offset:
+        # One wait, whatever ended it: the caller looks at the stream and the node again before the next.
+        await wait_set(changed, wait_s)
     if replica.failure is not None:
         raise replica.failure
     batches = replica.read(offset, bytes_max) if offset < replica.next_offset else []

@@ -6,6 +6,8 @@ asked. Leaves out: asking. Source: architecture §5 "Overlay request".
 
 from __future__ import annotations
 
+import asyncio
+
 from mesh_data.core.view import Stream, StreamState, View
 from mesh_data.shell.groups import Groups
 from mesh_data.shell.overlay_port import OverlayPort
@@ -20,11 +22,20 @@ class StreamsCatalogue:
     def __init__(self, overlay: OverlayPort, groups: Groups) -> None:
         self.overlay = overlay
         self.groups = groups
+        self.closing = asyncio.Event()
+        """Set when the service stops."""
         self._hints: dict[StreamId, NodeId] = {}
         self._turn = 0
 
+    def close(self) -> None:
+        """The service stops: calls that would stay for ever end."""
+        self.closing.set()
+        self.groups.notify_all()
+
     def view(self) -> View:
-        """The view. Raises NOT_A_MEMBER or NODE_STOPPED."""
+        """The view. Raises NOT_A_MEMBER, NODE_STOPPED or, while the service stops, UNAVAILABLE."""
+        if self.closing.is_set():
+            raise shutting_down()
         view = self.overlay.view()
         if view is None:
             raise MeshError(ErrorCode.NOT_A_MEMBER, "This node is in no mesh: seed one, or join one, first.")
@@ -100,6 +111,11 @@ class StreamsCatalogue:
         self._hints.pop(stream.stream_id, None)
         self._turn += 1
         return False
+
+
+def shutting_down() -> MeshError:
+    """The data plane is going away."""
+    return MeshError(ErrorCode.UNAVAILABLE, "This node's data plane is shutting down: try again, or at another node.")
 
 
 def _not_found(name: str) -> MeshError:
