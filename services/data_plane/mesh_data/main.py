@@ -81,7 +81,8 @@ async def _serve(stop: Stop, node: NodeSettings, settings: DataSettings, data_di
     attachments, configuration = OverlayServicer(overlay), DataPlaneServicer(configurator, groups)
     overlay_pb2_grpc.add_OverlayServiceServicer_to_server(attachments, server.server)
     data_pb2_grpc.add_DataPlaneServiceServicer_to_server(configuration, server.server)
-    supervisor_pb2_grpc.add_MeshDataServiceServicer_to_server(MeshDataServicer(catalogue, overlay), server.server)
+    public = MeshDataServicer(catalogue, overlay)
+    supervisor_pb2_grpc.add_MeshDataServiceServicer_to_server(public, server.server)
     # Identity, view and routes of the last run: lanes and groups come up without the control plane.
     configurator.restore()
     async with asyncio.TaskGroup() as tasks:
@@ -102,6 +103,7 @@ async def _serve(stop: Stop, node: NodeSettings, settings: DataSettings, data_di
         await overlay.say_goodbye()
         attachments.close()
         configuration.close()
+        public.close()
         await server.stop()
         for task in running:
             task.cancel()

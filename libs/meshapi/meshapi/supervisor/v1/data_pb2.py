@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from meshapi.common.v1 import error_pb2 as meshapi_dot_common_dot_v1_dot_error__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n meshapi/supervisor/v1/data.proto\x12\x15meshapi.supervisor.v1\x1a\x1dmeshapi/common/v1/error.proto\"<\n\x13InitProducerRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x15\n\rproducer_name\x18\x02 \x01(\t\"t\n\x14InitProducerResponse\x12\x13\n\x0bproducer_id\x18\x01 \x01(\x04\x12\x16\n\x0eproducer_epoch\x18\x02 \x01(\r\x12\x15\n\rnext_sequence\x18\x03 \x01(\x04\x12\x18\n\x10last_offset_next\x18\x04 \x01(\x04\"8\n\rPublishRecord\x12\r\n\x05value\x18\x01 \x01(\x0c\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x06\n\x04_key\"\xcd\x01\n\x0ePublishRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x30\n\x04wait\x18\x02 \x01(\x0e\x32\".meshapi.supervisor.v1.PublishWait\x12\x35\n\x07records\x18\x03 \x03(\x0b\x32$.meshapi.supervisor.v1.PublishRecord\x12\x13\n\x0bproducer_id\x18\x04 \x01(\x04\x12\x16\n\x0eproducer_epoch\x18\x05 \x01(\r\x12\x15\n\rbase_sequence\x18\x06 \x01(\x04\"\x90\x01\n\x0fPublishResponse\x12\x13\n\x0b\x62\x61se_offset\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x14\n\x0cis_duplicate\x18\x03 \x01(\x08\x12-\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1e.meshapi.common.v1.ErrorDetail\x12\x14\n\x0c\x63redit_bytes\x18\x05 \x01(\x04\"W\n\x0bReadRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x13\n\x0b\x66rom_offset\x18\x02 \x01(\x04\x12\x13\n\x0brecords_max\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"[\n\nReadRecord\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x10\n\x03key\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0ctimestamp_ms\x18\x04 \x01(\x04\x42\x06\n\x04_key\"W\n\x0cReadResponse\x12\x32\n\x07records\x18\x01 \x03(\x0b\x32!.meshapi.supervisor.v1.ReadRecord\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\"\'\n\x15\x44\x65scribeStreamRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\"Y\n\x0eMemberProgress\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08is_voter\x18\x02 \x01(\x08\x12\x15\n\rmatched_index\x18\x03 \x01(\x04\x12\x10\n\x08quiet_ms\x18\x04 \x01(\x04\"\xec\x01\n\x16\x44\x65scribeStreamResponse\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x14\n\x0c\x66loor_offset\x18\x02 \x01(\x04\x12\x13\n\x0bnext_offset\x18\x03 \x01(\x04\x12\x0e\n\x06leader\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x15\n\rapplied_index\x18\x06 \x01(\x04\x12\x12\n\nstate_hash\x18\x07 \x01(\x0c\x12\x36\n\x07members\x18\x08 \x03(\x0b\x32%.meshapi.supervisor.v1.MemberProgress\x12\x16\n\x0eretained_bytes\x18\t \x01(\x04\"/\n\x0bPingRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\",\n\x0cPingResponse\x12\x0e\n\x06rtt_us\x18\x01 \x01(\x04\x12\x0c\n\x04path\x18\x02 \x03(\t\"\x16\n\x14GetForwardingRequest\"F\n\x04Lane\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x12\n\nis_dialled\x18\x02 \x01(\x08\x12\x0e\n\x06rtt_us\x18\x03 \x01(\r\x12\x0c\n\x04up_s\x18\x04 \x01(\x01\"D\n\x0f\x46orwardingRoute\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x03(\t\x12\x0e\n\x06\x62\x61\x63kup\x18\x03 \x03(\t\"\x92\x01\n\x15GetForwardingResponse\x12*\n\x05lanes\x18\x01 \x03(\x0b\x32\x1b.meshapi.supervisor.v1.Lane\x12\x36\n\x06routes\x18\x02 \x03(\x0b\x32&.meshapi.supervisor.v1.ForwardingRoute\x12\x15\n\rroute_version\x18\x03 \x01(\x04*G\n\x0bPublishWait\x12\x1c\n\x18PUBLISH_WAIT_UNSPECIFIED\x10\x00\x12\x1a\n\x16PUBLISH_WAIT_COMMITTED\x10\x01\x32\xd7\x04\n\x0fMeshDataService\x12g\n\x0cInitProducer\x12*.meshapi.supervisor.v1.InitProducerRequest\x1a+.meshapi.supervisor.v1.InitProducerResponse\x12\\\n\x07Publish\x12%.meshapi.supervisor.v1.PublishRequest\x1a&.meshapi.supervisor.v1.PublishResponse(\x01\x30\x01\x12Q\n\x04Read\x12\".meshapi.supervisor.v1.ReadRequest\x1a#.meshapi.supervisor.v1.ReadResponse0\x01\x12m\n\x0e\x44\x65scribeStream\x12,.meshapi.supervisor.v1.DescribeStreamRequest\x1a-.meshapi.supervisor.v1.DescribeStreamResponse\x12O\n\x04Ping\x12\".meshapi.supervisor.v1.PingRequest\x1a#.meshapi.supervisor.v1.PingResponse\x12j\n\rGetForwarding\x12+.meshapi.supervisor.v1.GetForwardingRequest\x1a,.meshapi.supervisor.v1.GetForwardingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n meshapi/supervisor/v1/data.proto\x12\x15meshapi.supervisor.v1\x1a\x1dmeshapi/common/v1/error.proto\"<\n\x13InitProducerRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x15\n\rproducer_name\x18\x02 \x01(\t\"t\n\x14InitProducerResponse\x12\x13\n\x0bproducer_id\x18\x01 \x01(\x04\x12\x16\n\x0eproducer_epoch\x18\x02 \x01(\r\x12\x15\n\rnext_sequence\x18\x03 \x01(\x04\x12\x18\n\x10last_offset_next\x18\x04 \x01(\x04\"8\n\rPublishRecord\x12\r\n\x05value\x18\x01 \x01(\x0c\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x06\n\x04_key\"\xcd\x01\n\x0ePublishRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x30\n\x04wait\x18\x02 \x01(\x0e\x32\".meshapi.supervisor.v1.PublishWait\x12\x35\n\x07records\x18\x03 \x03(\x0b\x32$.meshapi.supervisor.v1.PublishRecord\x12\x13\n\x0bproducer_id\x18\x04 \x01(\x04\x12\x16\n\x0eproducer_epoch\x18\x05 \x01(\r\x12\x15\n\rbase_sequence\x18\x06 \x01(\x04\"\x90\x01\n\x0fPublishResponse\x12\x13\n\x0b\x62\x61se_offset\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x14\n\x0cis_duplicate\x18\x03 \x01(\x08\x12-\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1e.meshapi.common.v1.ErrorDetail\x12\x14\n\x0c\x63redit_bytes\x18\x05 \x01(\x04\"W\n\x0bReadRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x13\n\x0b\x66rom_offset\x18\x02 \x01(\x04\x12\x13\n\x0brecords_max\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"[\n\nReadRecord\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x10\n\x03key\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0ctimestamp_ms\x18\x04 \x01(\x04\x42\x06\n\x04_key\"W\n\x0cReadResponse\x12\x32\n\x07records\x18\x01 \x03(\x0b\x32!.meshapi.supervisor.v1.ReadRecord\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\"9\n\x15\x44\x65scribeStreamRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x10\n\x08is_local\x18\x02 \x01(\x08\"Y\n\x0eMemberProgress\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08is_voter\x18\x02 \x01(\x08\x12\x15\n\rmatched_index\x18\x03 \x01(\x04\x12\x10\n\x08quiet_ms\x18\x04 \x01(\x04\"\xec\x01\n\x16\x44\x65scribeStreamResponse\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x14\n\x0c\x66loor_offset\x18\x02 \x01(\x04\x12\x13\n\x0bnext_offset\x18\x03 \x01(\x04\x12\x0e\n\x06leader\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x15\n\rapplied_index\x18\x06 \x01(\x04\x12\x12\n\nstate_hash\x18\x07 \x01(\x0c\x12\x36\n\x07members\x18\x08 \x03(\x0b\x32%.meshapi.supervisor.v1.MemberProgress\x12\x16\n\x0eretained_bytes\x18\t \x01(\x04\"/\n\x0bPingRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\",\n\x0cPingResponse\x12\x0e\n\x06rtt_us\x18\x01 \x01(\x04\x12\x0c\n\x04path\x18\x02 \x03(\t\"\x16\n\x14GetForwardingRequest\"F\n\x04Lane\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x12\n\nis_dialled\x18\x02 \x01(\x08\x12\x0e\n\x06rtt_us\x18\x03 \x01(\r\x12\x0c\n\x04up_s\x18\x04 \x01(\x01\"D\n\x0f\x46orwardingRoute\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x03(\t\x12\x0e\n\x06\x62\x61\x63kup\x18\x03 \x03(\t\"\x92\x01\n\x15GetForwardingResponse\x12*\n\x05lanes\x18\x01 \x03(\x0b\x32\x1b.meshapi.supervisor.v1.Lane\x12\x36\n\x06routes\x18\x02 \x03(\x0b\x32&.meshapi.supervisor.v1.ForwardingRoute\x12\x15\n\rroute_version\x18\x03 \x01(\x04*G\n\x0bPublishWait\x12\x1c\n\x18PUBLISH_WAIT_UNSPECIFIED\x10\x00\x12\x1a\n\x16PUBLISH_WAIT_COMMITTED\x10\x01\x32\xd7\x04\n\x0fMeshDataService\x12g\n\x0cInitProducer\x12*.meshapi.supervisor.v1.InitProducerRequest\x1a+.meshapi.supervisor.v1.InitProducerResponse\x12\\\n\x07Publish\x12%.meshapi.supervisor.v1.PublishRequest\x1a&.meshapi.supervisor.v1.PublishResponse(\x01\x30\x01\x12Q\n\x04Read\x12\".meshapi.supervisor.v1.ReadRequest\x1a#.meshapi.supervisor.v1.ReadResponse0\x01\x12m\n\x0e\x44\x65scribeStream\x12,.meshapi.supervisor.v1.DescribeStreamRequest\x1a-.meshapi.supervisor.v1.DescribeStreamResponse\x12O\n\x04Ping\x12\".meshapi.supervisor.v1.PingRequest\x1a#.meshapi.supervisor.v1.PingResponse\x12j\n\rGetForwarding\x12+.meshapi.supervisor.v1.GetForwardingRequest\x1a,.meshapi.supervisor.v1.GetForwardingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshapi.supervisor.v1.data_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PUBLISHWAIT']._serialized_start=1735
-  _globals['_PUBLISHWAIT']._serialized_end=1806
+  _globals['_PUBLISHWAIT']._serialized_start=1753
+  _globals['_PUBLISHWAIT']._serialized_end=1824
   _globals['_INITPRODUCERREQUEST']._serialized_start=90
   _globals['_INITPRODUCERREQUEST']._serialized_end=150
   _globals['_INITPRODUCERRESPONSE']._serialized_start=152
@@ -51,23 +51,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READRESPONSE']._serialized_start=865
   _globals['_READRESPONSE']._serialized_end=952
   _globals['_DESCRIBESTREAMREQUEST']._serialized_start=954
-  _globals['_DESCRIBESTREAMREQUEST']._serialized_end=993
-  _globals['_MEMBERPROGRESS']._serialized_start=995
-  _globals['_MEMBERPROGRESS']._serialized_end=1084
-  _globals['_DESCRIBESTREAMRESPONSE']._serialized_start=1087
-  _globals['_DESCRIBESTREAMRESPONSE']._serialized_end=1323
-  _globals['_PINGREQUEST']._serialized_start=1325
-  _globals['_PINGREQUEST']._serialized_end=1372
-  _globals['_PINGRESPONSE']._serialized_start=1374
-  _globals['_PINGRESPONSE']._serialized_end=1418
-  _globals['_GETFORWARDINGREQUEST']._serialized_start=1420
-  _globals['_GETFORWARDINGREQUEST']._serialized_end=1442
-  _globals['_LANE']._serialized_start=1444
-  _globals['_LANE']._serialized_end=1514
-  _globals['_FORWARDINGROUTE']._serialized_start=1516
-  _globals['_FORWARDINGROUTE']._serialized_end=1584
-  _globals['_GETFORWARDINGRESPONSE']._serialized_start=1587
-  _globals['_GETFORWARDINGRESPONSE']._serialized_end=1733
-  _globals['_MESHDATASERVICE']._serialized_start=1809
-  _globals['_MESHDATASERVICE']._serialized_end=2408
+  _globals['_DESCRIBESTREAMREQUEST']._serialized_end=1011
+  _globals['_MEMBERPROGRESS']._serialized_start=1013
+  _globals['_MEMBERPROGRESS']._serialized_end=1102
+  _globals['_DESCRIBESTREAMRESPONSE']._serialized_start=1105
+  _globals['_DESCRIBESTREAMRESPONSE']._serialized_end=1341
+  _globals['_PINGREQUEST']._serialized_start=1343
+  _globals['_PINGREQUEST']._serialized_end=1390
+  _globals['_PINGRESPONSE']._serialized_start=1392
+  _globals['_PINGRESPONSE']._serialized_end=1436
+  _globals['_GETFORWARDINGREQUEST']._serialized_start=1438
+  _globals['_GETFORWARDINGREQUEST']._serialized_end=1460
+  _globals['_LANE']._serialized_start=1462
+  _globals['_LANE']._serialized_end=1532
+  _globals['_FORWARDINGROUTE']._serialized_start=1534
+  _globals['_FORWARDINGROUTE']._serialized_end=1602
+  _globals['_GETFORWARDINGRESPONSE']._serialized_start=1605
+  _globals['_GETFORWARDINGRESPONSE']._serialized_end=1751
+  _globals['_MESHDATASERVICE']._serialized_start=1827
+  _globals['_MESHDATASERVICE']._serialized_end=2426
 # @@protoc_insertion_point(module_scope)
