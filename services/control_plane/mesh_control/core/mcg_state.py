@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
 from mesh_control.core import encoding, rules
 from mesh_control.core.model import (
     RETAINED_BYTES_DEFAULT,
@@ -189,7 +191,7 @@ class McgState:
         try:
             message = mcg_pb2.McgSnapshot.FromString(data)
             nodes, streams = encoding.read_view(message.view, message.destroyed)
-        except ValueError as error:
+        except (DecodeError, ValueError) as error:
             raise MeshError(
                 ErrorCode.STORAGE_FAILED,
                 f"The stored state of the mesh cannot be read ({error}): empty this node's data directory and join again.",
@@ -220,7 +222,10 @@ class McgState:
         kind = command.WhichOneof("kind") or ""
         handler = self._handlers.get(kind)
         if handler is None:
-            raise MeshError(ErrorCode.INVALID_ARGUMENT, "The command is of a kind that this version does not know.")
+            raise MeshError(
+                ErrorCode.INVALID_ARGUMENT,
+                "The command is of a kind that this version does not know: update this node.",
+            )
         if kind != "found_mesh" and not self._now.mesh_id:
             raise MeshError(ErrorCode.NOT_A_MEMBER, "There is no mesh yet: seed one, or join one.")
         allocated_id = handler(command)

@@ -62,9 +62,7 @@ def wanted_voters(
     """Members that should vote; present voters stay as long as they can, so that a change is as small as possible."""
     running = [node for node in nodes if node.state is NodeState.ACTIVE]
     staying = [node for node in running if node.node_id not in departing]
-    candidates = staying or running
-    if not candidates:
-        return frozenset(current)
+    candidates = staying or running or list(nodes)
     candidates.sort(key=lambda node: (node.mcg_member not in current, not node.is_reachable, node.mcg_member))
     return frozenset(node.mcg_member for node in candidates[: voter_count(len(candidates))])
 

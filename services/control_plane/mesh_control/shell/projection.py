@@ -65,21 +65,21 @@ class Projection:
 
     async def _follow(self) -> None:
         while True:
-            await self._write()
-            self._readiness.clear(_WARNING)
-            await self._node.changed.wait()
+            # Changes that came while a transaction ran are news now: wait only when there is nothing left to write.
+            if not await self._write():
+                self._readiness.clear(_WARNING)
+                await self._node.changed.wait()
 
-    async def _write(self) -> None:
-        """Writes the newest state, if it is news."""
+    async def _write(self) -> bool:
+        """Writes the newest state; False, at once, when it is written already."""
         mcg = self._node.mcg
         if mcg is None:
-            await self._empty()
-            return
+            return await self._empty()
         if not mcg.state.mesh_id:
-            return
+            return False
         rows = rows_of(mcg.state, self._node.node_id)
         if self._written is not None and self._written.mesh["revision"] == rows.mesh["revision"]:
-            return
+            return False
         async with self._engine.begin() as connection:
             if self._written is None or not await self._is_where_we_left_it(connection, self._written):
                 await self._rebuild(connection, rows)
@@ -89,6 +89,7 @@ class Projection:
                 await connection.execute(sa.update(MESH).values(rows.mesh))
                 metrics.PROJECTIONS.labels("difference").inc()
         self._written = rows
+        return True
 
     async def _is_where_we_left_it(self, connection: AsyncConnection, written: Rows) -> bool:
         found = (await connection.execute(sa.select(MESH).with_for_update())).mappings().all()
@@ -113,11 +114,12 @@ class Projection:
         others = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
         await connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=others), change.put)
 
-    async def _empty(self) -> None:
+    async def _empty(self) -> bool:
         """A node that is in no mesh projects none."""
         if self._written is not None and not self._written.nodes:
-            return
+            return False
         async with self._engine.begin() as connection:
             for table in (STREAMS, NODES, MESH):
                 await connection.execute(sa.delete(table))
         self._written = Rows({"applied_index": 0, "revision": -1})
+        return True
