@@ -10,7 +10,7 @@ FILE ?=
 # For instance: make test ARGS="-k follower -x"
 ARGS ?=
 
-.PHONY: help setup demo up down test check fmt proto verify golden fuzz lock clean
+.PHONY: help setup demo up down test check sim fmt proto verify golden fuzz lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
