@@ -39,7 +39,6 @@ class Connection:
         self.data: MeshDataServiceAsyncStub = MeshDataServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
-        correlation_id.set(new_correlation_id())
         return self
 
     async def __aexit__(
@@ -77,4 +76,6 @@ def run(options: Options, work: Callable[[Connection], Awaitable[ResultT]]) -> R
         async with Connection(options) as connection:
             return await work(connection)
 
+    # Outside of the loop, whose context is a copy: the text of an error may tell it.
+    correlation_id.set(new_correlation_id())
     return asyncio.run(connected())

@@ -98,6 +98,15 @@ class MeshGroup(click.Group):
         super().__init__(*arguments, **keywords)
         self.params += _shared_options()
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Python flushes standard output once more on its way out; give it a place where that cannot fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(EXIT_BROKEN_PIPE) from None
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -126,10 +135,6 @@ class MeshGroup(click.Group):
         except MeshError as error:
             click.echo(f"error: {error.code}: {error.message}{_trail(error)}", err=True)
             return EXIT_RETRYABLE if error.retryable else EXIT_FAILED
-        except BrokenPipeError:
-            # Python flushes standard output once more on its way out; give it a place where that cannot fail.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_BROKEN_PIPE
         return status if isinstance(status, int) else 0
 
 

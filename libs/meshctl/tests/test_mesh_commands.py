@@ -1,0 +1,205 @@
+"""Commands about the mesh: what they print, what they give programs, how they fail."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meshapi.common.v1 import view_pb2
+from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshcommon.errors import ErrorCode, MeshError
+
+if TYPE_CHECKING:
+    from meshtest.fake_services import FakeServer
+    from tests.conftest import Program
+
+
+def status_of_two() -> mesh_pb2.GetStatusResponse:
+    view = view_pb2.MeshView(
+        revision=7,
+        mesh_id="the-mesh",
+        status=view_pb2.MESH_STATUS_DEGRADED,
+        nodes=[
+            view_pb2.NodeView(
+                node_id=1, name="a", public_key=b"\x01\x02", state=view_pb2.NODE_STATE_ACTIVE, is_reachable=True
+            ),
+            view_pb2.NodeView(node_id=2, name="b", state=view_pb2.NODE_STATE_ACTIVE, peer_address="ws://b:1"),
+        ],
+    )
+    return mesh_pb2.GetStatusResponse(
+        node_id=1, name="a", is_running=True, view=view, mcg_leader=2, mcg_term=3, mcg_applied=9, warnings=["No Redis."]
+    )
+
+
+def link() -> topology_pb2.Link:
+    message = topology_pb2.Link(to="b", latency_us=1_250, loss_ppm=20_000, cost=1300.4, is_two_way=True)
+    setattr(message, "from", "a")
+    return message
+
+
+async def test_status_for_people(gateway: FakeServer, meshctl: Program) -> None:
+    gateway.answer("GetStatus", status_of_two())
+    result = await meshctl.run("status")
+    assert result.exit_code == 0
+    for expected in ("the-mesh", "DEGRADED", "1 of 2 active reachable", "leader b", "warning: No Redis."):
+        assert expected in result.stdout
+
+
+async def test_status_for_programs_has_numbers_and_nothing_left_out(gateway: FakeServer, meshctl: Program) -> None:
+    gateway.answer("GetStatus", status_of_two())
+    for arguments in (("status", "--json"), ("--json", "status")):
+        body = json.loads((await meshctl.run(*arguments)).stdout)
+        assert body["node_id"] == 1
+        assert body["view"]["status"] == "DEGRADED"
+        assert body["view"]["nodes"][0]["public_key"] == "0102"
+        assert body["view"]["nodes"][0]["peer_address"] == ""
+        assert body["has_quorum"] is False
+
+
+async def test_status_of_a_node_in_no_mesh_says_what_to_do(gateway: FakeServer, meshctl: Program) -> None:
+    gateway.answer("GetStatus", mesh_pb2.GetStatusResponse(name="a"))
+    assert "meshctl seed" in (await meshctl.run("status")).stdout
+    assert json.loads((await meshctl.run("status", "--json")).stdout)["view"] is None
+
+
+async def test_nodes(gateway: FakeServer, meshctl: Program) -> None:
+    gateway.answer("GetStatus", status_of_two())
+    lines = (await meshctl.run("nodes")).stdout.splitlines()
+    assert lines[0].split() == ["ID", "NAME", "STATE", "REACHABLE", "VOTER", "ADDRESS"]
+    assert lines[2].split() == ["1", "a", "ACTIVE", "yes", "no", "only", "dials"]
+    assert [node["name"] for node in json.loads((await meshctl.run("nodes", "--json")).stdout)] == ["a", "b"]
+
+
+async def test_links_paths_ping_and_forwarding(gateway: FakeServer, meshctl: Program) -> None:
+    gateway.answer("ListLinks", topology_pb2.ListLinksResponse(links=[link()], topology_version=2))
+    path = topology_pb2.TopologyPath(nodes=["a", "b", "c"], cost=2.5)
+    gateway.answer("ListPaths", topology_pb2.ListPathsResponse(paths=[path]))
+    gateway.answer("Ping", data_pb2.PingResponse(rtt_us=1_500, path=["a", "b"]))
+    route = data_pb2.ForwardingRoute(destination="c", path=["a", "c"], backup=["a", "b", "c"])
+    lane = data_pb2.Lane(peer="b", is_dialled=True, rtt_us=90, up_s=2.5)
+    gateway.answer("GetForwarding", data_pb2.GetForwardingResponse(lanes=[lane], routes=[route]))
+    links = (await meshctl.run("links")).stdout
+    assert "1.25 ms" in links
+    assert "2.00 %" in links
+    assert json.loads((await meshctl.run("links", "--json")).stdout)["links"][0]["from"] == "a"
+    assert "a → b → c" in (await meshctl.run("paths", "a", "c")).stdout
+    asked = gateway.asked[-1].request
+    assert (getattr(asked, "from"), asked.to) == ("a", "c")
+    assert (await meshctl.run("ping", "b")).stdout == "b: 1.50 ms over a → b\n"
+    forwarding = (await meshctl.run("forwarding")).stdout
+    assert "this node" in forwarding
+    assert "a → b → c" in forwarding
+    for command in (("paths", "a", "c"), ("ping", "b"), ("forwarding",)):
+        assert json.loads((await meshctl.run(*command, "--json")).stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method", "answer", "said"),
+    [
+        (("seed",), "Seed", mesh_pb2.SeedResponse(mesh_id="m", node_id=1), "founded mesh m"),
+        (("join", "ws://b:1"), "Join", mesh_pb2.JoinResponse(mesh_id="m", node_id=2), "joined mesh m"),
+        (("leave", "--yes"), "Leave", mesh_pb2.LeaveResponse(), "left the mesh"),
+        (("stop",), "Stop", mesh_pb2.StopResponse(), "stopped"),
+        (("start",), "Start", mesh_pb2.StartResponse(), "started"),
+    ],
+)
+async def test_commands_that_change(
+    gateway: FakeServer, meshctl: Program, arguments: tuple[str, ...], method: str, answer: Any, said: str
+) -> None:
+    gateway.answer(method, answer)
+    result = await meshctl.run(*arguments)
+    assert result.exit_code == 0
+    assert said in result.stdout
+    json.loads((await meshctl.run(*arguments, "--json")).stdout)
+    assert [asked.method for asked in gateway.asked] == [method, method]
+
+
+async def test_join_passes_the_expected_mesh_id(gateway: FakeServer, meshctl: Program) -> None:
+    gateway.answer("Join", mesh_pb2.JoinResponse())
+    await meshctl.run("join", "ws://b:1", "--mesh-id", "m")
+    assert gateway.asked[-1].request == mesh_pb2.JoinRequest(address="ws://b:1", mesh_id="m")
+
+
+async def test_leaving_without_a_terminal_needs_yes(gateway: FakeServer, meshctl: Program) -> None:
+    result = await meshctl.run("leave", given=b"y\n")
+    assert result.exit_code == 2
+    assert "--yes" in result.stderr
+    assert gateway.asked == []
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(ErrorCode.NAME_TAKEN, 1), (ErrorCode.NO_QUORUM, 3), (ErrorCode.INTERNAL, 1)]
+)
+async def test_a_refusal_is_one_line_and_a_status(
+    gateway: FakeServer, meshctl: Program, code: ErrorCode, status: int
+) -> None:
+    gateway.answer("Join", MeshError(code, "It is so."))
+    result = await meshctl.run("join", "ws://b:1")
+    assert result.exit_code == status
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: {code}: It is so.")
+    assert len(result.stderr.splitlines()) == 1
+
+
+async def test_a_gateway_that_is_not_there_is_told_with_its_address(gateway: FakeServer, meshctl: Program) -> None:
+    await gateway.server.server.stop(None)
+    for arguments in (
+        ("status",),
+        ("stream", "ls"),
+        ("subscribe", "demo/lines"),
+        ("publish", "d/l", "--timeout", "0.2"),
+    ):
+        result = await meshctl.run(*arguments)
+        assert result.exit_code == 3
+        assert "error: UNAVAILABLE: " in result.stderr
+        assert "Traceback" not in result.output
+    result = await meshctl.run("status")
+    assert meshctl.target in result.stderr
+
+
+async def test_the_time_limit_is_the_users(gateway: FakeServer, meshctl: Program) -> None:
+    gateway.answer("GetStatus", mesh_pb2.GetStatusResponse())
+    await meshctl.run("--timeout", "7", "status")
+    remaining = gateway.asked[-1].time_remaining_s
+    assert remaining is not None
+    assert 5 < remaining <= 7
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status", "--gateway", "nowhere"),
+        ("--gateway", "h:0", "status"),
+        ("--timeout", "0", "status"),
+        ("frobnicate",),
+        ("join",),
+        ("subscribe", "d/l", "--from", "3", "--earliest"),
+        ("subscribe", "d/l", "--from", "-1"),
+        ("publish", "d/l", "/does/not/exist"),
+        ("stream", "create", "d/l"),
+    ],
+)
+async def test_wrong_usage_is_status_2_and_asks_nobody(
+    gateway: FakeServer, meshctl: Program, arguments: tuple[str, ...]
+) -> None:
+    result = await meshctl.run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr
+    assert gateway.asked == []
+
+
+async def test_an_option_after_the_command_overrides_one_before_it(gateway: FakeServer, meshctl: Program) -> None:
+    gateway.answer("GetStatus", mesh_pb2.GetStatusResponse(name="a"))
+    result = await meshctl.run("--gateway", "127.0.0.1:1", "status", "--gateway", gateway.target)
+    assert result.exit_code == 0
+    result = await meshctl.run("--gateway", "127.0.0.1:1", "status")
+    assert result.exit_code == 3
+    assert "127.0.0.1:1:" in result.stderr
+
+
+async def test_the_correlation_id_is_sent(gateway: FakeServer, meshctl: Program) -> None:
+    gateway.answer("GetStatus", MeshError(ErrorCode.INTERNAL, "It is so."))
+    result = await meshctl.run("status")
+    assert str(gateway.asked[-1].metadata["x-correlation-id"]) in result.stderr
