@@ -57,13 +57,23 @@ def voter_count(running: int) -> int:
 
 
 def wanted_voters(
-    nodes: Collection[Node], departing: AbstractSet[NodeId], current: AbstractSet[MemberId]
+    nodes: Collection[Node], departing: AbstractSet[NodeId], current: AbstractSet[MemberId], leader: MemberId
 ) -> frozenset[MemberId]:
-    """Members that should vote; present voters stay as long as they can, so that a change is as small as possible."""
+    """Members that should vote.
+
+    The leader first, then present voters: a change is as small as possible, and the leadership moves only when it must.
+    """
     running = [node for node in nodes if node.state is NodeState.ACTIVE]
     staying = [node for node in running if node.node_id not in departing]
     candidates = staying or running or list(nodes)
-    candidates.sort(key=lambda node: (node.mcg_member not in current, not node.is_reachable, node.mcg_member))
+    candidates.sort(
+        key=lambda node: (
+            node.mcg_member != leader,
+            node.mcg_member not in current,
+            not node.is_reachable,
+            node.mcg_member,
+        )
+    )
     return frozenset(node.mcg_member for node in candidates[: voter_count(len(candidates))])
 
 
@@ -81,7 +91,7 @@ def next_step(
         return ConfChange("remove", member, NodeId(0))
     for member in sorted(members.keys() - present):
         return ConfChange("add_learner", member, members[member].node_id)
-    wanted = wanted_voters(nodes, departing, raft.voters & members.keys())
+    wanted = wanted_voters(nodes, departing, raft.voters & members.keys(), raft.leader)
     for member in sorted(wanted - raft.voters):
         if member in raft.caught_up:
             return ConfChange("add_voter", member, members[member].node_id)

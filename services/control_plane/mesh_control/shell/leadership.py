@@ -24,6 +24,7 @@ from meshcommon.logging import get_logger
 
 LOOK_EVERY_S: Final = 0.1
 COMMIT_WITHIN_S: Final = 1.0
+HEARTBEATS_TO_LEARN: Final = 3
 
 _log = get_logger(__name__)
 
@@ -34,7 +35,9 @@ class Leadership:
     def __init__(self, mcg: Mcg, timing: Timing) -> None:
         self._mcg = mcg
         self._reachability = Reachability(timing.unreachable_after_ticks)
+        self._timing = timing
         self._departing: set[NodeId] = set()
+        self._transfer_after_ticks = 0
 
     async def run(self) -> None:
         """Looks at the replica at each change and at least every 100 ms, until cancelled."""
@@ -81,9 +84,9 @@ class Leadership:
         node = self._mcg.state.nodes.get(node_id)
         if node is None:
             return True
-        voters = self._mcg.configuration().voters
-        return node.mcg_member not in voters or node.mcg_member in wanted_voters(
-            list(self._mcg.state.nodes.values()), self._departing, voters
+        raft = self._mcg.configuration()
+        return node.mcg_member not in raft.voters or node.mcg_member in wanted_voters(
+            list(self._mcg.state.nodes.values()), self._departing, raft.voters, raft.leader
         )
 
     async def _duties(self) -> None:
@@ -91,8 +94,12 @@ class Leadership:
         configuration = self._mcg.configuration()
         step = next_step(nodes, self._departing, configuration)
         if isinstance(step, ConfChange) and self._mcg.change_configuration(step.change, step.member, step.node_id):
+            # A new voter that does not know of its vote yet would ignore that it should lead, and the transfer would
+            # block the group until it is given up: give the news time to arrive.
+            self._transfer_after_ticks = self._mcg.ticks + HEARTBEATS_TO_LEARN * self._timing.heartbeat_ticks
             _log.info("mcg_configuration_step", change=step.change, member=step.member, node=step.node_id)
-        elif isinstance(step, Transfer):
+        elif isinstance(step, Transfer) and self._mcg.ticks >= self._transfer_after_ticks:
+            self._transfer_after_ticks = self._mcg.ticks + 2 * self._timing.election_ticks
             _log.info("mcg_leadership_transfer", member=step.member)
             self._mcg.transfer_leadership(step.member)
             return

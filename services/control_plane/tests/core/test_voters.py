@@ -60,18 +60,24 @@ def test_leadership_waits_for_an_heir_that_has_caught_up() -> None:
 
 def test_stopped_nodes_do_not_vote_unless_all_are_stopped() -> None:
     stopped = NodeState.STOPPED
-    assert wanted_voters([node(1, stopped), node(2), node(3)], set(), members(1, 2, 3)) == members(2)
-    assert wanted_voters([node(1, stopped), node(2, stopped)], set(), members(1)) == members(1)
+    assert wanted_voters([node(1, stopped), node(2), node(3)], set(), members(1, 2, 3), MemberId(2)) == members(2)
+    assert wanted_voters([node(1, stopped), node(2, stopped)], set(), members(1), MemberId(1)) == members(1)
 
 
 def test_silence_takes_no_vote_away() -> None:
     nodes = [node(1), node(2, is_reachable=False), node(3), node(4)]
-    assert wanted_voters(nodes, set(), members(1, 2, 3)) == members(1, 2, 3)
+    assert wanted_voters(nodes, set(), members(1, 2, 3), MemberId(1)) == members(1, 2, 3)
+
+
+def test_leader_keeps_its_vote_when_fewer_vote() -> None:
+    """Else the leadership would go back to a node that has just handed it over in order to leave."""
+    nodes = [node(1), node(2)]
+    assert next_step(nodes, set(), raft(members(1, 2), leader=2)) == ConfChange("add_learner", MemberId(1), NodeId(1))
 
 
 def test_reachable_nodes_are_preferred_for_a_new_vote() -> None:
     nodes = [node(1), node(2, is_reachable=False), node(3), node(4)]
-    assert wanted_voters(nodes, set(), members(1)) == members(1, 3, 4)
+    assert wanted_voters(nodes, set(), members(1), MemberId(1)) == members(1, 3, 4)
 
 
 def test_only_node_keeps_its_vote_when_it_departs() -> None:
