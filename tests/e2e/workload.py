@@ -106,6 +106,11 @@ async def check(trio: Trio, workload: Workload) -> None:
         name: await held_by(gateway, workload.stream, len(acknowledged)) for name, gateway in trio.gateways.items()
     }
     findings = check_acknowledged_readable(acknowledged, members) + check_exactly_once(acknowledged, members)
-    described = [await gateway.describe(workload.stream) for gateway in trio.gateways.values()]
-    findings += check_state_hashes(StateHash(d.leader, d.applied_index, d.state_hash) for d in described)
+    findings += check_state_hashes(
+        [
+            StateHash(name, described.applied_index, described.state_hash)
+            for name, gateway in trio.gateways.items()
+            for described in [await gateway.describe(workload.stream, is_local=True)]
+        ]
+    )
     assert findings == []

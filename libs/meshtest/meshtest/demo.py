@@ -191,9 +191,10 @@ async def _is_direct(trio: Trio) -> bool:
 
 
 async def _has_caught_up(trio: Trio, node: str) -> bool:
-    described = await trio.gateways["a"].describe(STREAM)
-    progress = next(member for member in described.members if member.node == node)
-    return progress.quiet_ms < 500 and progress.matched_index >= described.applied_index
+    """Whether the node's own replica has applied everything that the leader had applied a moment before."""
+    leader = await trio.gateways["a"].describe(STREAM)
+    own = await trio.gateways[node].describe(STREAM, is_local=True)
+    return own.applied_index >= leader.applied_index
 
 
 async def _reroute_ms(publisher: Publisher, reader: Reader, cut_at: float) -> float | None:

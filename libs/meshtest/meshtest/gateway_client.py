@@ -81,9 +81,10 @@ class Gateway:
         response = await _call(self.mesh.ListStreams(mesh_pb2.ListStreamsRequest(), timeout=5))
         return list(response.streams)
 
-    async def describe(self, stream: str) -> data_pb2.DescribeStreamResponse:
-        """Live state of a stream."""
-        return await _call(self.data.DescribeStream(data_pb2.DescribeStreamRequest(stream=stream), timeout=5))
+    async def describe(self, stream: str, *, is_local: bool = False) -> data_pb2.DescribeStreamResponse:
+        """Live state of a stream, from its leader or from this node's own replica."""
+        request = data_pb2.DescribeStreamRequest(stream=stream, is_local=is_local)
+        return await _call(self.data.DescribeStream(request, timeout=5))
 
     async def init_producer(self, stream: str, producer_name: str = "") -> data_pb2.InitProducerResponse:
         """A producer id."""

