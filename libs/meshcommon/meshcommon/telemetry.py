@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorClient, GrpcAioInstrumentorServer
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+# How long one batch may take, retries included. It also bounds how long a collector that is away can delay the exit.
+_EXPORT_TIMEOUT_S: Final = 1
 
 
 def configure_telemetry(service: str, node: str, otlp_endpoint: str) -> None:
@@ -20,7 +25,8 @@ def configure_telemetry(service: str, node: str, otlp_endpoint: str) -> None:
     """
     provider = TracerProvider(resource=Resource.create({"service.name": service, "service.instance.id": node}))
     if otlp_endpoint:
-        exporter = OTLPSpanExporter(endpoint=otlp_endpoint, insecure=otlp_endpoint.startswith("http://"))
+        is_clear = otlp_endpoint.startswith("http://")
+        exporter = OTLPSpanExporter(endpoint=otlp_endpoint, insecure=is_clear, timeout=_EXPORT_TIMEOUT_S)
         provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     GrpcAioInstrumentorServer().instrument()  # type: ignore[no-untyped-call]
