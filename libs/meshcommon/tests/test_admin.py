@@ -13,11 +13,11 @@ import pytest
 from meshcommon.admin import Readiness, admin_app, serve_asgi
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.listen import bind
+from meshtest.ports import free_ports
 
 
 def free_address() -> str:
-    with bind("127.0.0.1:0", "a probe") as probe:
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_ports(1)[0]}"
 
 
 async def until_listening(address: str, serving: asyncio.Task[None]) -> None:

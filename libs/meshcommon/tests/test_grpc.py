@@ -15,8 +15,8 @@ from meshapi.common.v1 import error_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import call_metadata, from_detail, mesh_error, open_channel
 from meshcommon.grpc_server import ERROR_METADATA, MESSAGE_BYTES_MAX, GrpcServer, error_detail
-from meshcommon.listen import bind
 from meshcommon.logging import correlation_id
+from meshtest.ports import free_ports
 
 TIMEOUT_S = 10.0
 SERVICE = "test.v1.Echo"
@@ -181,9 +181,7 @@ async def test_deadline_and_unknown_call_and_size(channel: Any) -> None:
 
 
 async def test_service_that_is_away_is_unavailable() -> None:
-    with bind("127.0.0.1:0", "a probe") as probe:
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    async with open_channel(address) as channel:
+    async with open_channel(f"127.0.0.1:{free_ports(1)[0]}") as channel:
         error = mesh_error(await failure(channel, "UnaryUnary", b""), "routing")
     assert (error.code, error.retryable) == (ErrorCode.UNAVAILABLE, True)
     assert "routing" in error.message

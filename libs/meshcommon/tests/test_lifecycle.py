@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from meshcommon.grpc_client import open_channel
+from meshcommon.grpc_server import GrpcServer
 from meshcommon.listen import bind
 from meshcommon.logging import CORRELATION_METADATA
+from meshtest.ports import free_ports
 
 SERVICE = Path(__file__).with_name("small_service.py")
 TIMEOUT_S = 20
@@ -55,19 +59,45 @@ class Process:
         return self.popen.wait(TIMEOUT_S)
 
 
+class Collector:
+    """Takes traces by OTLP."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, Span] = {}
+        self.resources: list[dict[str, str]] = []
+        self.server = GrpcServer()
+        handlers: dict[str, Any] = {"Export": grpc.unary_unary_rpc_method_handler(self._export)}
+        service = "opentelemetry.proto.collector.trace.v1.TraceService"
+        self.server.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    async def _export(self, request: bytes, _context: Any) -> bytes:
+        for group in ExportTraceServiceRequest.FromString(request).resource_spans:
+            self.resources.append({item.key: item.value.string_value for item in group.resource.attributes})
+            for scope in group.scope_spans:
+                self.spans |= {span.trace_id.hex(): span for span in scope.spans}
+        return b""
+
+
 Start = Callable[..., Process]
 
 
 @pytest.fixture
 def ports() -> dict[str, str]:
-    """Free addresses for the service; the sockets are held together so that they differ."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(bind("127.0.0.1:0", "a probe")) for _ in range(2)]
-        numbers = [sock.getsockname()[1] for sock in sockets]
+    """Free addresses for the service."""
+    grpc_port, admin_port = free_ports(2)
     return {
-        "MESH_DATA_GRPC_LISTEN": f"127.0.0.1:{numbers[0]}",
-        "MESH_DATA_ADMIN_LISTEN": f"127.0.0.1:{numbers[1]}",
+        "MESH_DATA_GRPC_LISTEN": f"127.0.0.1:{grpc_port}",
+        "MESH_DATA_ADMIN_LISTEN": f"127.0.0.1:{admin_port}",
     }
+
+
+@pytest.fixture
+async def collector() -> AsyncIterator[Collector]:
+    """A place to export traces to."""
+    collector = Collector()
+    await collector.server.start("127.0.0.1:0", "The collector")
+    yield collector
+    await collector.server.stop()
 
 
 @pytest.fixture
@@ -125,8 +155,10 @@ async def test_runs_answers_and_stops_on_sigterm(start: Start, ports: dict[str, 
             socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=5)
 
 
-async def test_log_lines_carry_origin_correlation_and_trace(start: Start, ports: dict[str, str]) -> None:
-    process = start()
+async def test_log_lines_carry_origin_correlation_and_the_trace_that_is_exported(
+    start: Start, ports: dict[str, str], collector: Collector
+) -> None:
+    process = start(MESH_NODE_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server.port}")
     process.wait_for("started")
     assert await say(ports["MESH_DATA_GRPC_LISTEN"], "ä".encode(), "call-7") == "ä".encode()
     own = process.wait_for("said")
@@ -143,8 +175,13 @@ async def test_log_lines_carry_origin_correlation_and_trace(start: Start, ports:
     with pytest.raises(grpc.RpcError):
         await say(ports["MESH_DATA_GRPC_LISTEN"], b"", "call-8")
     assert process.wait_for("said")["trace_id"] != own["trace_id"]
+
     process.popen.send_signal(signal.SIGINT)
-    assert process.exit_status() == 0
+    assert await asyncio.to_thread(process.exit_status) == 0
+    span = collector.spans[own["trace_id"]]
+    assert (span.name, span.span_id.hex()) == ("/test.v1.Small/Say", own["span_id"])
+    assert collector.resources[0]["service.name"] == "mesh-small"
+    assert collector.resources[0]["service.instance.id"] == "a"
 
 
 @pytest.mark.parametrize(
