@@ -161,6 +161,7 @@ class GrpcServer:
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self._is_serving = False
+        self._guard = self._until_the_loop_ends()
         self.port = 0
 
     async def start(self, listen: str, what: str) -> int:
@@ -182,7 +183,18 @@ class GrpcServer:
         # grpc_health itself begins as serving; a service that is still starting is not.
         await self.set_serving(self._is_serving)
         await self.server.start()
+        await anext(self._guard)
         return self.port
+
+    async def _until_the_loop_ends(self) -> AsyncIterator[None]:
+        """Begun once and never finished: the loop finishes it before it closes, also after the service has failed.
+
+        grpc.aio would try only then to stop a server that is still running, and print a traceback about the closed loop.
+        """
+        try:
+            yield
+        finally:
+            await self.server.stop(None)
 
     async def set_serving(self, is_serving: bool) -> None:
         """What `grpc.health.v1` answers for the whole server; not serving until told."""

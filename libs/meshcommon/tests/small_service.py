@@ -63,9 +63,9 @@ async def main(stop: Stop) -> None:
             await server.set_serving(True)
             get_logger("small").info("started")
             await stop.wait()
+            await server.stop()
             admin.cancel()
     finally:
-        await server.stop()
         data_dir.close()
 
 
