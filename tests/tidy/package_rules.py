@@ -91,3 +91,11 @@ def undeclared(path: str, project: Mapping[str, Any], imported: set[str]) -> lis
     found = [f"{path}: {name} is imported but not declared" for name in sorted(imported - declared)]
     unused = declared - imported - LOADED_BY_NAME.keys()
     return found + [f"{path}: {name} is declared but not imported" for name in sorted(unused)]
+
+
+def unneeded(locked: Iterable[str], projects: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the runtime lock asks for directly is declared by some package."""
+    declared = {normalised(name) for project in projects for name in project.get("dependencies", [])}
+    return [
+        f"requirements/runtime.in: no package declares {name}" for name in sorted(set(locked)) if name not in declared
+    ]

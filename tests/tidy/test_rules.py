@@ -142,3 +142,8 @@ def test_package_form_is_complete_and_unpinned() -> None:
     assert package_rules.package_form("p", {key: value for key, value in PROJECT.items() if key != "license"})
     assert package_rules.package_form("p", PROJECT | {"requires-python": ">=3.9"})
     assert package_rules.package_form("p", PROJECT | {"dependencies": ["grpcio>=1.7"]})
+
+
+def test_runtime_dependency_is_declared_by_some_package() -> None:
+    assert package_rules.unneeded(["grpcio"], [PROJECT]) == []
+    assert package_rules.unneeded(["grpcio", "redis"], [PROJECT])

@@ -63,6 +63,11 @@ def test_every_direct_dependency_is_explained() -> None:
     _expect_none(document_rules.forgotten_dependencies(direct, document))
 
 
+def test_runtime_dependencies_are_needed() -> None:
+    locked = {package_rules.normalised(line) for line in tree.requirements("requirements/runtime.in")}
+    _expect_none(package_rules.unneeded(locked, tree.package_projects().values()))
+
+
 def test_decision_records_have_one_form() -> None:
     records = {
         path.removeprefix("docs/adr/"): tree.read(path)

@@ -54,13 +54,16 @@ def package_projects() -> dict[str, dict[str, Any]]:
     }
 
 
+def requirements(path: str) -> set[str]:
+    """The requirement lines of one requirements/*.in file."""
+    lines = (line.split("#")[0].strip() for line in read(path).splitlines())
+    return {line for line in lines if line and not line.startswith("-")}
+
+
 def direct_dependencies() -> set[str]:
     """Names in requirements/*.in and in the [dependencies] of every Cargo.toml."""
-    names = set()
+    names = requirements("requirements/runtime.in") | requirements("requirements/dev.in")
     for path in tracked_files():
-        if path.startswith("requirements/") and path.endswith(".in"):
-            lines = (line.split("#")[0].strip() for line in read(path).splitlines())
-            names |= {line for line in lines if line and not line.startswith("-")}
-        elif path.endswith("Cargo.toml"):
+        if path.endswith("Cargo.toml"):
             names |= set(tomllib.loads(read(path)).get("dependencies", {}))
     return names
