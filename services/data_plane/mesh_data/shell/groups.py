@@ -106,6 +106,7 @@ class Groups:
         self._wanted: tuple[View | None, bool] = (None, False)
         self._view_came = asyncio.Event()
         self._is_pump_due = False
+        self._is_report_due = False
         self._ticks = 0
         self._reports: tuple[Report, ...] = ()
         self._reports_changed = asyncio.Event()
@@ -391,7 +392,7 @@ class Groups:
             replica = self._replicas.get(StreamId(group))
             if replica is not None:
                 self._fail_group(replica, reason)
-        if pump.roles or pump.closed or pump.installed or touched:
+        if pump.roles or pump.closed or pump.installed or self._is_report_due:
             self._refresh_reports()
 
     def _install(self, installed: Installed) -> None:
@@ -411,6 +412,7 @@ class Groups:
             if replica is None or replica.failure is not None:
                 continue
             touched[entry.group] = replica
+            self._is_report_due = self._is_report_due or not replica.is_formed
             try:
                 replica.apply(entry)
             except HostPoisoned:
@@ -455,6 +457,7 @@ class Groups:
         self.wake()
 
     def _refresh_reports(self) -> None:
+        self._is_report_due = False
         reports = {stream_id: Report(stream_id, ReplicaState.DESTROYED) for stream_id in self._destroyed}
         for stream_id, replica in self._replicas.items():
             state = ReplicaState.OPEN if replica.is_formed else ReplicaState.FORMING

@@ -115,9 +115,10 @@ class PublishCall:
         while True:
             if front.attempt is None:
                 self._send_from_front()
-            if front.attempt is not None:
+            if front.attempt is not None and not front.attempt.done():
                 await asyncio.wait((front.attempt,), timeout=max(0.0, deadline - loop.time()))
-            outcome = await self._outcome(front)
+                await _end(front.attempt)
+            outcome = _outcome(front)
             if isinstance(outcome, Published):
                 return outcome
             if loop.time() >= deadline or not self._may_repeat(front, outcome):
@@ -132,31 +133,6 @@ class PublishCall:
                 return error
             if not self._catalogue.learn(stream, front.asked, outcome):
                 await pause(self._catalogue, front.stream_id, min(PAUSE_S, max(0.0, deadline - loop.time())))
-
-    async def _outcome(self, batch: Batch) -> Outcome:
-        """What the batch's attempt came to; OUTCOME_UNKNOWN for one that is still under way at the deadline."""
-        attempt = batch.attempt
-        if attempt is None:
-            return no_leader_now(batch.stream_name)
-        if not attempt.done():
-            batch.is_uncertain = True
-            if isinstance(attempt, asyncio.Task):
-                attempt.cancel()
-                await asyncio.wait((attempt,))
-            return _unknown(batch)
-        answer = attempt.result()
-        if isinstance(answer, Published | MeshError):
-            outcome: Outcome = answer
-        elif batch.replica is not None and batch.header is not None:
-            try:
-                outcome = batch.replica.published(answer, batch.header)
-            except MeshError as error:
-                outcome = error
-        else:
-            raise AssertionError(f"a batch came to {answer}")
-        if isinstance(outcome, MeshError) and outcome.code in UNKNOWN:
-            batch.is_uncertain = True
-        return outcome
 
     def _may_repeat(self, batch: Batch, error: MeshError) -> bool:
         if error.code == ErrorCode.SEQUENCE_GAP:
@@ -233,6 +209,36 @@ class PublishCall:
             return MeshError(ErrorCode.OUTCOME_UNKNOWN, f"Node {node} answered nonsense: {error.reason}.")
         self._catalogue.learn(stream, node, None)
         return published
+
+
+async def _end(attempt: asyncio.Future[Answer] | asyncio.Task[Outcome]) -> None:
+    """Ends a request to another node whose time is up. A proposal made here cannot be taken back: it stays."""
+    if isinstance(attempt, asyncio.Task) and not attempt.done():
+        attempt.cancel()
+        await asyncio.wait((attempt,))
+
+
+def _outcome(batch: Batch) -> Outcome:
+    """What the batch's attempt came to; OUTCOME_UNKNOWN for one that is still under way at the deadline."""
+    attempt = batch.attempt
+    if attempt is None:
+        return no_leader_now(batch.stream_name)
+    if not attempt.done() or attempt.cancelled():
+        batch.is_uncertain = True
+        return _unknown(batch)
+    answer = attempt.result()
+    if isinstance(answer, Published | MeshError):
+        outcome: Outcome = answer
+    elif batch.replica is not None and batch.header is not None:
+        try:
+            outcome = batch.replica.published(answer, batch.header)
+        except MeshError as error:
+            outcome = error
+    else:
+        raise AssertionError(f"a batch came to {answer}")
+    if isinstance(outcome, MeshError) and outcome.code in UNKNOWN:
+        batch.is_uncertain = True
+    return outcome
 
 
 def no_leader_now(stream_name: str) -> MeshError:
