@@ -4,13 +4,12 @@
 //! signals an eventfd. A failed write or fsync is final: nobody knows what reached the disk (fsyncgate), so the host is
 //! poisoned and never retried.
 //!
-//! Left out: detection of a damaged but synced tail. raft-engine cuts the last file at the first bad batch, which cannot
-//! be told from a torn last write (Alagappan et al., FAST 2018); the caller must not let such a member vote.
+//! Left out: damage in files, which `damage` looks for before raft-engine opens them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,6 +19,7 @@ use std::time::Duration;
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
+use crate::damage;
 use crate::errors::{one_line, panic_text, Fault};
 use crate::log::{Log, LogReader, Op, Stored};
 use crate::wake::Wake;
@@ -85,6 +85,7 @@ pub struct EngineLog {
 impl EngineLog {
     /// Opens or creates the directory. `recycle` reuses old files, without which purges stall writes.
     pub fn open(path: &str, recycle: bool) -> Result<Self, Fault> {
+        damage::check(Path::new(path))?;
         let config = Config {
             dir: path.to_owned(),
             recovery_mode: RecoveryMode::TolerateTailCorruption,
@@ -287,7 +288,7 @@ fn add(batch: &mut LogBatch, engine: &Engine, op: Op) -> raft_engine::Result<()>
         Op::Entries { group, entries } => batch.add_entries::<EntryOf>(group, &entries),
         Op::Destroy { group } => {
             // What the same write put before must go too: write it out first.
-            engine.write(batch, false)?;
+            engine.write(batch, true)?;
             batch.add_command(group, Command::Clean);
             engine.write(batch, true).map(|_| ())
         }

@@ -10,6 +10,7 @@ mod admission;
 mod birth;
 mod conf;
 mod config;
+mod damage;
 mod engine_log;
 mod errors;
 mod frame;

@@ -133,7 +133,6 @@ def test_a_voter_refuses_a_candidate_whose_log_is_behind(index: int, log_term: i
     assert [not vote.reject for vote in votes] == [granted]
 
 
-
 def test_a_candidate_that_returns_with_a_higher_term_does_not_disturb() -> None:
     # Thesis §9.6: pre-vote. Without it the isolated node comes back with a high term and deposes the leader.
     cluster = Cluster(3)

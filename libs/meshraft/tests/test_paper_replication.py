@@ -98,7 +98,13 @@ def test_a_follower_acknowledges_only_what_is_durable() -> None:
     disk.sync()
     (sent,) = host.pump().frames
     ((group, message),) = unpack(sent.data)
-    assert (group, sent.peer, sent.cls, message.kind, message.index) == (GROUP, 2, CLASS_CONTROL, Kind.APPEND_RESPONSE, 3)
+    assert (group, sent.peer, sent.cls, message.kind, message.index) == (
+        GROUP,
+        2,
+        CLASS_CONTROL,
+        Kind.APPEND_RESPONSE,
+        3,
+    )
 
 
 def test_a_heartbeat_answered_while_a_write_is_under_way_waits_its_turn() -> None:

@@ -204,7 +204,9 @@ class RaftHost:
         index 1, term 1 holding `snapshot` (so nobody can start from index 0). With no voters the group starts blank
         and waits for its leader's snapshot. Raises GroupExists.
         """
-    def open_group(self, group: int, member: int, peers: dict[int, int], *, config: GroupConfig | None = None) -> Installed:
+    def open_group(
+        self, group: int, member: int, peers: dict[int, int], *, config: GroupConfig | None = None
+    ) -> Installed:
         """Opens a stored group; returns its stored snapshot (index 0 when blank). Committed entries after it come again from `pump`. Raises UnknownGroup, LogCorrupt."""
     def close_group(self, group: int) -> None: ...
     def destroy_group(self, group: int) -> None:
@@ -217,7 +219,9 @@ class RaftHost:
         """Feeds a frame from node `peer`; returns groups in it that are not open here. Raises InvalidFrame (nothing changed by the bad part)."""
     def propose(self, group: int, data: bytes) -> tuple[int, int]:
         """Appends at the leader; returns (term, index). It took effect iff an entry with that term and index is committed. Raises NotLeader, Backpressure, UnknownGroup."""
-    def propose_conf_change(self, group: int, change: str, member: int, peer: int, context: bytes = b"") -> tuple[int, int]:
+    def propose_conf_change(
+        self, group: int, change: str, member: int, peer: int, context: bytes = b""
+    ) -> tuple[int, int]:
         """Single-step change: "add_voter" (also promotes), "add_learner", "remove". One at a time. Raises NotLeader, Backpressure when one is pending."""
     def transfer_leader(self, group: int, member: int) -> None: ...
     def campaign(self, group: int) -> None:
