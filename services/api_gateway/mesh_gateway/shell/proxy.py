@@ -15,7 +15,8 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from opentelemetry import trace
+from opentelemetry import propagate
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from mesh_gateway.shell.backends import Backend, Backends
 from mesh_gateway.shell.metrics import GatewayMetrics
@@ -23,8 +24,7 @@ from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
 from meshcommon.grpc_client import is_broken, mesh_error
 from meshcommon.logging import CORRELATION_METADATA, correlation_id
 
-_TRACE_METADATA: Final = frozenset({"traceparent", "tracestate"})
-_HOP_METADATA: Final = frozenset({"user-agent", "content-type", "te", CORRELATION_METADATA})
+_HOP_METADATA: Final = frozenset({"user-agent", "content-type", "te"})
 _HANDLERS: Final[dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
@@ -103,7 +103,10 @@ class _Passer:
             await self._count(call, started)
 
     def _open(self, request: Any, context: Any) -> Any:
-        return self._call(request, timeout=context.time_remaining(), metadata=_forwarded(context))
+        # No client span: the instrumentation would lose cancellation of unary calls, and the span of the server above
+        # already tells the time. The trace goes on through `_forwarded`.
+        with suppress_instrumentation():
+            return self._call(request, timeout=context.time_remaining(), metadata=_forwarded(context))
 
     async def _count(self, call: Any, started: float) -> None:
         # A cancelled call has its code at once; awaiting it cannot block.
@@ -119,14 +122,10 @@ class _Passer:
 
 def _forwarded(context: Any) -> Metadata:
     """The caller's metadata without what belongs to one hop, with the correlation id that this call has here."""
-    has_span = trace.get_current_span().get_span_context().is_valid
-    kept = [
-        (key, value)
-        for key, value in _passable(context.invocation_metadata())
-        # With a span of our own the client's instrumentation writes the trace headers itself.
-        if key not in _HOP_METADATA and not (has_span and key in _TRACE_METADATA)
-    ]
-    return (*kept, (CORRELATION_METADATA, correlation_id.get()))
+    own: dict[str, str] = {CORRELATION_METADATA: correlation_id.get()}
+    propagate.inject(own)
+    given = _passable(context.invocation_metadata())
+    return (*((key, value) for key, value in given if key not in _HOP_METADATA and key not in own), *own.items())
 
 
 def _passable(metadata: Any) -> Metadata:
