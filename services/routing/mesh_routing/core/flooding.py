@@ -224,6 +224,8 @@ class Flooding:
         for key in self._lsdb.digest():
             if there.get(key.origin, 0) < key.sequence:
                 is_different = True
+                # What is under way already may wait for a late repetition; the neighbour can take it now.
+                neighbour.unacknowledged.pop(key.origin, None)
                 self._send(neighbour, key.origin)
             else:
                 self._receive_ack(neighbour, LsaKey(key.origin, there[key.origin]))

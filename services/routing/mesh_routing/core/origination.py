@@ -56,6 +56,8 @@ class Origination:
         self._advertised: Lsa | None = None
         self._advertised_at = 0.0
         self._is_forced = False
+        # Worked out when something has changed, not at every tick.
+        self._due_at = float("-inf")
 
     def set_links(self, links: Iterable[LocalLink]) -> None:
         """Takes the links that are up now."""
@@ -65,6 +67,7 @@ class Origination:
             for link in links
             if link.peer != self._node_id
         }
+        self._due_at = self._next_origination()
 
     def jump_past(self, sequence: int) -> None:
         """An own advertisement of an earlier life is about: outbid it.
@@ -74,24 +77,25 @@ class Origination:
         if sequence >= self._sequence:
             self._sequence = min(sequence, SEQUENCE_MAX - 1)
             self._is_forced = True
+            self._due_at = self._next_origination()
 
     def take_due(self, now: float) -> Lsa | None:
         """The next advertisement, when it is due."""
-        deadline = self._due_at()
-        if deadline > now:
+        if self._due_at > now:
             return None
         self._sequence = min(self._sequence + 1, SEQUENCE_MAX)
         links = tuple(self._links[peer] for peer in sorted(self._links))
         self._advertised = Lsa(self._node_id, self._sequence, links)
         self._advertised_at = now
         self._is_forced = False
+        self._due_at = self._next_origination()
         return self._advertised
 
     def next_deadline(self) -> float:
         """When `take_due` has something; minus infinity: now."""
-        return self._due_at()
+        return self._due_at
 
-    def _due_at(self) -> float:
+    def _next_origination(self) -> float:
         advertised = self._advertised
         if advertised is None or self._is_forced or advertised.peers != self._links.keys():
             return float("-inf")

@@ -84,6 +84,14 @@ def test_old_advertisement_is_outbid_at_once() -> None:
     assert made.take_due(0.0) is None
 
 
+def test_other_content_under_the_own_number_is_outbid() -> None:
+    made = origination()
+    made.jump_past(101)
+    lsa = made.take_due(0.0)
+    assert lsa is not None
+    assert lsa.sequence == 102
+
+
 def test_numbers_stay_in_range_at_the_end() -> None:
     made = origination()
     made.jump_past(SEQUENCE_MAX)

@@ -70,6 +70,11 @@ def test_tree_does_not_depend_on_the_order_of_the_input(graph: MutableGraph, rng
     assert shortest_tree(graph, NodeId(1)).labels == shortest_tree(backwards, NodeId(1)).labels
 
 
+def test_fewer_hops_win_although_they_were_found_later() -> None:
+    graph = graph_of((1, 2, 1), (2, 3, 1), (3, 9, 3), (1, 4, 3), (4, 9, 2))
+    assert shortest_tree(graph, NodeId(1)).path(NodeId(9)) == (1, 4, 9)
+
+
 def test_equal_costs_prefer_fewer_hops_then_smaller_predecessors() -> None:
     graph = graph_of((1, 4, 2), (1, 2, 1), (2, 4, 1), (1, 3, 1), (3, 5, 1), (2, 5, 1))
     tree = shortest_tree(graph, NodeId(1))
