@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +30,33 @@ if TYPE_CHECKING:
 MIGRATIONS = ControlSettings().migrations_dir
 
 
+@contextmanager
+def own_postgres() -> Iterator[EmbeddedPostgres]:
+    """A server, prepared but not started, whose files its own user may reach: pytest's directories are root's alone."""
+    with tempfile.TemporaryDirectory(prefix="mesh-projection-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        server = EmbeddedPostgres(directory / "data", directory / "postgres.log")
+        server.prepare()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+def postgres() -> Iterator[EmbeddedPostgres]:
     """One server for the module; each test empties the database."""
-    directory = tmp_path_factory.mktemp("postgres")
-    server = EmbeddedPostgres(directory / "data", directory / "postgres.log")
-    server.prepare()
-    try:
+    with own_postgres() as server:
         server.launch()
         yield server
-    finally:
-        server.stop()
+
+
+@pytest.fixture
+def stopped_postgres() -> Iterator[EmbeddedPostgres]:
+    """A server that does not run yet."""
+    with own_postgres() as server:
+        yield server
 
 
 @pytest.fixture
@@ -182,10 +199,9 @@ async def test_node_that_left_projects_nothing(
         assert await read(engine, MESH) == []
 
 
-async def test_outage_is_waited_out_and_caught_up(mesh: SmallMesh, tmp_path: Path) -> None:
+async def test_outage_is_waited_out_and_caught_up(mesh: SmallMesh, stopped_postgres: EmbeddedPostgres) -> None:
     """Architecture §2: the control plane goes on without Postgres."""
-    server = EmbeddedPostgres(tmp_path / "postgres" / "data", tmp_path / "postgres.log")
-    await asyncio.to_thread(server.prepare)
+    server = stopped_postgres
     a, _b = await mesh.grow("a", "b")
     engine = create_engine(server.url)
     try:
@@ -202,4 +218,3 @@ async def test_outage_is_waited_out_and_caught_up(mesh: SmallMesh, tmp_path: Pat
             await mesh.eventually(lambda: not readiness.warnings())
     finally:
         await engine.dispose()
-        await asyncio.to_thread(server.stop)

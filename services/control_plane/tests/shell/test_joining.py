@@ -1,0 +1,130 @@
+"""Joining: repeats, refusals and lost answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mesh_control.shell.peer_calls import Method
+from meshapi.control.v1 import join_pb2, mcg_pb2
+from meshapi.overlay.v1 import overlay_pb2
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import NodeId
+from meshwire.packet import Protocol
+
+if TYPE_CHECKING:
+    from tests.shell.conftest import OneNode, SmallMesh
+
+
+async def refused(mesh: SmallMesh, node: OneNode, address: str, mesh_id: str = "") -> MeshError:
+    with pytest.raises(MeshError) as caught:
+        await node.lifecycle.join(address, mesh_id)
+    assert caught.value.code is ErrorCode.ALREADY_MEMBER or node.node.membership is None
+    return caught.value
+
+
+async def test_refusals_leave_the_node_where_it_was(mesh: SmallMesh) -> None:
+    a, b = await mesh.grow("a", "b")
+    c = mesh.start("c")
+    assert (await refused(mesh, c, "b:1")).code is ErrorCode.INVALID_ARGUMENT
+    assert (await refused(mesh, c, "ws://nobody:1")).code is ErrorCode.ADDRESS_UNREACHABLE
+    assert (await refused(mesh, c, "ws://a:1", "other")).code is ErrorCode.MESH_ID_MISMATCH
+    assert (await refused(mesh, b, "ws://a:1")).code is ErrorCode.ALREADY_MEMBER
+    with pytest.raises(MeshError) as caught:
+        await a.lifecycle.seed()
+    assert caught.value.code is ErrorCode.ALREADY_MEMBER
+    assert len(a.node.require_mcg().state.nodes) == 2
+
+
+async def test_address_of_a_node_in_no_mesh_is_refused(mesh: SmallMesh) -> None:
+    mesh.start("a")
+    b = mesh.start("b")
+    assert (await refused(mesh, b, "ws://a:1")).code is ErrorCode.NOT_A_MEMBER
+
+
+async def test_taken_name_is_refused(mesh: SmallMesh) -> None:
+    await mesh.grow("a", "b")
+    stranger = mesh.start("c")
+    stranger.node.name = "b"
+    assert (await refused(mesh, stranger, "ws://a:1")).code is ErrorCode.NAME_TAKEN
+
+
+async def test_join_whose_answer_was_lost_gets_the_same_place(mesh: SmallMesh) -> None:
+    """The crash comes after the admission was committed and before the newcomer knew."""
+    a, _b = await mesh.grow("a", "b")
+    c = mesh.start("c")
+    command = mcg_pb2.Command()
+    command.add_node.name = "c"
+    command.add_node.public_key = c.node.identity.public_key
+    admitted = (await a.proposals.propose(command)).allocated_id
+    again = await mesh.restart("c")
+    place = await again.lifecycle.join("ws://a:1", "")
+    assert place.node_id == admitted == 3
+    assert len(a.node.require_mcg().state.nodes) == 3
+
+
+async def test_newcomer_that_crashed_before_it_heard_anything_goes_on(mesh: SmallMesh) -> None:
+    """Its place is on disk but its replica is blank: its first view tells it whom to listen to."""
+    await mesh.grow("a", "b")
+    c = mesh.start("c")
+    membership = await c.lifecycle._ask_for_a_place("ws://a:1", "")
+    mesh.cut_off = {"c"}
+    c.node.enter(membership)
+    again = await mesh.restart("c")
+    view = again.node.view()
+    assert view is not None
+    assert (len(view.nodes), len(again.node.require_mcg().state.nodes)) == (3, 0)
+    mesh.cut_off = set()
+    await mesh.eventually(lambda: again.node.is_listed)
+
+
+async def test_join_is_carried_over_a_member_that_does_not_lead(mesh: SmallMesh) -> None:
+    nodes = await mesh.grow("a", "b", "c")
+    follower = next(node for node in nodes if node is not mesh.leader())
+    d = mesh.start("d")
+    place = await d.lifecycle.join(follower.peer_address, "")
+    assert place.node_id == 4
+
+
+async def test_only_members_propose_and_only_what_is_theirs_to_propose(mesh: SmallMesh) -> None:
+    a, b = await mesh.grow("a", "b")
+    request = join_pb2.ProposeRequest(proposal_id=5)
+    request.command.set_voters.node_ids.append(2)
+    with pytest.raises(MeshError) as caught:
+        await b.calls.call(Method.PROPOSE, request.SerializeToString(), 5.0, peer=NodeId(1))
+    assert caught.value.code is ErrorCode.INVALID_ARGUMENT
+    with pytest.raises(MeshError) as caught:
+        await b.calls.call(Method.JOIN, b"", 5.0, peer=NodeId(1))
+    assert caught.value.code is ErrorCode.ALREADY_MEMBER
+    with pytest.raises(MeshError) as caught:
+        await b.calls.call(Method.PROPOSE, b"\xff\xff", 5.0, peer=NodeId(1))
+    assert caught.value.code is ErrorCode.INVALID_ARGUMENT
+    stranger = mesh.start("x")
+    lane = mesh.open_join_lane(stranger, "ws://a:1")
+    with stranger.calls.join_lane(lane.lane_id):
+        for method, body, code in (
+            (Method.PROPOSE, request.SerializeToString(), ErrorCode.NOT_A_MEMBER),
+            (Method.JOIN, b"\xff\xff", ErrorCode.INVALID_ARGUMENT),
+            (9, b"", ErrorCode.INVALID_ARGUMENT),
+        ):
+            with pytest.raises(MeshError) as caught:
+                await stranger.calls.call(method, body, 5.0, lane_id=lane.lane_id)  # type: ignore[arg-type]
+            assert caught.value.code is code
+    assert len(a.node.require_mcg().state.nodes) == 2
+
+
+async def test_garbage_from_peers_is_dropped(mesh: SmallMesh) -> None:
+    a, _b = await mesh.grow("a", "b")
+    for protocol in (Protocol.JOIN, Protocol.RAFT_MCG):
+        for payload in (b"", b"\x00", b"\xff" * 40):
+            a.receive(overlay_pb2.InPacket(protocol=protocol, source=2, payload=payload))
+    await a.proposals.propose(mcg_pb2.Command(create_stream=mcg_pb2.CreateStream(name="x/y", node_ids=[1, 2])))
+
+
+async def test_call_to_a_silent_peer_ends_at_its_deadline(mesh: SmallMesh) -> None:
+    a, _b = await mesh.grow("a", "b")
+    mesh.cut_off = {"b"}
+    with pytest.raises(MeshError) as caught:
+        await a.calls.call(Method.PROPOSE, b"", 0.3, peer=NodeId(2))
+    assert caught.value.code is ErrorCode.DEADLINE_EXCEEDED

@@ -1,0 +1,85 @@
+"""Identity, membership and crashes between the steps of founding and leaving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mesh_control.shell.identity import Identity
+from mesh_control.shell.membership import MembershipFile
+from meshapi.control.v1.membership_pb2 import Membership
+from meshcommon.errors import ErrorCode, MeshError
+
+if TYPE_CHECKING:
+    from tests.shell.conftest import SmallMesh
+
+
+def test_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    made = Identity.load_or_make(tmp_path)
+    assert Identity.load_or_make(tmp_path) == made
+    assert (tmp_path / "identity.key").stat().st_mode & 0o777 == 0o600
+    assert (len(made.private_key), len(made.public_key)) == (32, 32)
+    assert made.private_key.hex() not in repr(made)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
+def test_damaged_key_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "identity.key").write_bytes(content)
+    with pytest.raises(MeshError) as caught:
+        Identity.load_or_make(tmp_path)
+    assert caught.value.code is ErrorCode.DATA_DIR_INCOMPLETE
+
+
+def test_unwritable_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MeshError) as caught:
+        Identity.load_or_make(tmp_path / "missing")
+    assert caught.value.code is ErrorCode.DATA_DIR_UNWRITABLE
+    with pytest.raises(MeshError) as caught:
+        MembershipFile(tmp_path / "missing").write(Membership())
+    assert caught.value.code is ErrorCode.DATA_DIR_UNWRITABLE
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xff", b"\x0a\x01m"])
+def test_damaged_membership_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "membership.bin").write_bytes(content)
+    with pytest.raises(MeshError) as caught:
+        MembershipFile(tmp_path).read()
+    assert caught.value.code is ErrorCode.DATA_DIR_INCOMPLETE
+
+
+async def test_crash_before_the_log_was_made_does_not_lose_the_founding(mesh: SmallMesh) -> None:
+    node = mesh.start("a")
+    place = await node.lifecycle.seed()
+    await mesh.crash("a")
+    for item in (mesh.directory / "a" / "raft").iterdir():
+        item.unlink()
+    again = mesh.start("a")
+    await mesh.eventually(lambda: again.node.require_mcg().standing().is_leader)
+    assert again.node.require_mcg().state.mesh_id == place.mesh_id
+    assert again.node.is_listed
+
+
+async def test_crash_in_the_middle_of_leaving_is_finished_at_the_start(mesh: SmallMesh) -> None:
+    _a, b = await mesh.grow("a", "b")
+    b.node.mark_leaving()
+    again = await mesh.restart("b")
+    assert (again.node.membership, again.node.mcg, again.node.view()) == (None, None, None)
+    assert not (mesh.directory / "b" / "raft").exists()
+    await mesh.crash("b")
+    (mesh.directory / "b" / "raft").mkdir()
+    again = mesh.start("b")
+    assert not (mesh.directory / "b" / "raft").exists()
+
+
+async def test_removed_node_can_leave_without_anyone(mesh: SmallMesh) -> None:
+    """Its removal was committed but the answer was lost: what it applied says that it is no member."""
+    _a, b = await mesh.grow("a", "b")
+    state = b.node.require_mcg().state
+    del state._now.nodes[b.node.node_id]
+    state._now.revision += 1
+    assert b.node.is_removed
+    mesh.cut_off = {"b"}
+    await b.lifecycle.leave()
+    assert b.node.membership is None
