@@ -71,7 +71,8 @@ class LaneSession:
         self._next_frame = next_frame
         self._wake = asyncio.Event()
         self._is_closing = False
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.Event()
+        """Set by the owner when nothing of the lane is left."""
 
     def wake(self) -> None:
         """Something waits to be written."""
@@ -105,7 +106,6 @@ class LaneSession:
                 self._socket.abort()
             finally:
                 writer.cancel()
-                self.ended.set_result(None)
 
     async def _write(self) -> None:
         try:

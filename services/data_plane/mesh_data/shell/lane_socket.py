@@ -14,6 +14,7 @@ from typing import Any, Final
 from websockets.asyncio.connection import Connection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
+from websockets.protocol import State
 
 from meshwire.frame import MAX_FRAME_BYTES
 
@@ -96,8 +97,10 @@ class LaneSocket:
         await self._connection.close(CloseCode.NORMAL_CLOSURE, cut)
 
     def abort(self) -> None:
-        """Drops the connection without a word."""
-        self._connection.transport.abort()
+        """Drops the connection without a word; one that is gone already is left alone."""
+        # A transport that asyncio has closed for good must not be touched again.
+        if self._connection.state is not State.CLOSED:
+            self._connection.transport.abort()
 
     async def wait_closed(self) -> None:
         """Returns when the connection is gone."""

@@ -246,7 +246,8 @@ class Overlay:
         self._is_running = False
         self._core.close_all("the node is shutting down", is_node_stopping=True, now=self._clock())
         self._after_core()
-        await asyncio.gather(*(session.ended for session in self._sessions.values()))
+        for session in list(self._sessions.values()):
+            await session.ended.wait()
 
     async def _tick_for_ever(self) -> None:
         due = self._clock() + self._timing.tick_s
@@ -370,6 +371,7 @@ class Overlay:
             del self._sessions[lane_id]
             self._core.close_lane(lane_id, session.reason, self._clock())
             self._after_core()
+            session.ended.set()
             _log.info("lane_down", lane=lane_id, peer=peer.node_id, reason=session.reason)
 
     def _receive(self, lane_id: int, frame: bytes) -> None:

@@ -1,0 +1,391 @@
+"""Overlays over real sockets on the loopback: links, relays, a silent cut, requests, joining, stop and start."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from mesh_data.core.forwarder import Delivery, DropReason
+from mesh_data.core.handshake import LocalNode
+from mesh_data.core.join_limits import JOIN_LANES_MAX
+from mesh_data.core.timing import OverlayTiming
+from mesh_data.core.view import Node, NodeState, View
+from mesh_data.shell.listener import PeerListener
+from mesh_data.shell.overlay import Overlay
+from meshapi.data.v1 import data_pb2
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import NO_NODE, NodeId
+from meshtest.ports import free_ports
+from meshtest.proxy import FaultProxy
+from meshtest.waiting import eventually
+from meshwire.packet import Protocol, TrafficClass
+
+CONTROL, BULK = TrafficClass.CONTROL, TrafficClass.BULK
+JOINER_KEY = b"\x77" * 32
+
+
+def seed_of(node: int) -> bytes:
+    return bytes((node,)) * 32
+
+
+def public_key(node: int) -> bytes:
+    return Ed25519PrivateKey.from_private_bytes(seed_of(node)).public_key().public_bytes_raw()
+
+
+@dataclass
+class Site:
+    """One running overlay. `received` are packets of protocol SWIM, which nothing else uses here."""
+
+    node: NodeId
+    overlay: Overlay
+    listener: PeerListener
+    task: asyncio.Task[None]
+    received: list[Delivery] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"ws://127.0.0.1:{self.listener.port}"
+
+    def payloads(self) -> list[bytes]:
+        return [bytes(item.payload) for item in self.received]
+
+    def send(self, destination: int, payload: bytes, cls: TrafficClass = CONTROL) -> bool:
+        return self.overlay.send(Protocol.SWIM, cls, NodeId(destination), payload)
+
+    def routes(self, *paths: list[int]) -> None:
+        by_destination: dict[int, list[data_pb2.Path]] = {}
+        for path in paths:
+            by_destination.setdefault(path[-1], []).append(data_pb2.Path(nodes=path))
+        changed = [data_pb2.Route(destination=d, paths=p) for d, p in by_destination.items()]
+        self.overlay.push_routes(data_pb2.PushRoutesRequest(version=1, changed=changed))
+
+    def links_up(self) -> set[int]:
+        return {link.peer for link in self.overlay.core.links() if link.is_up}
+
+
+@dataclass
+class Sites:
+    """Starts and configures overlays."""
+
+    running: dict[int, Site] = field(default_factory=dict)
+
+    async def start(self, node: int, dial: dict[str, str] | None = None) -> Site:
+        listener = PeerListener("127.0.0.1:0")
+        overlay = Overlay(OverlayTiming(), dial or {}, listener)
+        site = Site(NodeId(node), overlay, listener, asyncio.create_task(overlay.run(), name=f"overlay {node}"))
+        overlay.bind(Protocol.SWIM, site.received.append)
+        self.running[node] = site
+        # Lets `run` begin.
+        await asyncio.sleep(0)
+        return site
+
+    def view(self, *advertised: int) -> View:
+        nodes = {
+            NodeId(i): Node(
+                NodeId(i), f"n{i}", public_key(i), site.address if i in advertised else "", NodeState.ACTIVE
+            )
+            for i, site in self.running.items()
+        }
+        return View(1, "mesh", 0, nodes, {})
+
+    def configure(self, view: View, *nodes: int) -> None:
+        for node in nodes or tuple(self.running):
+            local = LocalNode(NodeId(node), f"n{node}", seed_of(node), "mesh")
+            self.running[node].overlay.configure(local, view, is_running=True)
+
+    async def stop(self) -> None:
+        for site in self.running.values():
+            site.task.cancel()
+        for site in self.running.values():
+            with contextlib.suppress(asyncio.CancelledError):
+                await site.task
+
+
+@pytest.fixture
+async def sites() -> AsyncIterator[Sites]:
+    """Overlays that are stopped at the end."""
+    started = Sites()
+    yield started
+    await started.stop()
+
+
+async def until(what: str, condition: Callable[[], object]) -> None:
+    async def look() -> bool:
+        return bool(condition())
+
+    await eventually(what, look, timeout_s=20.0, poll_s=0.01)
+
+
+async def pair(sites: Sites) -> tuple[Site, Site]:
+    """Nodes 1 and 2 with a link; node 2 dials."""
+    one, two = await sites.start(1), await sites.start(2)
+    sites.configure(sites.view(1))
+    await until("the link", lambda: one.links_up() == {2} and two.links_up() == {1})
+    return one, two
+
+
+async def test_two_nodes_find_each_other_and_talk(sites: Sites) -> None:
+    one, two = await pair(sites)
+    assert one.send(2, b"hello")
+    assert two.send(1, b"back")
+    await until("both packets", lambda: two.payloads() == [b"hello"] and one.payloads() == [b"back"])
+    assert two.received[0].source == 1
+
+
+async def test_link_between_nodes_that_both_dial_ends_as_one_lane(sites: Sites) -> None:
+    one, two = await sites.start(1), await sites.start(2)
+    sites.configure(sites.view(1, 2))
+
+    def is_agreed() -> bool:
+        at_one, at_two = one.overlay.core.active_lane(NodeId(2)), two.overlay.core.active_lane(NodeId(1))
+        sessions = (len(one.overlay._sessions), len(two.overlay._sessions))
+        return (
+            sessions == (1, 1) and at_one is not None and at_two is not None and at_one.is_dialled != at_two.is_dialled
+        )
+
+    await until("one lane that both use", is_agreed)
+    assert one.send(2, b"over it")
+    await until("the packet", lambda: two.payloads() == [b"over it"])
+
+
+async def test_packet_reaches_a_node_without_a_link_through_a_relay(sites: Sites) -> None:
+    one, two, three = [await sites.start(node) for node in (1, 2, 3)]
+    view = sites.view(2)
+    sites.configure(view)
+    await until("the links", lambda: two.links_up() == {1, 3})
+    assert not one.send(3, b"nobody knows the way")
+    assert not one.overlay.is_reachable(NodeId(3))
+    one.routes([1, 2, 3])
+    three.routes([3, 2, 1])
+    assert one.send(3, b"through")
+    await until("the packet", lambda: three.payloads() == [b"through"])
+    assert two.overlay.core.forwarder.counters.forwarded == 1
+    assert one.links_up() == {2}
+
+
+async def test_bulk_of_many_megabytes_arrives_in_order(sites: Sites) -> None:
+    one, two = await pair(sites)
+    sent = 0
+    while sent < 200:
+        if one.overlay.queued_bytes(NodeId(2)) < 4 << 20:
+            assert one.send(2, sent.to_bytes(4, "big") + bytes(200_000), BULK)
+            sent += 1
+        else:
+            await asyncio.sleep(0)
+    await until("all packets", lambda: len(two.received) == 200)
+    assert [int.from_bytes(payload[:4], "big") for payload in two.payloads()] == list(range(200))
+
+
+async def test_packet_to_itself_is_local(sites: Sites) -> None:
+    one = await sites.start(1)
+    sites.configure(sites.view())
+    assert one.send(1, b"me")
+    await until("the packet", lambda: one.payloads() == [b"me"])
+    assert one.overlay.is_reachable(NodeId(1))
+
+
+async def test_silent_cut_moves_traffic_to_the_backup(sites: Sites) -> None:
+    one, two = await sites.start(1), await sites.start(2)
+    async with FaultProxy(free_ports(1)[0], one.listener.port) as proxy:
+        three = await sites.start(3, {"n1": proxy.address})
+        sites.configure(sites.view(1, 2))
+        await until("all links", lambda: one.links_up() == {2, 3} and three.links_up() == {1, 2})
+        one.routes([1, 3], [1, 2, 3], [1, 2])
+        two.routes([2, 1], [2, 3])
+        changes: list[set[int]] = []
+        one.overlay.on_links(lambda: changes.append(one.links_up()))
+        proxy.silence()
+        await until("the detection", lambda: 3 not in one.links_up())
+        assert changes == [{2}]
+        assert "silent" in next(link.down_reason for link in one.overlay.core.links() if link.peer == 3)
+        assert one.send(3, b"around")
+        await until("the packet", lambda: three.payloads() == [b"around"])
+        proxy.heal()
+        await until("the link again", lambda: one.links_up() == {2, 3})
+
+
+async def test_reset_link_comes_back_by_itself(sites: Sites) -> None:
+    one = await sites.start(1)
+    async with FaultProxy(free_ports(1)[0], one.listener.port) as proxy:
+        two = await sites.start(2, {"n1": proxy.address})
+        sites.configure(sites.view(1))
+        await until("the link", lambda: one.links_up() == {2})
+        proxy.cut()
+        await until("both ends know", lambda: not one.links_up() and not two.links_up())
+        proxy.heal()
+        await until("the link again", lambda: one.links_up() == {2} and two.links_up() == {1})
+
+
+async def test_request_is_answered_and_its_errors_travel(sites: Sites) -> None:
+    one, two = await pair(sites)
+
+    async def echo(source: NodeId, body: bytes) -> bytes:
+        if body == b"bad":
+            raise MeshError(ErrorCode.NOT_LEADER, "ask another", {"leader": "7"})
+        return body.upper() + str(source).encode()
+
+    async def broken(_source: NodeId, _body: bytes) -> bytes:
+        raise ValueError("a fault of the handler")
+
+    two.overlay.serve(3, echo)
+    two.overlay.serve(4, broken)
+    assert await one.overlay.call(NodeId(2), 3, b"hi", 5.0) == b"HI1"
+    assert await two.overlay.call(NodeId(2), 3, b"me", 5.0) == b"ME2"
+    with pytest.raises(MeshError) as refusal:
+        await one.overlay.call(NodeId(2), 3, b"bad", 5.0)
+    assert (refusal.value.code, refusal.value.details) == (ErrorCode.NOT_LEADER, {"leader": "7"})
+    with pytest.raises(MeshError) as fault:
+        await one.overlay.call(NodeId(2), 4, b"", 5.0)
+    assert fault.value.code is ErrorCode.INTERNAL
+    with pytest.raises(MeshError) as unknown:
+        await one.overlay.call(NodeId(2), 99, b"", 5.0)
+    assert unknown.value.code is ErrorCode.INVALID_ARGUMENT
+
+
+async def test_request_without_answer_ends_at_its_deadline(sites: Sites) -> None:
+    one, two = await pair(sites)
+
+    async def never(_source: NodeId, _body: bytes) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    two.overlay.serve(3, never)
+    with pytest.raises(MeshError) as late:
+        await one.overlay.call(NodeId(2), 3, b"", 0.1)
+    assert late.value.code is ErrorCode.DEADLINE_EXCEEDED
+    with pytest.raises(MeshError) as nowhere:
+        await one.overlay.call(NodeId(9), 3, b"", 0.1)
+    assert nowhere.value.code is ErrorCode.NO_PATH
+
+
+async def test_request_is_repeated_until_the_link_is_there(sites: Sites) -> None:
+    one, two = await sites.start(1), await sites.start(2)
+
+    async def echo(_source: NodeId, body: bytes) -> bytes:
+        return body
+
+    two.overlay.serve(3, echo)
+    sites.configure(sites.view(1), 1)
+    call = asyncio.create_task(one.overlay.call(NodeId(2), 3, b"early", 20.0))
+    await asyncio.sleep(0)
+    sites.configure(sites.view(1), 2)
+    assert await call == b"early"
+
+
+async def test_joiner_talks_only_to_its_neighbour_and_only_join(sites: Sites) -> None:
+    one, joiner = await sites.start(1), await sites.start(9)
+    sites.configure(sites.view(1), 1)
+    questions: list[Delivery] = []
+    answers: list[Delivery] = []
+    one.overlay.bind(Protocol.JOIN, questions.append)
+    joiner.overlay.bind(Protocol.JOIN, answers.append)
+    lane = await joiner.overlay.open_join_lane(one.address, "new", JOINER_KEY)
+    assert (lane.peer.node_id, lane.peer.mesh_id, lane.peer.name) == (1, "mesh", "n1")
+    assert joiner.overlay.send_join(lane.lane_id, CONTROL, b"may I?")
+    await until("the question", lambda: questions)
+    assert questions[0].source == NO_NODE
+    assert one.overlay.send_join(questions[0].lane_id, CONTROL, b"yes")
+    await until("the answer", lambda: answers)
+    assert (answers[0].source, answers[0].lane_id, bytes(answers[0].payload)) == (NO_NODE, lane.lane_id, b"yes")
+    assert one.links_up() == set()
+    joiner.overlay.close_join_lane(lane.lane_id)
+    await until("the end", lambda: not one.overlay._sessions and not joiner.overlay._sessions)
+    assert not joiner.overlay.send_join(lane.lane_id, CONTROL, b"late")
+
+
+async def test_join_lanes_are_capped(sites: Sites) -> None:
+    one, joiner = await sites.start(1), await sites.start(9)
+    sites.configure(sites.view(1), 1)
+    for _ in range(JOIN_LANES_MAX):
+        await joiner.overlay.open_join_lane(one.address, "new", JOINER_KEY)
+    await until("all lanes", lambda: one.overlay.core.join_lane_count() == JOIN_LANES_MAX)
+    with pytest.raises(MeshError) as refusal:
+        await joiner.overlay.open_join_lane(one.address, "new", JOINER_KEY)
+    assert (refusal.value.code, refusal.value.retryable) == (ErrorCode.HANDSHAKE_FAILED, True)
+
+
+async def test_joining_through_a_node_that_is_no_member_is_refused(sites: Sites) -> None:
+    one, joiner = await sites.start(1), await sites.start(9)
+    with pytest.raises(MeshError) as refusal:
+        await joiner.overlay.open_join_lane(one.address, "new", JOINER_KEY)
+    assert refusal.value.code is ErrorCode.HANDSHAKE_FAILED
+    await until("the count", lambda: one.overlay.refusals == {ErrorCode.HANDSHAKE_FAILED: 1})
+
+
+async def test_join_address_where_nobody_answers_or_something_else_does(sites: Sites) -> None:
+    joiner = await sites.start(9)
+
+    async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example ESMTP\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(MeshError) as foreign:
+            await joiner.overlay.open_join_lane(f"ws://127.0.0.1:{port}", "new", JOINER_KEY)
+    assert foreign.value.code is ErrorCode.WRONG_PROTOCOL
+    with pytest.raises(MeshError) as nobody:
+        await joiner.overlay.open_join_lane(f"ws://127.0.0.1:{free_ports(1)[0]}", "new", JOINER_KEY)
+    assert nobody.value.code is ErrorCode.ADDRESS_UNREACHABLE
+    for address in ("ws://", "ws://127.0.0.1:99999", "http://x"):
+        with pytest.raises(MeshError) as bad:
+            await joiner.overlay.open_join_lane(address, "new", JOINER_KEY)
+        assert bad.value.code in {ErrorCode.INVALID_ARGUMENT, ErrorCode.ADDRESS_UNREACHABLE}
+
+
+async def test_stopped_node_says_so_refuses_lanes_and_comes_back(sites: Sites) -> None:
+    one, two = await pair(sites)
+    view = sites.view(1)
+    local = LocalNode(NodeId(1), "n1", seed_of(1), "mesh")
+    one.overlay.configure(local, view, is_running=False)
+    await until("the end of the link", lambda: not two.links_up())
+    link = two.overlay.core.link(NodeId(1))
+    assert link is not None
+    assert "stopping" in link.down_reason
+    await until("a refusal", lambda: ErrorCode.NODE_STOPPED in two.overlay.refusals)
+    one.overlay.configure(local, view, is_running=True)
+    await until("the link again", lambda: two.links_up() == {1})
+
+
+async def test_evicted_node_is_cut_at_once_and_cannot_return(sites: Sites) -> None:
+    one, two = await pair(sites)
+    view = sites.view(1)
+    without = replace(view, revision=2, nodes={NodeId(1): view.nodes[NodeId(1)]})
+    sites.configure(without, 1)
+    assert one.links_up() == set()
+    await until("the other knows", lambda: not two.links_up())
+    await until("a refusal", lambda: one.overlay.refusals.get(ErrorCode.HANDSHAKE_FAILED))
+
+
+async def test_node_that_left_forgets_links_and_routes(sites: Sites) -> None:
+    one, two = await pair(sites)
+    seen: list[tuple[View | None, bool]] = []
+    one.overlay.on_view(lambda view, is_running: seen.append((view, is_running)))
+    one.overlay.configure(None, None, is_running=False)
+    assert seen[-1] == (None, False)
+    assert one.overlay.node_id == NO_NODE
+    assert list(one.overlay.core.links()) == []
+    await until("the other knows", lambda: not two.links_up())
+
+
+async def test_goodbye_reaches_the_neighbour_before_the_process_ends(sites: Sites) -> None:
+    one, two = await pair(sites)
+    await two.overlay.say_goodbye()
+    await until("the end of the link", lambda: not one.links_up())
+    link = one.overlay.core.link(NodeId(2))
+    assert link is not None
+    assert link.down_reason == "the node is stopping: the node is shutting down"
+    assert not two.overlay._sessions
+
+
+async def test_packet_for_nobody_is_dropped_and_counted(sites: Sites) -> None:
+    one, two = await pair(sites)
+    one.overlay.send(Protocol.RAFT_MCG, CONTROL, NodeId(2), b"?")
+    dropped = two.overlay.core.forwarder.counters.dropped
+    await until("the drop", lambda: dropped[DropReason.NO_RECEIVER] == 1)
