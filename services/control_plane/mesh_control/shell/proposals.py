@@ -54,8 +54,14 @@ class Proposals:
             timeout_s: Seconds until NO_QUORUM, the preset's deadline by default.
 
         Raises:
-            MeshError: What the state refused with; NOT_A_MEMBER; NO_QUORUM (the change may still take effect).
+            MeshError: What the state refused with; NOT_A_MEMBER; NODE_STOPPED; NO_QUORUM (the change may still take
+                effect).
         """
+        self._node.require_mcg()
+        if not self._node.is_running:
+            raise MeshError(
+                ErrorCode.NODE_STOPPED, "This node was stopped on purpose and reaches nobody: start it, then try again."
+            )
         numbered = mcg_pb2.Command()
         numbered.CopyFrom(command)
         numbered.proposal_id = self._rng.getrandbits(63) or 1

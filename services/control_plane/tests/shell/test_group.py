@@ -161,6 +161,11 @@ async def test_stopped_leader_is_no_failure_and_starts_again(mesh: SmallMesh) ->
     assert leader is not None
     await leader.lifecycle.stop()
     assert not leader.node.is_running
+    with pytest.raises(MeshError) as caught:
+        await create(leader, "demo/lines", [1, 2])
+    assert caught.value.code is ErrorCode.NODE_STOPPED
+    answer = await leader.service.GetStatus(mesh_pb2.GetStatusRequest(), None)
+    assert (answer.is_running, answer.has_quorum) == (False, False)
     others = [node for node in nodes if node is not leader]
 
     def is_stopped_and_healthy() -> bool:
@@ -204,3 +209,48 @@ async def test_newcomer_gets_the_state_by_snapshot(mesh: SmallMesh) -> None:
     assert len(c.node.require_mcg().state.streams) == 5
     again = await mesh.restart("c")
     assert len(again.node.require_mcg().state.streams) == 5
+
+
+async def test_log_is_cut_at_snapshots_and_the_state_survives(mesh: SmallMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I6: the log does not grow for ever."""
+    monkeypatch.setattr("mesh_control.shell.mcg.SNAPSHOT_EVERY_ENTRIES", 10)
+    nodes = await mesh.grow("a", "b", "c")
+    for number in range(40):
+        await create(nodes[number % 3], f"demo/s{number}", [1, 2])
+    await mesh.eventually(lambda: len(digests(nodes)) == 1)
+    for node in nodes:
+        raft = node.node.require_mcg().raft_status()
+        assert raft.last_index - raft.first_index < 30
+    again = [await mesh.restart(name) for name in "abc"]
+    await mesh.eventually(lambda: mesh.leader() is not None and len(digests(again)) == 1)
+    assert len(again[1].node.require_mcg().state.streams) == 40
+
+
+async def test_stream_whose_group_does_not_form_stays_and_says_so(mesh: SmallMesh) -> None:
+    """There is no data plane here, so nothing ever forms."""
+    a, _b = await mesh.grow("a", "b")
+    request = mesh_pb2.CreateStreamRequest(name="demo/lines", members=["a", "b"])
+    with pytest.raises(MeshError) as caught:
+        await a.service.CreateStream(request, None)
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.STREAM_NOT_FORMED, True)
+    with pytest.raises(MeshError) as caught:
+        await a.service.CreateStream(request, None)
+    assert caught.value.code is ErrorCode.STREAM_EXISTS
+    assert caught.value.details["state"] == "FORMING"
+
+
+async def test_stream_is_found_at_once_on_a_node_that_lags(mesh: SmallMesh) -> None:
+    """I13 for the catalogue: a name that is unknown here is looked up again after catching up with the leader."""
+    nodes = await mesh.grow("a", "b", "c")
+    for number in range(10):
+        await create(nodes[0], f"demo/s{number}", [1, 2])
+        answer = await nodes[2].service.GetStream(mesh_pb2.GetStreamRequest(name=f"demo/s{number}"), None)
+        assert answer.stream.name == f"demo/s{number}"
+
+
+async def test_catching_up_without_a_quorum_ends_in_time(mesh: SmallMesh) -> None:
+    nodes = await mesh.grow("a", "b", "c")
+    await mesh.eventually(lambda: voters(mesh) == {"a", "b", "c"})
+    mesh.cut_off = {"a", "b", "c"}
+    await mesh.eventually(lambda: mesh.leader() is None)
+    assert not await nodes[1].node.require_mcg().catch_up(0.5)
