@@ -182,8 +182,9 @@ class GrpcServer:
             ) from error
         # grpc_health itself begins as serving; a service that is still starting is not.
         await self.set_serving(self._is_serving)
-        await self.server.start()
+        # The guard comes first, because the start may be cancelled; in grpc.aio that would break the server's main loop.
         await anext(self._guard)
+        await asyncio.shield(self.server.start())
         return self.port
 
     async def _until_the_loop_ends(self) -> AsyncIterator[None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,6 +22,22 @@ from meshtest.ports import free_ports
 
 TIMEOUT_S = 10.0
 SERVICE = "test.v1.Echo"
+_CANCELLED_START = """
+import asyncio, uvloop
+from meshcommon.grpc_server import GrpcServer
+
+async def main():
+    server = GrpcServer()
+    starting = asyncio.create_task(server.start("127.0.0.1:0", "The test"))
+    await asyncio.sleep(0)
+    starting.cancel()
+    try:
+        await starting
+    except asyncio.CancelledError:
+        print("cancelled")
+
+uvloop.run(main())
+"""
 KINDS = ["UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream"]
 
 
@@ -230,6 +248,12 @@ async def test_stopping_server_says_so_to_watchers_and_ends_silent_calls(server:
     assert (await anext(answers)).status == health_pb2.HealthCheckResponse.NOT_SERVING
     watch.cancel()
     await stopping
+
+
+def test_start_that_is_cancelled_leaves_no_traceback_behind() -> None:
+    """Another listener of the service failed in the same moment: only that failure is worth a line."""
+    ended = subprocess.run([sys.executable, "-c", _CANCELLED_START], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "cancelled\n", "")
 
 
 def test_error_survives_its_message() -> None:

@@ -54,6 +54,12 @@ def test_defaults() -> None:
     assert own == DataSettings()
 
 
+def test_addresses_of_stores_are_taken_as_they_are() -> None:
+    for postgres in ("", "postgresql+asyncpg://u:p@[::1]:5432/db", "postgresql+asyncpg://u@/db?host=/run/pg"):
+        node, _ = load(MESH_NODE_POSTGRES_URL=postgres, MESH_NODE_REDIS_URL="unix:///run/valkey.sock")
+        assert node.postgres_url == postgres
+
+
 def test_environment_comes_before_file_before_default(file: Callable[..., str]) -> None:
     _, own = load(
         MESH_CONFIG_FILE=file("[data]", "bytes_max = 20", 'listen = "127.0.0.1:1"'), MESH_DATA_LISTEN="127.0.0.1:2"
@@ -137,6 +143,9 @@ def test_one_environment_and_one_file_serve_the_whole_site(file: Callable[..., s
         ("MESH_NODE_NAME", "Not A Name"),
         ("MESH_NODE_PRESET", "moon"),
         ("MESH_NODE_LOG_LEVEL", "INFO"),
+        ("MESH_NODE_POSTGRES_URL", "postgresql://h/db"),
+        ("MESH_NODE_POSTGRES_URL", "postgresql+asyncpg://h:many/db"),
+        ("MESH_NODE_REDIS_URL", "h:6379"),
     ],
 )
 def test_ill_typed_variable(variable: str, value: str) -> None:
