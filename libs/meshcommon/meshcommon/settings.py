@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -44,9 +45,27 @@ def _websocket(value: str) -> str:
     return value
 
 
+def _store(*schemes: str) -> Callable[[str], str]:
+    """Checks the address of a store here, so that a mistake ends the start with a sentence instead of a traceback."""
+
+    def check(value: str) -> str:
+        expected = " or ".join(f"{scheme}://…" for scheme in schemes)
+        if value and not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+            raise ValueError(f"expected {expected}")
+        try:
+            _ = urlsplit(value).port
+        except ValueError:
+            raise ValueError(f"expected {expected} with a port between 0 and 65535") from None
+        return value
+
+    return check
+
+
 Listen = Annotated[str, AfterValidator(_listen)]
 NodeName = Annotated[str, AfterValidator(_name)]
 PeerAddress = Annotated[str, AfterValidator(_websocket)]
+PostgresUrl = Annotated[str, AfterValidator(_store("postgresql+asyncpg"))]
+RedisUrl = Annotated[str, AfterValidator(_store("redis", "rediss", "unix"))]
 
 
 class Section(BaseModel):
@@ -63,10 +82,10 @@ class NodeSettings(Section):
     preset: Literal["lan", "wan", "test"] = Field(
         default="lan", description="Timing preset: election timeouts, heartbeats, detection."
     )
-    postgres_url: str = Field(
+    postgres_url: PostgresUrl = Field(
         default="", description="Postgres of the site, `postgresql+asyncpg://…`; empty: nothing is projected."
     )
-    redis_url: str = Field(
+    redis_url: RedisUrl = Field(
         default="", description="Redis or Valkey of the site, `redis://…`; empty: nothing is cached."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
