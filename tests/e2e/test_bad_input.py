@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+import pytest_asyncio
 
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
@@ -31,7 +32,7 @@ async def snapshot(trio: Trio) -> tuple[list[str], list[str]]:
     return [node.name for node in status.view.nodes], [stream.name for stream in status.view.streams]
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stream(mesh: Trio) -> str:
     await mesh.gateways["a"].create_stream(STREAM, ["a", "b"])
     return STREAM
