@@ -182,9 +182,15 @@ class GrpcServer:
             ) from error
         # grpc_health itself begins as serving; a service that is still starting is not.
         await self.set_serving(self._is_serving)
-        # The guard comes first, because the start may be cancelled; in grpc.aio that would break the server's main loop.
+        starting = asyncio.ensure_future(self.server.start())
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # A start that is cut short, or left alone, takes the process down when the loop closes: finish it, then stop.
+            await starting
+            await self.server.stop(None)
+            raise
         await anext(self._guard)
-        await asyncio.shield(self.server.start())
         return self.port
 
     async def _until_the_loop_ends(self) -> AsyncIterator[None]:
