@@ -3,182 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mesh_data.core.stream_snapshot import StreamConfig
-from mesh_data.core.stream_timing import StreamTiming
-from mesh_data.core.view import Member, Node, NodeState, Stream, StreamState, View
-from mesh_data.shell.data_api import StreamsApi
-from mesh_data.shell.groups import Groups, ReplicaState
-from mesh_data.shell.replica import Replica
-from mesh_data.shell.streams_catalogue import StreamsCatalogue
-from mesh_data.shell.streams_serving import StreamsServing
+from mesh_data.core.view import StreamState
+from mesh_data.shell.groups import ReplicaState
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.ids import MemberId, NodeId, StreamId
-from meshtest.fake_overlay import FakeNetwork, FakeOverlay
-
-TIMING = StreamTiming(tick_s=0.02, election_ticks=10, heartbeat_ticks=2, publish_deadline_s=8.0, attempt_s=0.5)
-STREAM = StreamId(1)
-NAME = "demo/lines"
-COMMITTED = data_pb2.PUBLISH_WAIT_COMMITTED
-A, B, C, D = NodeId(1), NodeId(2), NodeId(3), NodeId(4)
-
-
-def make_view(
-    revision: int = 1, state: StreamState = StreamState.FORMING, members: Iterable[NodeId] = (A, B, C)
-) -> View:
-    nodes = {node: Node(node, f"n{node}", bytes(32), "", NodeState.ACTIVE) for node in (A, B, C, D)}
-    stream = Stream(
-        STREAM,
-        NAME,
-        tuple(Member(node, MemberId(10 + node), is_voter=True) for node in members),
-        state,
-        revision,
-        64 * 1024 * 1024,
-    )
-    return View(revision, "mesh", 1, nodes, {STREAM: stream})
-
-
-class Site:
-    """The streams part of one data plane."""
-
-    def __init__(self, network: FakeNetwork, node: NodeId, directory: Path) -> None:
-        self.overlay = FakeOverlay(network, node)
-        self.groups = Groups(
-            self.overlay, directory / str(node), TIMING, seed=node, wall_clock_ms=lambda: int(time.time() * 1000)
-        )
-        self.catalogue = StreamsCatalogue(self.overlay, self.groups)
-        self.serving = StreamsServing(self.catalogue)
-        self.api = StreamsApi(self.catalogue)
-        self._running = asyncio.create_task(self.groups.run(), name=f"groups of {node}")
-
-    @property
-    def replica(self) -> Replica:
-        replica = self.groups.replica(STREAM)
-        assert replica is not None
-        return replica
-
-    async def stop(self) -> None:
-        await self.overlay.close()
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
-
-
-class Cluster:
-    """Sites that can be stopped and started again on their directories."""
-
-    def __init__(self, directory: Path, network: FakeNetwork) -> None:
-        self.directory = directory
-        self.network = network
-        self.sites: dict[NodeId, Site] = {}
-
-    def start(self, node: NodeId, view: View | None) -> Site:
-        site = Site(self.network, node, self.directory)
-        self.sites[node] = site
-        site.overlay.set_view(view)
-        return site
-
-    async def stop(self, node: NodeId) -> None:
-        await self.sites.pop(node).stop()
-
-    def set_view(self, view: View) -> None:
-        for site in self.sites.values():
-            site.overlay.set_view(view)
-
-    def leaders(self) -> list[NodeId]:
-        return [
-            node
-            for node, site in self.sites.items()
-            if (replica := site.groups.replica(STREAM)) is not None and replica.is_leading
-        ]
-
-    async def leader(self) -> NodeId:
-        await until(lambda: len(self.leaders()) == 1)
-        return self.leaders()[0]
-
-    async def formed(self) -> None:
-        """The group has formed and the catalogue says so."""
-        await until(lambda: self.leaders() == [A])
-        await until(lambda: all(site.groups.reports()[0].state is ReplicaState.OPEN for site in self.sites.values()))
-        self.set_view(make_view(2, StreamState.ACTIVE))
-
-    async def converged(self) -> bytes:
-        """Waits until all members applied the same and returns the hash chain (I4)."""
-        members = [site for node, site in self.sites.items() if node != D]
-        await until(lambda: all(site.groups.replica(STREAM) is not None for site in members))
-        replicas = [site.replica for site in members]
-        await until(
-            lambda: (
-                len({item.state.applied_index for item in replicas}) == 1
-                and not any(item.is_blank for item in replicas)
-            )
-        )
-        assert len({item.state.chain for item in replicas}) == 1
-        assert len({item.state.snapshot() for item in replicas}) == 1
-        return replicas[0].state.chain
-
-
-@asynccontextmanager
-async def cluster(
-    directory: Path, *, nodes: Iterable[NodeId] = (A, B, C), loss: float = 0.0, delay_s: float = 0.0
-) -> AsyncIterator[Cluster]:
-    made = Cluster(directory, FakeNetwork(seed=7, loss=loss, delay_s=delay_s))
-    try:
-        for node in nodes:
-            made.start(node, make_view())
-        yield made
-    finally:
-        for node in tuple(made.sites):
-            await made.stop(node)
-
-
-async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110 - the condition spans several nodes, no one event covers it
-            await asyncio.sleep(0.01)
-
-
-def request(values: Iterable[bytes], producer: tuple[int, int, int] = (0, 0, 0)) -> data_pb2.PublishRequest:
-    return data_pb2.PublishRequest(
-        stream=NAME,
-        wait=COMMITTED,
-        records=[data_pb2.PublishRecord(value=value) for value in values],
-        producer_id=producer[0],
-        producer_epoch=producer[1],
-        base_sequence=producer[2],
-    )
-
-
-async def publish(site: Site, requests: Iterable[data_pb2.PublishRequest]) -> list[data_pb2.PublishResponse]:
-    async def stream() -> AsyncIterator[data_pb2.PublishRequest]:
-        for item in requests:
-            yield item
-
-    return [response async for response in site.api.Publish(stream(), None)]
-
-
-async def publish_values(site: Site, values: Iterable[bytes]) -> list[data_pb2.PublishResponse]:
-    return await publish(site, [request([value]) for value in values])
-
-
-async def read(site: Site, from_offset: int = 0, records_max: int = 0, *, follow: bool = False) -> list[bytes]:
-    asked = data_pb2.ReadRequest(stream=NAME, from_offset=from_offset, records_max=records_max, follow=follow)
-    values: list[bytes] = []
-    async for response in site.api.Read(asked, None):
-        assert response.records[0].offset == from_offset + len(values)
-        values += [record.value for record in response.records]
-    return values
-
-
-def numbered(count: int, start: int = 0) -> list[bytes]:
-    return [b"record %d" % number for number in range(start, start + count)]
+from meshwire.packet import Protocol
+from tests.shell.stream_cluster import (
+    COMMITTED,
+    NAME,
+    STREAM,
+    A,
+    B,
+    C,
+    D,
+    cluster,
+    make_view,
+    numbered,
+    publish,
+    publish_values,
+    read,
+    request,
+    until,
+)
 
 
 async def test_first_member_leads_and_every_member_reads_what_was_published(tmp_path: Path) -> None:
@@ -456,3 +309,126 @@ async def test_view_of_another_revision_keeps_the_replica_and_updates_its_stream
         three.set_view(replace(view, streams={STREAM: stream}))
         await until(lambda: three.sites[A].replica.stream.revision == 9)
         assert three.sites[A].replica is before
+
+
+async def test_old_repetitions_of_interleaved_producers_get_their_first_offsets(tmp_path: Path) -> None:
+    """More batches than runs are remembered: the offsets are looked up in the log."""
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        site = three.sites[A]
+        ready = [await site.api.InitProducer(data_pb2.InitProducerRequest(stream=NAME), None) for _ in range(2)]
+        sent = [
+            request([b"%d of %d" % (number, item.producer_id)] * 2, (item.producer_id, item.producer_epoch, number * 2))
+            for number in range(60)
+            for item in ready
+        ]
+        first = await publish(site, sent)
+        again = await publish(three.sites[B], sent)
+        assert [response.error.code for response in again] == [""] * 120
+        assert [response.base_offset for response in again] == [response.base_offset for response in first]
+        assert {response.is_duplicate for response in again} == {True}
+        assert len(await read(site)) == 240
+
+
+async def test_more_than_the_credit_is_held_back_and_still_answered_in_order(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        for node in (A, B):
+            start = three.sites[A].replica.next_offset
+            responses = await publish_values(three.sites[node], [bytes(1_000_000)] * 8)
+            assert [response.base_offset for response in responses] == list(range(start, start + 8))
+            assert responses[0].credit_bytes >= 1_000_000
+
+
+async def test_shutting_down_ends_calls_that_would_stay(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        site = three.sites[B]
+        never = asyncio.Event()
+
+        async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
+            yield request([b"one"])
+            await never.wait()
+
+        async def publish_for_ever() -> list[data_pb2.PublishResponse]:
+            return [response async for response in site.api.Publish(requests(), None)]
+
+        calls = [asyncio.create_task(publish_for_ever()), asyncio.create_task(read(site, follow=True))]
+        await until(lambda: site.replica.next_offset == 1)
+        site.api.close()
+        for error in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10):
+            assert isinstance(error, MeshError)
+            assert error.code == ErrorCode.UNAVAILABLE
+
+
+async def test_member_cut_off_reads_what_it_has_and_claims_no_end(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        await publish_values(three.sites[A], numbered(3))
+        await three.converged()
+        three.network.isolate(C)
+        await publish_values(three.sites[A], numbered(2, start=3))
+        site = three.sites[C]
+        assert await read(site) == numbered(3)
+        with pytest.raises(MeshError) as unknown:
+            await read(site, from_offset=4)
+        assert unknown.value.code == ErrorCode.STREAM_UNAVAILABLE
+        described = await site.api.DescribeStream(data_pb2.DescribeStreamRequest(stream=NAME), None)
+        assert (described.next_offset, list(described.members)) == (3, [])
+        three.network.heal()
+        assert await read(site, from_offset=4) == numbered(1, start=4)
+
+
+async def test_describe_of_the_local_replica_and_of_none(tmp_path: Path) -> None:
+    async with cluster(tmp_path, nodes=(A, B, C, D)) as four:
+        await until(lambda: four.leaders() == [A])
+        await publish_values(four.sites[A], numbered(3))
+        await four.converged()
+        local = data_pb2.DescribeStreamRequest(stream=NAME, is_local=True)
+        described = [await four.sites[node].api.DescribeStream(local, None) for node in (A, B, C)]
+        assert len({(item.applied_index, item.state_hash) for item in described}) == 1
+        assert len(described[0].state_hash) == 32
+        with pytest.raises(MeshError) as elsewhere:
+            await four.sites[D].api.DescribeStream(local, None)
+        assert elsewhere.value.code == ErrorCode.UNKNOWN_GROUP
+
+
+async def test_init_producer_refuses_a_long_name_and_gives_up_without_a_quorum(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        api = three.sites[B].api
+        with pytest.raises(MeshError) as long_name:
+            await api.InitProducer(data_pb2.InitProducerRequest(stream=NAME, producer_name="n" * 256), None)
+        assert long_name.value.code == ErrorCode.INVALID_ARGUMENT
+        three.network.isolate(B)
+        with pytest.raises(MeshError) as alone:
+            await api.InitProducer(data_pb2.InitProducerRequest(stream=NAME), None)
+        assert alone.value.code == ErrorCode.NO_QUORUM
+
+
+async def test_log_that_cannot_be_opened_fails_the_groups_and_not_the_process(tmp_path: Path) -> None:
+    (tmp_path / str(C)).write_text("a file where the directory should be")
+    async with cluster(tmp_path) as three:
+        await until(lambda: three.leaders() == [A])
+        site = three.sites[C]
+        await until(lambda: site.groups.failure != "")
+        assert site.groups.replica(STREAM) is None
+        (answered,) = await publish_values(site, [b"through the others"])
+        assert answered.error.code == ""
+        assert await read(site) == [b"through the others"]
+
+
+async def test_follower_that_wins_the_birth_hands_over_to_the_first_member(tmp_path: Path) -> None:
+    async with cluster(tmp_path, nodes=(B, C)) as three:
+        assert await three.leader() in (B, C)
+        three.start(A, make_view())
+        await until(lambda: three.leaders() == [A])
+
+
+async def test_packets_of_garbage_are_counted_and_harmless(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        for payload in (b"", b"\x00", b"\x00garbage", b"\x01short", b"\x07"):
+            three.network.deliver(B, A, Protocol.RAFT_DSG, payload)
+        assert (await publish_values(three.sites[A], [b"fine"]))[0].error.code == ""
+        assert three.leaders() == [A]
