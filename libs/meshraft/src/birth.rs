@@ -82,10 +82,14 @@ pub fn create(
         ops.push(Op::HardState { group, state: stored.hard.clone() });
     }
     let mut made = assemble(around, group, peers, stored, settings)?;
-    // Nothing may be said to others before the record of the group is durable.
-    made.durable_term = 0;
-    made.held.push_back(Held { sequence, ready: 0, term: made.hard.term, messages: Vec::new() });
+    wait_for(&mut made, sequence);
     Ok((made, ops))
+}
+
+/// Lets the group say nothing to others before write `sequence`, which holds what it starts from, is durable.
+pub fn wait_for(group: &mut Group, sequence: u64) {
+    group.durable_term = 0;
+    group.held.push_back(Held { sequence, ready: 0, term: group.hard.term, messages: Vec::new() });
 }
 
 /// Rebuilds a group from what is stored; also returns its snapshot.

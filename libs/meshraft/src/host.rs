@@ -122,10 +122,15 @@ impl Host {
         }
         self.submit()?;
         let (log, around, submitted) = (&self.log, &self.around, self.next_write - 1);
-        let (made, installed) = shielded(|| {
+        let (mut made, installed) = shielded(|| {
             let stored = log.load(group, submitted)?.ok_or(Fault::UnknownGroup(group))?;
             birth::reopen(around, group, member, peers, stored, settings)
         })?;
+        if self.log.peek_completed() < submitted {
+            // What was read may not be durable yet (a simulated disk never waits): say nothing until it is.
+            birth::wait_for(&mut made, submitted);
+            self.waiting.insert((submitted, group));
+        }
         self.adopt(made);
         Ok(installed)
     }

@@ -144,6 +144,19 @@ def test_a_closed_group_reopens_with_all_that_was_written() -> None:
     assert cluster.payloads(1) == ["a", "b"]
 
 
+def test_a_group_reopened_before_its_writes_are_durable_keeps_silent() -> None:
+    disk = SimDisk()
+    host = host_on(disk)
+    host.step(2, frame(GROUP, Message(Kind.REQUEST_VOTE, 11, 12, 2, 1, 1)))
+    host.pump()
+    host.close_group(GROUP)
+    host.open_group(GROUP, 11, PEERS, config=CONFIG)
+    host.step(2, frame(GROUP, Message(Kind.REQUEST_VOTE, 11, 12, 2, 1, 1)))
+    assert host.pump().frames == []
+    disk.sync()
+    assert len(host.pump().frames) == 1
+
+
 def test_a_destroyed_group_is_gone_and_its_id_free() -> None:
     disk = SimDisk()
     host = host_on(disk)

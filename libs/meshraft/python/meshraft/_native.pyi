@@ -83,7 +83,10 @@ class Committed:
 
 @final
 class Installed:
-    """A snapshot from the leader replaced the group's state; restore the application from `data` before later entries."""
+    """A snapshot from the leader replaced the group's state; restore the application from `data` before later entries.
+
+    Handed out once it is durable here, so a restart never finds the application ahead of its log.
+    """
 
     group: int
     index: int
@@ -92,7 +95,11 @@ class Installed:
 
 @final
 class Role:
-    """Leadership or term of the group changed. `role` is "leader", "follower", "candidate" or "learner"; `leader` a member id, 0 if unknown."""
+    """Leadership or term of the group changed.
+
+    `role` is "leader", "follower", "candidate" or "learner" (any member without a vote); `leader` is a member id, 0 if
+    unknown. Several changes within one turn are told as one.
+    """
 
     group: int
     role: str
@@ -175,11 +182,20 @@ class SimDisk:
 
 @final
 class RaftHost:
-    """Many Raft groups over one log. One thread only (the event loop's); every call returns without waiting for the disk."""
+    """Many Raft groups over one log. One thread only (the event loop's).
+
+    Calls return without waiting for the disk, except `open`, `open_group` and `close`, which release the GIL. After a
+    failed write or fsync every call raises HostPoisoned: nobody knows what reached the disk, so nothing is retried.
+    Arguments that no caller should pass (an unknown change, a leader's own removal) raise ValueError.
+    """
 
     @staticmethod
     def open(path: str, *, seed: int, recycle: bool = True) -> RaftHost:
-        """Opens or creates the log directory `path`. Raises LogCorrupt, HostPoisoned. A second process on the directory gets HostPoisoned("locked")."""
+        """Opens or creates the log directory `path`.
+
+        `recycle` reuses old files, without which purges stall writes. Raises LogCorrupt when the files are damaged
+        beyond a torn last write, HostPoisoned when they cannot be opened ("locked" when another process has them).
+        """
     @staticmethod
     def simulated(disk: SimDisk, *, seed: int) -> RaftHost:
         """The same host over a simulated disk; deterministic for equal seeds and equal inputs."""
@@ -202,41 +218,79 @@ class RaftHost:
 
         `peers` maps member to node id. With `voters` given, all initial members start from the same configuration at
         index 1, term 1 holding `snapshot` (so nobody can start from index 0). With no voters the group starts blank
-        and waits for its leader's snapshot. Raises GroupExists.
+        and waits for its leader's snapshot. The group says nothing to others before its record is durable.
+        Raises GroupExists.
         """
     def open_group(
         self, group: int, member: int, peers: dict[int, int], *, config: GroupConfig | None = None
     ) -> Installed:
-        """Opens a stored group; returns its stored snapshot (index 0 when blank). Committed entries after it come again from `pump`. Raises UnknownGroup, LogCorrupt."""
-    def close_group(self, group: int) -> None: ...
+        """Opens a stored group; returns its stored snapshot (index 0 when blank).
+
+        Committed entries after it come again from `pump`, at most 16 MiB a turn. `peers` adds to the stored map.
+        Raises UnknownGroup, GroupExists when it is open, LogCorrupt.
+        """
+    def close_group(self, group: int) -> None:
+        """Lets the group go; it can be opened again. Proposals that are not committed stay undecided."""
     def destroy_group(self, group: int) -> None:
         """Closes the group and removes its entries and state from the log. Not reversible."""
     def set_peers(self, group: int, peers: dict[int, int]) -> None:
-        """Replaces the member to node map (a member must be known here before messages reach it)."""
+        """Replaces the member to node map.
+
+        Needed only for what the group cannot know: entries and snapshots carry the map, and an unknown member's node is
+        learnt from its first message. Messages for a member without a node are dropped.
+        """
     def tick(self) -> None:
         """One tick for all groups."""
     def step(self, peer: int, frame: bytes) -> list[int]:
-        """Feeds a frame from node `peer`; returns groups in it that are not open here. Raises InvalidFrame (nothing changed by the bad part)."""
+        """Feeds a frame from node `peer`; returns groups in it that are not open here.
+
+        Raises InvalidFrame after taking the good messages; the bad ones changed nothing.
+        """
     def propose(self, group: int, data: bytes) -> tuple[int, int]:
-        """Appends at the leader; returns (term, index). It took effect iff an entry with that term and index is committed. Raises NotLeader, Backpressure, UnknownGroup."""
+        """Appends at the leader; returns (term, index).
+
+        It took effect iff an entry with that term and index is committed; another term at that index means that it did
+        not. Raises NotLeader (also while leadership is handed over), Backpressure, UnknownGroup.
+        """
     def propose_conf_change(
         self, group: int, change: str, member: int, peer: int, context: bytes = b""
     ) -> tuple[int, int]:
-        """Single-step change: "add_voter" (also promotes), "add_learner", "remove". One at a time. Raises NotLeader, Backpressure when one is pending."""
-    def transfer_leader(self, group: int, member: int) -> None: ...
+        """Single-step change: "add_voter" (also promotes), "add_learner" (also demotes), "remove". One at a time.
+
+        Raises NotLeader, Backpressure when one is pending (or may be: a new leader must commit first), ValueError for
+        the leader itself (transfer first) and for the last voter.
+        """
+    def transfer_leader(self, group: int, member: int) -> None:
+        """Hands leadership to a voter; proposals are refused until it is done or an election timeout has passed.
+
+        Raises NotLeader, ValueError when `member` has no vote.
+        """
     def campaign(self, group: int) -> None:
-        """Starts an election now (first leader of a new group)."""
+        """Starts an election now (first leader of a new group). Raises ValueError without a vote."""
     def read_index(self, group: int, token: int) -> None:
-        """Asks for a linearizable read point; the answer comes in `Pump.reads`, or never (deadline and retry are the caller's)."""
+        """Asks for a linearizable read point; the answer comes in `Pump.reads`, or never.
+
+        Deadline and retry are the caller's. Raises Backpressure when 4,096 reads wait already.
+        """
     def pump(self) -> Pump:
-        """Runs all dirty groups once, submits one log write, collects outputs. Raises HostPoisoned when the log failed."""
+        """Runs all dirty groups once, submits one log write, collects outputs.
+
+        Raises HostPoisoned when the log failed.
+        """
     def has_work(self) -> bool:
         """True when `pump` would do something now."""
     def entries(self, group: int, low: int, high: int, max_bytes: int) -> list[Entry]:
-        """Entries low..high (exclusive), at least one, then until `max_bytes`. Only up to the applied index. Raises LogCompacted."""
+        """Entries low..high (exclusive), at least one, then until `max_bytes`. Only up to the applied index.
+
+        Older entries than the cache holds are read from the disk. Raises LogCompacted, LogCorrupt.
+        """
     def compact(self, group: int, index: int, snapshot: bytes) -> None:
-        """Stores `snapshot` as the group's state at `index` (≤ applied) and drops entries up to it, in one log batch."""
-    def status(self, group: int) -> GroupStatus: ...
+        """Stores `snapshot` as the group's state at `index` (≤ applied) and drops entries up to it, in one log batch.
+
+        Raises ValueError when the index is past the applied one or below the stored snapshot's.
+        """
+    def status(self, group: int) -> GroupStatus:
+        """The group now. Raises UnknownGroup, GroupPoisoned."""
     def disk_bytes(self) -> int:
         """Bytes that the log directory takes on disk (0 when simulated)."""
     def close(self) -> None:
