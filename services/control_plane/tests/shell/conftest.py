@@ -29,11 +29,12 @@ from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId
 from meshwire.packet import Protocol, TrafficClass
 
+# Answers to heartbeats wait for the disk, which the machine shares: less than two seconds of silence is no sign here.
 TIMING = Timing(
     tick_s=0.02,
     election_ticks=10,
     heartbeat_ticks=2,
-    unreachable_after_s=0.6,
+    unreachable_after_s=2.0,
     proposal_deadline_s=10.0,
     stream_forms_within_s=3.0,
 )

@@ -180,8 +180,9 @@ async def test_restored_or_foreign_database_is_written_anew(
     async with projecting(a, postgres.url):
         await eventually_named(engine, NODES, "a", "b")
         async with engine.begin() as connection:
-            await connection.execute(sa.text("UPDATE nodes SET name = 'wrong' WHERE node_id = 2"))
+            # In the projection's own order, so that the two cannot lock each other out.
             await connection.execute(sa.text(damage))
+            await connection.execute(sa.text("UPDATE nodes SET name = 'wrong' WHERE node_id = 2"))
         await create(a, "x/y")
         await eventually_named(engine, STREAMS, "x/y")
         assert await names(engine, NODES) == ["a", "b"]
