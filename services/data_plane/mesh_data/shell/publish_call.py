@@ -191,6 +191,10 @@ class PublishCall:
             batch.replica = self._catalogue.groups.replica(batch.stream_id)
             if batch.replica is not None:
                 batch.attempt = batch.replica.publish(batch.data, batch.header)
+        elif self._catalogue.is_congested(node):
+            batch.attempt = _finished(
+                MeshError(ErrorCode.BACKPRESSURE, f"The way to node {node} is full: wait a moment.")
+            )
         elif node != NO_NODE:
             batch.attempt = asyncio.create_task(self._ask(batch, stream, node), name=f"publish to node {node}")
 

@@ -7,6 +7,7 @@ asked. Leaves out: asking. Source: architecture §5 "Overlay request".
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from mesh_data.core.view import Stream, StreamState, View
 from mesh_data.shell.groups import Groups
@@ -14,6 +15,9 @@ from mesh_data.shell.overlay_port import OverlayPort
 from mesh_data.shell.replica import Replica
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NO_NODE, NodeId, StreamId, check_stream_name
+
+_QUEUED_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Half of what the first hop queues before it drops."""
 
 
 class StreamsCatalogue:
@@ -98,6 +102,10 @@ class StreamsCatalogue:
             if member.node_id != self.overlay.node_id and self.overlay.is_reachable(member.node_id)
         ]
         return others[self._turn % len(others)] if others else NO_NODE
+
+    def is_congested(self, node: NodeId) -> bool:
+        """Whether so much waits on the way to `node` that a source of bulk data holds back; relays would drop it."""
+        return node != NO_NODE and self.overlay.queued_bytes(node) > _QUEUED_BYTES_MAX
 
     def learn(self, stream: Stream, asked: NodeId, error: MeshError | None) -> bool:
         """Takes a hint from an answer. Returns whether it names another node to ask at once."""

@@ -61,7 +61,7 @@ class StreamsServing:
             raise MeshError(ErrorCode.INVALID_ARGUMENT, f"The request cannot be read: {error}.") from error
         return encode_producer(await init_producer(self._catalogue.served(stream_id), text))
 
-    async def _fetch(self, _source: NodeId, body: bytes) -> bytes:
+    async def _fetch(self, source: NodeId, body: bytes) -> bytes:
         try:
             request = decode_fetch(body)
         except WireError as error:
@@ -74,6 +74,8 @@ class StreamsServing:
         if not request.bytes_max:
             end, is_confirmed = await confirmed_end(replica, self._catalogue.groups.timing.read_barrier_s)
             return encode_fetched(Fetched((), end, replica.floor_offset, is_confirmed))
+        if self._catalogue.is_congested(source):
+            raise MeshError(ErrorCode.BACKPRESSURE, f"The way to node {source} is full: wait a moment.")
         bytes_max = min(request.bytes_max, _FETCH_BYTES_MAX)
         wait_s = min(request.wait_ms / 1000, _FETCH_WAIT_S_MAX)
         return encode_fetched(await fetch_local(replica, request.offset, bytes_max, wait_s))

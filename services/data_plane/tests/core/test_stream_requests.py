@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh_data.core import stream_requests as requests
 from mesh_data.core.stream_frames import FrameJoiner, split
+from mesh_data.core.stream_snapshot import decode_snapshot
 from mesh_data.core.stream_state import ProducerReady
 from meshcommon.ids import StreamId
 from meshwire.errors import WireError
@@ -54,6 +58,23 @@ def test_fetched_comes_back(
         floor_offset,
         is_confirmed,
     )
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    sealed = b"MS\x01\x00" + crc32c(data).to_bytes(4, "big") + data
+    for parse, given_bytes in (
+        (requests.decode_stream_body, data),
+        (requests.decode_published, data),
+        (requests.decode_producer, data),
+        (requests.decode_fetch, data),
+        (requests.decode_fetched, data),
+        (FrameJoiner().receive, data),
+        (decode_snapshot, data),
+        (decode_snapshot, sealed),
+    ):
+        with suppress(WireError):
+            parse(given_bytes)
 
 
 def test_short_bodies_are_refused() -> None:

@@ -432,3 +432,22 @@ async def test_packets_of_garbage_are_counted_and_harmless(tmp_path: Path) -> No
             three.network.deliver(B, A, Protocol.RAFT_DSG, payload)
         assert (await publish_values(three.sites[A], [b"fine"]))[0].error.code == ""
         assert three.leaders() == [A]
+
+
+async def test_full_way_holds_sources_back_until_it_drains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster(tmp_path, nodes=(A, B, C, D)) as four:
+        await until(lambda: four.leaders() == [A])
+        queued = {"bytes": 100 * 1024 * 1024}
+        for site in four.sites.values():
+            monkeypatch.setattr(site.overlay, "queued_bytes", lambda _node: queued["bytes"])
+        publishing = asyncio.create_task(publish_values(four.sites[D], numbered(2)))
+        assert (await publish_values(four.sites[A], [b"local"]))[0].base_offset == 0
+        assert not publishing.done()
+        queued["bytes"] = 0
+        assert [response.base_offset for response in await publishing] == [1, 2]
+        queued["bytes"] = 100 * 1024 * 1024
+        reading = asyncio.create_task(read(four.sites[D]))
+        await asyncio.wait((reading,), timeout=0.2)
+        assert not reading.done()
+        queued["bytes"] = 0
+        assert await reading == [b"local", *numbered(2)]
