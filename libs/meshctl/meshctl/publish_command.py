@@ -29,8 +29,9 @@ _BATCH_RECORDS: Final = 1_000
 
 @dataclass(slots=True)
 class Tally:
-    """What was committed so far. Offsets are -1 while nothing was."""
+    """Records sent, and what was committed of them so far. Offsets are -1 while nothing was."""
 
+    sent: int = 0
     count: int = 0
     bytes: int = 0
     duplicates: int = 0
@@ -81,13 +82,19 @@ def publish(options: Options, stream: str, file: BinaryIO, mode: str, producer: 
 
 
 def _summary(stream: str, tally: Tally) -> str:
+    unknown = tally.sent - tally.count
+    open_end = f"; the outcome of {unknown} more is unknown" if unknown else ""
     if not tally.count:
-        return f"nothing was committed to {stream}"
+        return (
+            f"nothing is known to be committed to {stream}{open_end}"
+            if unknown
+            else f"nothing was committed to {stream}"
+        )
     where = (
         f"offset {tally.first_offset}" if tally.count == 1 else f"offsets {tally.first_offset} to {tally.last_offset}"
     )
     records = "1 record" if tally.count == 1 else f"{tally.count} records"
-    return f"committed {records} ({tally.bytes} bytes) to {stream} at {where}"
+    return f"committed {records} ({tally.bytes} bytes) to {stream} at {where}{open_end}"
 
 
 async def _publish(
@@ -108,6 +115,7 @@ async def _publish(
         ):
             async for values in batches:
                 answer = await publisher.send([data_pb2.PublishRecord(value=value) for value in values])
+                tally.sent += len(values)
                 answer.add_done_callback(partial(count, size=sum(map(len, values))))
 
 
@@ -156,7 +164,7 @@ def _check(longest: int, pending: int, number: int) -> None:
         raise MeshError(
             ErrorCode.MESSAGE_TOO_LARGE,
             f"A line at or after line {max(number, 1)} is longer than the {BATCH_BYTES_MAX} bytes that a record may have.",
-            {"limit_bytes": str(BATCH_BYTES_MAX)},
+            {"limit": str(BATCH_BYTES_MAX)},
         )
 
 
@@ -171,7 +179,7 @@ async def _whole(file: BinaryIO) -> bytes:
                 raise MeshError(
                     ErrorCode.MESSAGE_TOO_LARGE,
                     f"The input is larger than the {BATCH_BYTES_MAX} bytes that a record may have: publish it by --lines.",
-                    {"limit_bytes": str(BATCH_BYTES_MAX)},
+                    {"limit": str(BATCH_BYTES_MAX)},
                 )
     return b"".join(parts)
 

@@ -327,6 +327,6 @@ def _size(records: Sequence[data_pb2.PublishRecord]) -> int:
         raise MeshError(
             ErrorCode.MESSAGE_TOO_LARGE,
             f"{size} bytes are more than the {BATCH_BYTES_MAX} bytes that one batch may hold: send less at a time.",
-            {"limit_bytes": str(BATCH_BYTES_MAX), "bytes": str(size)},
+            {"limit": str(BATCH_BYTES_MAX), "size": str(size)},
         )
     return size

@@ -18,6 +18,7 @@ import pytest
 from meshapi.common.v1 import view_pb2
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.grpc_server import error_detail
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,6 +179,27 @@ async def test_a_refused_publish_says_how_far_it_came(gateway: FakeServer, meshc
     assert result.stderr == "nothing was committed to d/l\nerror: STREAM_NOT_FOUND: There is no stream d/l.\n"
 
 
+async def test_a_publish_that_breaks_off_says_what_is_not_known(gateway: FakeServer, meshctl: Program) -> None:
+    log = Log(gateway)
+
+    async def answers_once(requests: Any, context: Any) -> AsyncIterator[data_pb2.PublishResponse]:
+        async for answer in log.publish(requests, context):
+            yield answer
+            if len(log.values) >= 1_000:
+                async for _ in requests:
+                    yield data_pb2.PublishResponse(
+                        error=error_detail(MeshError(ErrorCode.PRODUCER_FENCED, "Another one took over."))
+                    )
+
+    gateway.answers["Publish"] = answers_once
+    result = await meshctl.run("publish", "d/l", given=b"x\n" * 1_500)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "committed 1000 records (2000 bytes) to d/l at offsets 0 to 999; the outcome of 500 more is unknown\n"
+        "error: PRODUCER_FENCED: Another one took over.\n"
+    )
+
+
 async def test_subscribe_from_max_offsets_and_json(gateway: FakeServer, meshctl: Program) -> None:
     log = Log(gateway)
     log.values = [b"zero\n", b"one\n", b"two\n", b"\xff"]
@@ -268,7 +290,8 @@ async def test_ctrl_c_ends_a_publish_that_waits_for_input(gateway: FakeServer) -
     process.send_signal(signal.SIGINT)
     _, errors = await process.communicate()
     assert process.returncode == 130
-    assert b"committed 1 record (6 bytes)" in errors
+    # The answer to the first line may or may not have come back before.
+    assert b"committed 1 record (6 bytes)" in errors or b"the outcome of 1 more is unknown" in errors
     assert log.values == [b"early\n"]
 
 

@@ -203,7 +203,7 @@ async def test_a_body_above_the_limit_is_413_with_the_limit(gateway: Gateway) ->
     for content in (too_large, unannounced()):
         answer = await gateway.http.post(f"{RECORDS}?wait=committed", content=content, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (413, "MESSAGE_TOO_LARGE")
-        assert answer.json()["details"] == {"limit_bytes": "2097152"}
+        assert answer.json()["details"] == {"limit": "2097152"}
     assert log.requests == []
     answer = await gateway.http.post(f"{RECORDS}?wait=committed", content=too_large[:-1], headers=headers)
     assert answer.status_code == 200

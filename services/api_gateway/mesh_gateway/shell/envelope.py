@@ -138,5 +138,5 @@ def _too_large() -> MeshError:
         ErrorCode.MESSAGE_TOO_LARGE,
         f"The body is larger than {BODY_BYTES_MAX} bytes: send fewer records at a time. "
         "One record may have 1048576 bytes.",
-        {"limit_bytes": str(BODY_BYTES_MAX)},
+        {"limit": str(BODY_BYTES_MAX)},
     )

@@ -31,7 +31,10 @@ _PUBLISH_BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
         "content": {
-            _JSON: {"schema": {"$ref": "#/components/schemas/PublishBody"}},
+            _JSON: {
+                "schema": {"$ref": "#/components/schemas/PublishBody"},
+                "example": {"wait": "committed", "records": [{"value": "hello"}]},
+            },
             _OCTETS: {"schema": {"type": "string", "format": "binary", "description": "Value of one record."}},
         },
     },
