@@ -70,6 +70,7 @@ class Overlay:
         self._view_callbacks: list[ViewCallback] = []
         self._links_callbacks: list[LinksCallback] = []
         self._tasks: asyncio.TaskGroup | None = None
+        self._dial_failures: dict[NodeId, ErrorCode] = {}
         self.refusals: dict[str, int] = {}
         self.on_packet(Protocol.REQUEST, self._requests.receive)
 
@@ -187,10 +188,11 @@ class Overlay:
     def configure(self, local: LocalNode | None, view: View | None, is_running: bool) -> None:
         """Takes a new identity and view; both None when the node is in no mesh."""
         now = self._clock()
-        self._local, self._view, self._is_running = local, view, is_running
-        if local is None or view is None:
+        if local is None or view is None or (self._local is not None and local != self._local):
+            # Another mesh, epoch or key: nothing that was agreed under the old identity holds.
             self._core.set_node(NO_NODE, now)
-        else:
+        self._local, self._view, self._is_running = local, view, is_running
+        if local is not None and view is not None:
             self._core.set_node(local.node_id, now)
             for link in list(self._core.links()):
                 if link.is_up and link.peer not in view.nodes:
@@ -273,9 +275,10 @@ class Overlay:
             peer = await self._shake(socket, Role.DIALLER, local, dial.peer)
         except MeshError as error:
             self._count_refusal(error)
-            _log.info("dial_failed", peer=dial.peer, address=dial.address, code=error.code, reason=error.message)
+            self._log_failed_dial(dial, error)
             self._policy.failed(dial.peer, self._clock())
             return
+        self._dial_failures.pop(dial.peer, None)
         await self._run_lane(socket, peer, local, is_dialled=True)
 
     async def _join(self, address: str, local: LocalNode, opened: asyncio.Future[JoinLane]) -> None:
@@ -418,6 +421,12 @@ class Overlay:
         _log.info("link_changed", peer=event.peer, is_up=event.is_up, reason=event.reason)
         for callback in list(self._links_callbacks):
             callback()
+
+    def _log_failed_dial(self, dial: Dial, error: MeshError) -> None:
+        """Once for each new reason: a node that is away for a night must not fill the log."""
+        log = _log.debug if self._dial_failures.get(dial.peer) == error.code else _log.info
+        self._dial_failures[dial.peer] = error.code
+        log("dial_failed", peer=dial.peer, address=dial.address, code=error.code, reason=error.message)
 
     def _count_refusal(self, error: MeshError) -> None:
         self.refusals[error.code] = self.refusals.get(error.code, 0) + 1

@@ -363,6 +363,15 @@ async def test_evicted_node_is_cut_at_once_and_cannot_return(sites: Sites) -> No
     await until("a refusal", lambda: one.overlay.refusals.get(ErrorCode.HANDSHAKE_FAILED))
 
 
+async def test_node_that_changes_its_mesh_keeps_no_lane_of_the_old_one(sites: Sites) -> None:
+    one, two = await pair(sites)
+    other = replace(sites.view(1), mesh_id="other")
+    one.overlay.configure(LocalNode(NodeId(1), "n1", seed_of(1), "other"), other, is_running=True)
+    assert one.links_up() == set()
+    await until("the other knows", lambda: not two.links_up())
+    await until("a refusal", lambda: ErrorCode.MESH_ID_MISMATCH in two.overlay.refusals)
+
+
 async def test_node_that_left_forgets_links_and_routes(sites: Sites) -> None:
     one, two = await pair(sites)
     seen: list[tuple[View | None, bool]] = []
