@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory of its own: Postgres' user has to reach it, and a second pytest would lock pytest's own again."""
+    with tempfile.TemporaryDirectory(prefix="mesh-e2e-") as directory:
+        yield Path(directory)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trio]:
+async def mesh() -> AsyncIterator[Trio]:
     """A formed mesh of a, b and c over proxied links."""
-    async with running_trio(tmp_path_factory.mktemp("mesh")) as trio:
-        await form_mesh(trio.sites, trio.gateways, print)
-        yield trio
+    with tempfile.TemporaryDirectory(prefix="mesh-e2e-") as directory:
+        async with running_trio(Path(directory) / "sites") as trio:
+            await form_mesh(trio.sites, trio.gateways, print)
+            yield trio

@@ -59,6 +59,7 @@ class Publisher:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _is_closed: bool = False
     _next_sequence: int = 0
+    _calls: int = 0
 
     @property
     def submitted(self) -> int:
@@ -111,18 +112,23 @@ class Publisher:
                 await asyncio.sleep(_RETRY_S)
 
     async def _one_call(self, producer: data_pb2.InitProducerResponse) -> None:
-        call = self.gateway.data.Publish(self._requests(producer))
+        self._calls += 1
+        call = self.gateway.data.Publish(self._requests(producer, self._calls))
         try:
             async for response in call:
                 self._answered(response)
         except grpc.aio.AioRpcError as error:
             raise mesh_error(error, "gateway") from error
         finally:
+            self._calls += 1
             call.cancel()
 
-    async def _requests(self, producer: data_pb2.InitProducerResponse) -> AsyncIterator[data_pb2.PublishRequest]:
-        while True:
-            while self._waiting:
+    async def _requests(
+        self, producer: data_pb2.InitProducerResponse, number: int
+    ) -> AsyncIterator[data_pb2.PublishRequest]:
+        # gRPC may go on asking the iterator of a call that was cancelled: it must not take batches from the next one.
+        while number == self._calls:
+            while self._waiting and number == self._calls:
                 batch = self._waiting.popleft()
                 self._unanswered.append(batch)
                 batch.sent_at = batch.sent_at or time.monotonic()

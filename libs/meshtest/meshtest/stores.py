@@ -52,12 +52,13 @@ class EmbeddedPostgres:
         return f"postgresql+asyncpg://postgres@/{_DATABASE}?host={self._socket_directory}"
 
     def prepare(self) -> None:
-        """Makes the cluster if there is none; blocks for about a second then."""
+        """Makes the cluster if there is none (blocks for about a second then), and lets its user reach it."""
         self._directory.mkdir(parents=True, exist_ok=True)
         PostgresServer(self._directory, cleanup_mode=None).ensure_pgdata_inited()
 
     def launch(self) -> Child:
         """Starts the server; `wait` tells when it answers."""
+        self.prepare()
         server = PostgresServer(self._directory, cleanup_mode=None)
         self._socket_directory.mkdir(parents=True, exist_ok=True)
         if server.system_user is not None:
