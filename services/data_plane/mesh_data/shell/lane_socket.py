@@ -35,6 +35,8 @@ LANE_OPTIONS: Final[dict[str, Any]] = {
     "ping_timeout": None,
     "close_timeout": CLOSE_TIMEOUT_S,
     "write_limit": _WRITE_BUFFER_BYTES,
+    # Frames read ahead: few, because a reader takes them all in one turn of the loop, and each may hold megabytes.
+    "max_queue": 4,
 }
 """Options that both sides give to `websockets`."""
 
