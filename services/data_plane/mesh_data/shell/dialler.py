@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
 
 from mesh_data.shell.lane_socket import LANE_OPTIONS, SUBPROTOCOL, LaneSocket
@@ -40,6 +40,9 @@ async def connect_lane(address: str, timeout_s: float) -> LaneSocket:
         if isinstance(error, InvalidStatus) and error.response.status_code >= _SERVER_FAULT:
             raise _unreachable(address, str(error)) from error
         raise _wrong_protocol(address, str(error)) from error
+    except (AssertionError, ConnectionClosed) as error:
+        # websockets asserts its own state when a server talks and hangs up before our request is written.
+        raise _wrong_protocol(address, "it closed the connection before the handshake") from error
     except (OSError, TimeoutError) as error:
         raise _unreachable(address, str(error) or type(error).__name__) from error
     if connection.subprotocol != SUBPROTOCOL:

@@ -1,0 +1,99 @@
+"""What can go wrong when a node joins: a stable code, a sentence, and the node is as free as before."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from websockets.asyncio.server import ServerConnection, serve
+
+from meshcommon.errors import ErrorCode, MeshError
+from meshtest.gateway_client import Gateway
+from meshtest.ports import free_ports
+from meshtest.site import PORTS_PER_SITE, Site, SiteConfig, name_ports
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+OTHER_MESH = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair() -> AsyncIterator[dict[str, Site]]:
+    """A seeded node and a free one."""
+    with tempfile.TemporaryDirectory(prefix="mesh-e2e-") as directory:
+        sites = {
+            name: Site(SiteConfig(name, Path(directory) / name, name_ports(free_ports(PORTS_PER_SITE))))
+            for name in ("first", "free")
+        }
+        try:
+            await asyncio.gather(*(site.start() for site in sites.values()))
+            async with Gateway(sites["first"].config.gateway) as gateway:
+                await gateway.seed()
+            yield sites
+        finally:
+            await asyncio.gather(*(site.stop() for site in sites.values()))
+
+
+async def refusal(site: Site, address: str, mesh_id: str = "") -> MeshError:
+    """The error of a join; afterwards the node is still in no mesh."""
+    async with Gateway(site.config.gateway) as gateway:
+        with pytest.raises(MeshError) as caught:
+            await gateway.join(address, mesh_id)
+        assert (await gateway.status()).node_id == 0
+    assert caught.value.message.endswith(".")
+    return caught.value
+
+
+async def test_an_address_where_nobody_listens(pair: dict[str, Site]) -> None:
+    address = f"ws://127.0.0.1:{free_ports(1)[0]}"
+    error = await refusal(pair["free"], address)
+    assert error.code is ErrorCode.ADDRESS_UNREACHABLE
+    assert address in error.message
+
+
+@pytest.mark.parametrize("address", ["", "nonsense", "http://127.0.0.1:1", "ws://"])
+async def test_an_address_that_is_none(pair: dict[str, Site], address: str) -> None:
+    assert (await refusal(pair["free"], address)).code is ErrorCode.INVALID_ARGUMENT
+
+
+async def test_another_mesh_than_expected(pair: dict[str, Site]) -> None:
+    error = await refusal(pair["free"], pair["first"].config.peer_address, OTHER_MESH)
+    assert error.code is ErrorCode.MESH_ID_MISMATCH
+    assert OTHER_MESH in error.message
+
+
+async def test_a_websocket_server_that_is_no_peer(pair: dict[str, Site]) -> None:
+    async def echo(connection: ServerConnection) -> None:
+        async for message in connection:
+            await connection.send(message)
+
+    async with serve(echo, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert (await refusal(pair["free"], f"ws://127.0.0.1:{port}")).code is ErrorCode.WRONG_PROTOCOL
+
+
+async def test_a_server_that_speaks_no_http(pair: dict[str, Site]) -> None:
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            writer.write(b"220 mail.example ESMTP\r\n")
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    assert (await refusal(pair["free"], f"ws://127.0.0.1:{port}")).code is ErrorCode.WRONG_PROTOCOL
+    server.close()
+
+
+async def test_the_gateway_is_not_the_peer_listener(pair: dict[str, Site]) -> None:
+    address = pair["first"].config.rest.replace("http://", "ws://")
+    assert (await refusal(pair["free"], address)).code is ErrorCode.WRONG_PROTOCOL
+
+
+async def test_after_all_that_the_node_joins(pair: dict[str, Site]) -> None:
+    async with Gateway(pair["free"].config.gateway) as gateway:
+        assert (await gateway.join(pair["first"].config.peer_address)).node_id == 2
