@@ -16,7 +16,7 @@ from meshtest.checkers import (
     check_state_hashes,
 )
 from meshtest.gateway_client import Gateway
-from meshtest.line_stream import Publisher
+from meshtest.line_stream import RecordingPublisher
 from meshtest.trio import Trio
 from meshtest.waiting import eventually
 
@@ -29,7 +29,7 @@ class Workload:
 
     def __init__(self, gateway: Gateway, stream: str) -> None:
         self.stream = stream
-        self.publisher = Publisher(gateway, stream)
+        self.publisher = RecordingPublisher(gateway, stream)
         self._is_stopping = False
 
     async def _submit(self) -> None:

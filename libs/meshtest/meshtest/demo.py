@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import json
 import signal
-import statistics
 import sys
 import time
 from collections import Counter
@@ -22,7 +21,8 @@ from typing import Final
 
 from meshcommon.errors import MeshError
 from meshtest.demo_input import default_input
-from meshtest.line_stream import Publisher, Reader, publish_paced, split_lines
+from meshtest.line_stream import Reader, RecordingPublisher, publish_paced, split_lines
+from meshtest.load import LoadFailedError, run_in_process
 from meshtest.site import SiteFailedError
 from meshtest.stores import StoreFailedError
 from meshtest.trio import Trio, form_mesh, running_trio
@@ -115,7 +115,7 @@ async def create_led_by_a(trio: Trio, stream: str) -> None:
 async def _story(trio: Trio, data: bytes, narrator: Narrator) -> Report:
     lines = split_lines(data)
     report = Report(messages=len(lines), bytes=len(data), sha256_in=hashlib.sha256(data).hexdigest())
-    publisher = Publisher(trio.gateways["a"], STREAM)
+    publisher = RecordingPublisher(trio.gateways["a"], STREAM)
     output = DIRECTORY / "received"
     reader = Reader(trio.gateways["c"], STREAM, output)
     go = asyncio.Event()
@@ -144,13 +144,15 @@ async def _has_all(reader: Reader, count: int) -> bool:
     return len(reader.lines) >= count
 
 
-async def _show_progress(publisher: Publisher, reader: Reader, total: int, narrator: Narrator) -> None:
+async def _show_progress(publisher: RecordingPublisher, reader: Reader, total: int, narrator: Narrator) -> None:
     while True:
         await asyncio.sleep(2)
         narrator.progress(f"{publisher.committed:,} of {total:,} committed, {len(reader.lines):,} read at c")
 
 
-async def _faults(trio: Trio, publisher: Publisher, reader: Reader, report: Report, narrator: Narrator) -> None:
+async def _faults(
+    trio: Trio, publisher: RecordingPublisher, reader: Reader, report: Report, narrator: Narrator
+) -> None:
     """Silences a–c, heals it, kills b's data plane: all while lines are being published."""
     first_part = int(report.messages * _FIRST_PART)
     await eventually("the first part is published", partial(_committed, publisher, first_part), timeout_s=300)
@@ -177,7 +179,7 @@ async def _faults(trio: Trio, publisher: Publisher, reader: Reader, report: Repo
     narrator.say(f"b's data plane is back and has caught up {report.restart_ms:.0f} ms after its process started")
 
 
-async def _committed(publisher: Publisher, count: int) -> bool:
+async def _committed(publisher: RecordingPublisher, count: int) -> bool:
     return publisher.committed >= count
 
 
@@ -197,7 +199,7 @@ async def _has_caught_up(trio: Trio, node: str) -> bool:
     return own.applied_index >= leader.applied_index
 
 
-async def _reroute_ms(publisher: Publisher, reader: Reader, cut_at: float) -> float | None:
+async def _reroute_ms(publisher: RecordingPublisher, reader: Reader, cut_at: float) -> float | None:
     """Time from the cut to the first record at c that was sent after it; None when nothing was left to send."""
 
     async def measured() -> tuple[float | None] | None:
@@ -216,19 +218,10 @@ async def _full_speed(trio: Trio, report: Report, narrator: Narrator) -> None:
     """SPEED_MESSAGES of SPEED_BYTES as fast as they go, in batches, every one committed."""
     await create_led_by_a(trio, SPEED_STREAM)
     narrator.say(f"full speed: {SPEED_MESSAGES:,} messages of {SPEED_BYTES} B in batches of {SPEED_BATCH}")
-    publisher = Publisher(trio.gateways["a"], SPEED_STREAM, in_flight_max=8)
-    payload = bytes(SPEED_BYTES)
-    started = time.monotonic()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(publisher.run(), name="publisher at a")
-        for _ in range(SPEED_MESSAGES // SPEED_BATCH):
-            await publisher.submit([payload] * SPEED_BATCH)
-        publisher.close()
-    elapsed = time.monotonic() - started
-    latencies = sorted((batch.committed_at - batch.sent_at) * 1000 for batch in publisher.batches)
-    report.messages_per_s = SPEED_MESSAGES / elapsed
-    report.publish_p50_ms = statistics.median(latencies)
-    report.publish_p99_ms = latencies[int(len(latencies) * 0.99)]
+    figures = await run_in_process(trio.gateways["a"].target, SPEED_STREAM, SPEED_MESSAGES, SPEED_BYTES, SPEED_BATCH)
+    report.messages_per_s = figures.messages_per_s
+    report.publish_p50_ms = figures.publish_p50_ms
+    report.publish_p99_ms = figures.publish_p99_ms
 
 
 def _print_summary(report: Report, narrator: Narrator) -> None:
@@ -276,7 +269,7 @@ def main() -> None:
     report: Report | None = None
     try:
         report = asyncio.run(_run_until_interrupted(data, narrator))
-    except* (SiteFailedError, StoreFailedError, ConditionNotMetError, MeshError) as failures:
+    except* (SiteFailedError, StoreFailedError, ConditionNotMetError, LoadFailedError, MeshError) as failures:
         for failure in failures.exceptions:
             print(f"error: {failure}", file=sys.stderr)
         sys.exit(f"the demo failed; logs are in {DIRECTORY}/sites/*/log/")

@@ -1,30 +1,28 @@
 """Publishes the lines of a file at a steady pace and follows the stream at another node, with times for each record.
 
-One message is one line with its terminator, bytes unchanged. Exactly once: every batch carries a producer id and a
-sequence, and after a retryable failure the same batches are sent again on a new call, from the first unanswered one.
+One message is one line with its terminator, bytes unchanged. Leaves out how publishing is made exactly once: that is
+`meshctl.publisher`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import grpc.aio
-
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import MeshError
-from meshcommon.grpc_client import from_detail, mesh_error
+from meshctl.publisher import Committed, Publisher, PublisherLimits
 from meshtest.gateway_client import Gateway
 
 TICK_S: Final = 0.01
 _BATCH_BYTES_MAX: Final = 256 * 1024
 _BATCH_RECORDS_MAX: Final = 1_000
 _RETRY_S: Final = 0.1
+_GIVE_UP_AFTER_S: Final = 120.0
 
 
 def split_lines(data: bytes) -> list[bytes]:
@@ -36,7 +34,7 @@ def split_lines(data: bytes) -> list[bytes]:
 
 @dataclass(slots=True)
 class Batch:
-    """Consecutive records on their way. Times are of `time.monotonic`, in seconds."""
+    """Consecutive records on their way. Times are of `time.monotonic`, in seconds; `base_offset` is -1 until committed."""
 
     base_sequence: int
     values: Sequence[bytes]
@@ -45,116 +43,54 @@ class Batch:
     base_offset: int = -1
 
 
-@dataclass(slots=True)
-class Publisher:
-    """Publishes batches in order, pipelined, each exactly once; `batches` tells what became of each."""
+class RecordingPublisher:
+    """meshctl's publisher with a record of what became of each batch. `run` publishes; `submit` feeds it meanwhile."""
 
-    gateway: Gateway
-    stream: str
-    in_flight_max: int = 64
-    batches: list[Batch] = field(default_factory=list)
-    retries: int = 0
-    _waiting: deque[Batch] = field(default_factory=deque)
-    _unanswered: deque[Batch] = field(default_factory=deque)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _is_closed: bool = False
-    _next_sequence: int = 0
-    _calls: int = 0
+    def __init__(self, gateway: Gateway, stream: str, in_flight_max: int = 64) -> None:
+        limits = PublisherLimits(window_batches=in_flight_max, give_up_after_s=_GIVE_UP_AFTER_S)
+        self._publisher = Publisher(gateway.data, stream, limits=limits)
+        self._is_open = asyncio.Event()
+        self._is_closed = asyncio.Event()
+        self.batches: list[Batch] = []
+        self.submitted = 0
+        self.committed = 0
 
     @property
-    def submitted(self) -> int:
-        """Records handed in."""
-        return self._next_sequence
-
-    @property
-    def committed(self) -> int:
-        """Records committed so far."""
-        return self.submitted - sum(len(batch.values) for batch in (*self._waiting, *self._unanswered))
-
-    async def submit(self, values: Sequence[bytes]) -> None:
-        """Hands in one batch; waits while too many are unanswered."""
-        while len(self._waiting) + len(self._unanswered) >= self.in_flight_max:
-            self._changed.clear()
-            await self._changed.wait()
-        batch = Batch(self._next_sequence, values)
-        self._next_sequence += len(values)
-        self.batches.append(batch)
-        self._waiting.append(batch)
-        self._changed.set()
-
-    def close(self) -> None:
-        """Nothing more will be submitted; `run` returns when all is committed."""
-        self._is_closed = True
-        self._changed.set()
+    def retries(self) -> int:
+        """Calls that had to be repeated."""
+        return self._publisher.retries
 
     async def run(self) -> None:
-        """Sends until closed and everything is committed. Raises MeshError for a failure that no retry helps."""
-        producer = await self._init_producer()
-        while not (self._is_closed and not self._waiting and not self._unanswered):
-            try:
-                await self._one_call(producer)
-            except MeshError as error:
-                if not error.retryable:
-                    raise
-                self.retries += 1
-                # The unanswered come first again, unchanged: what was committed is answered as a duplicate.
-                self._waiting.extendleft(reversed(self._unanswered))
-                self._unanswered.clear()
-                await asyncio.sleep(_RETRY_S)
+        """Publishes until closed and all is committed. Raises MeshError for a failure that no retry cures."""
+        async with self._publisher:
+            self._is_open.set()
+            await self._is_closed.wait()
 
-    async def _init_producer(self) -> data_pb2.InitProducerResponse:
-        while True:
-            try:
-                return await self.gateway.init_producer(self.stream)
-            except MeshError as error:
-                if not error.retryable:
-                    raise
-                await asyncio.sleep(_RETRY_S)
+    async def submit(self, values: Sequence[bytes]) -> None:
+        """Hands in one batch; waits while too many are unanswered. Raises MeshError when the publisher has failed."""
+        await self._is_open.wait()
+        batch = Batch(self.submitted, values)
+        self.submitted += len(values)
+        answer = await self._publisher.send([data_pb2.PublishRecord(value=value) for value in values])
+        batch.sent_at = time.monotonic()
+        self.batches.append(batch)
+        answer.add_done_callback(lambda done: self._answered(batch, done))
 
-    async def _one_call(self, producer: data_pb2.InitProducerResponse) -> None:
-        self._calls += 1
-        call = self.gateway.data.Publish(self._requests(producer, self._calls))
-        try:
-            async for response in call:
-                self._answered(response)
-        except grpc.aio.AioRpcError as error:
-            raise mesh_error(error, "gateway") from error
-        finally:
-            self._calls += 1
-            call.cancel()
-
-    async def _requests(
-        self, producer: data_pb2.InitProducerResponse, number: int
-    ) -> AsyncIterator[data_pb2.PublishRequest]:
-        # gRPC may go on asking the iterator of a call that was cancelled: it must not take batches from the next one.
-        while number == self._calls:
-            while self._waiting and number == self._calls:
-                batch = self._waiting.popleft()
-                self._unanswered.append(batch)
-                batch.sent_at = batch.sent_at or time.monotonic()
-                yield data_pb2.PublishRequest(
-                    stream=self.stream,
-                    wait=data_pb2.PUBLISH_WAIT_COMMITTED,
-                    records=[data_pb2.PublishRecord(value=value) for value in batch.values],
-                    producer_id=producer.producer_id,
-                    producer_epoch=producer.producer_epoch,
-                    base_sequence=batch.base_sequence,
-                )
-            if self._is_closed:
-                return
-            self._changed.clear()
-            await self._changed.wait()
-
-    def _answered(self, response: data_pb2.PublishResponse) -> None:
-        if response.HasField("error"):
-            raise from_detail(response.error)
-        batch = self._unanswered.popleft()
+    def _answered(self, batch: Batch, answer: asyncio.Future[Committed]) -> None:
+        if answer.cancelled() or answer.exception() is not None:
+            return
         batch.committed_at = time.monotonic()
-        batch.base_offset = response.base_offset
-        self._changed.set()
+        batch.base_offset = answer.result().base_offset
+        self.committed += len(batch.values)
+
+    def close(self) -> None:
+        """Nothing more will be submitted."""
+        self._is_closed.set()
 
 
-async def publish_paced(publisher: Publisher, lines: Sequence[bytes], per_second: float, pause: asyncio.Event) -> None:
+async def publish_paced(
+    publisher: RecordingPublisher, lines: Sequence[bytes], per_second: float, pause: asyncio.Event
+) -> None:
     """Submits lines at a steady pace; while `pause` is not set nothing is submitted. Closes the publisher at the end."""
     credit = 0.0
     before = time.monotonic()
