@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ProcessPoolExecutor
 
+import coverage
 import pytest
 
 from tests.sim.__main__ import run_seed
@@ -16,8 +17,14 @@ MUTANT_SEEDS = range(1, 41)
 pytestmark = pytest.mark.sim
 
 
+def without_coverage() -> None:
+    """In a worker: tracing would triple the time, and the cores have their own tests."""
+    if (measuring := coverage.Coverage.current()) is not None:
+        measuring.stop()
+
+
 def run_all(seeds: range, mutant: str | None = None) -> list[Outcome]:
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=without_coverage) as pool:
         return list(pool.map(run_seed, seeds, [mutant] * len(seeds)))
 
 
