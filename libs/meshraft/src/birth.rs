@@ -73,8 +73,9 @@ pub fn create(
         return Err(Fault::BadArgument("group and member ids begin at 1".into()));
     }
     founders.check(member, &peers)?;
-    let mut stored = Stored { member, ..Stored::default() };
-    let mut ops = vec![Op::Identity { group, member }];
+    let may_vote = !founders.voters.is_empty();
+    let mut stored = Stored { member, may_vote, ..Stored::default() };
+    let mut ops = vec![Op::Identity { group, member, may_vote }];
     if !founders.voters.is_empty() {
         stored.snapshot = snapshot::build(FIRST, FIRST, &founders.conf(), &peers, &founders.snapshot);
         stored.hard = HardState { term: FIRST, commit: FIRST, ..HardState::default() };
@@ -161,6 +162,7 @@ fn assemble(
     let mut group = Group {
         id,
         member: stored.member,
+        may_vote: stored.may_vote,
         settings,
         node,
         timeouts: Timeouts::new(around.seed, id, stored.member, low, high),

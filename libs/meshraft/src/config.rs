@@ -5,7 +5,7 @@ use raft::{Config, ReadOnlyOption};
 use crate::errors::Fault;
 
 /// Largest committed payload that one Ready hands out; the driver loops, this only bounds a single step.
-const COMMITTED_BYTES_PER_READY: u64 = 4 << 20;
+const COMMITTED_BYTES_PER_READY: u64 = 512 << 10;
 
 #[derive(Debug, Clone, Copy)]
 pub struct GroupSettings {

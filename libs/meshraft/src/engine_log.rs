@@ -162,13 +162,14 @@ impl Log for EngineLog {
         self.wait_for(submitted)?;
         let Some(identity) = self.engine.get(group, KEY_IDENTITY) else { return Ok(None) };
         let broken = |what: &str| Fault::LogCorrupt(format!("group {group}: its {what} does not parse"));
-        let member = u64::from_be_bytes(identity.try_into().map_err(|_| broken("identity"))?);
+        let (member, may_vote) = parse_identity(&identity).ok_or_else(|| broken("identity"))?;
         let hard: Option<HardState> =
             self.engine.get_message(group, KEY_HARD_STATE).map_err(|_| broken("hard state"))?;
         let snapshot: Option<Snapshot> =
             self.engine.get_message(group, KEY_SNAPSHOT).map_err(|_| broken("snapshot"))?;
         let span = self.engine.first_index(group).zip(self.engine.last_index(group));
-        Ok(Some(Stored { member, hard: hard.unwrap_or_default(), snapshot: snapshot.unwrap_or_default(), span }))
+        let (hard, snapshot) = (hard.unwrap_or_default(), snapshot.unwrap_or_default());
+        Ok(Some(Stored { member, may_vote, hard, snapshot, span }))
     }
 
     fn groups(&self) -> Vec<u64> {
@@ -204,6 +205,20 @@ impl Drop for EngineLog {
     fn drop(&mut self) {
         let _ = self.close();
     }
+}
+
+/// The member's id; a byte follows while it may not vote.
+fn encode_identity(member: u64, may_vote: bool) -> Vec<u8> {
+    let mut bytes = member.to_be_bytes().to_vec();
+    if !may_vote {
+        bytes.push(0);
+    }
+    bytes
+}
+
+fn parse_identity(bytes: &[u8]) -> Option<(u64, bool)> {
+    let (member, rest) = bytes.split_first_chunk::<8>()?;
+    (rest.is_empty() || rest == [0]).then(|| (u64::from_be_bytes(*member), rest.is_empty()))
 }
 
 struct EngineReader(Arc<Engine>);
@@ -279,7 +294,9 @@ fn add_all(batch: &mut LogBatch, engine: &Engine, ops: Vec<Op>) -> Result<(), St
 
 fn add(batch: &mut LogBatch, engine: &Engine, op: Op) -> raft_engine::Result<()> {
     match op {
-        Op::Identity { group, member } => batch.put(group, KEY_IDENTITY.to_vec(), member.to_be_bytes().to_vec()),
+        Op::Identity { group, member, may_vote } => {
+            batch.put(group, KEY_IDENTITY.to_vec(), encode_identity(member, may_vote))
+        }
         Op::HardState { group, state } => batch.put_message(group, KEY_HARD_STATE.to_vec(), &state),
         Op::Snapshot { group, snapshot, drop_to } => {
             batch.add_command(group, Command::Compact { index: drop_to });

@@ -42,6 +42,9 @@ pub struct Sent {
 pub struct Group {
     pub id: u64,
     pub member: u64,
+    /// False from a blank start until a leader has brought the member up to its own term: an empty disk may be one that
+    /// lost votes and entries that others count on.
+    pub may_vote: bool,
     pub settings: GroupSettings,
     pub node: RawNode<Store>,
     pub timeouts: Timeouts,
@@ -106,7 +109,7 @@ impl Group {
         self.flush_proposals();
         self.give_up_on_snapshots();
         // An election reads the log from the applied index on, which an uninstalled snapshot has cut off.
-        if self.installing.is_none() {
+        if self.installing.is_none() && self.may_vote {
             self.node.tick();
             self.settle_timeout();
         }
@@ -173,7 +176,7 @@ impl Group {
 
     pub fn campaign(&mut self) -> Result<(), Fault> {
         // raft-rs would let a member without a vote elect itself in an empty configuration, and panic.
-        if !self.is_voter() || self.installing.is_some() {
+        if !self.is_voter() || self.installing.is_some() || !self.may_vote {
             return Err(Fault::BadArgument("only a voter can campaign".into()));
         }
         self.flush_proposals();
@@ -211,6 +214,9 @@ impl Group {
             panic!("the leader knows entries up to {} of this member, it has lost some", message.commit);
         }
         if kind == MessageType::MsgTimeoutNow && self.installing.is_some() {
+            return Ok(());
+        }
+        if !self.may_vote && asks_for_a_vote(kind) {
             return Ok(());
         }
         if kind == MessageType::MsgSnapshot {
@@ -268,6 +274,17 @@ impl Group {
         *sent = Sent { at_tick, patience: (sent.patience * 2).min(limit) };
     }
 
+    /// Ends the probation of a member that began blank. What it applied in its leader's own term comes after all that was
+    /// committed before, and so after whatever it may have confirmed and lost (Ongaro's thesis §11.7.2; PAR, FAST 2018).
+    pub fn earn_vote(&mut self, ops: &mut Vec<Op>) {
+        let raft = &self.node.raft;
+        let follows = raft.leader_id != INVALID_ID && raft.leader_id != self.member;
+        if !self.may_vote && follows && self.node.store().term_at(self.applied) == Some(raft.term) {
+            self.may_vote = true;
+            ops.push(Op::Identity { group: self.id, member: self.member, may_vote: true });
+        }
+    }
+
     fn read_is_due(&self) -> bool {
         self.reads.iter().any(|(index, _)| *index <= self.applied)
     }
@@ -310,6 +327,11 @@ impl Group {
         }
         Ok(())
     }
+}
+
+fn asks_for_a_vote(kind: MessageType) -> bool {
+    use MessageType::{MsgRequestPreVote, MsgRequestVote, MsgTimeoutNow};
+    matches!(kind, MsgRequestPreVote | MsgRequestVote | MsgTimeoutNow)
 }
 
 /// Makes the receiver a learner of a snapshot that is older than its own joining. raft-rs expects snapshots of the

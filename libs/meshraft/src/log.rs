@@ -9,10 +9,11 @@ use crate::errors::Fault;
 /// One change in a write. A write is applied whole or not at all, and writes are applied in order.
 #[derive(Debug, Clone)]
 pub enum Op {
-    /// Creates the group's record: which member it is.
+    /// Makes or replaces the group's record: which member it is, and whether it may vote.
     Identity {
         group: u64,
         member: u64,
+        may_vote: bool,
     },
     HardState {
         group: u64,
@@ -39,6 +40,7 @@ pub enum Op {
 #[derive(Debug, Clone, Default)]
 pub struct Stored {
     pub member: u64,
+    pub may_vote: bool,
     pub hard: HardState,
     pub snapshot: Snapshot,
     /// First and last index of the stored entries; none when there are none.

@@ -19,8 +19,9 @@ pub const KIND_NORMAL: u8 = 0;
 pub const KIND_EMPTY: u8 = 1;
 pub const KIND_CONF: u8 = 2;
 
-/// A group yields to the others after handing out this much in one turn (a reopened group replays its whole log).
-const COMMITTED_BYTES_PER_TURN: usize = 16 << 20;
+/// A group yields to the others, and to whatever else the caller's thread does, after handing out this much in one turn (a
+/// reopened group replays its whole log).
+const COMMITTED_BYTES_PER_TURN: usize = 1 << 20;
 
 /// A write under way, and what waits for it.
 pub struct Held {
@@ -78,6 +79,7 @@ impl Group {
             self.handle_ready(sequence, &mut turn);
         }
         self.settle_timeout();
+        self.earn_vote(&mut turn.ops);
         self.answer_reads(&mut turn);
         self.tell_role(&mut turn);
         self.route(&mut turn);

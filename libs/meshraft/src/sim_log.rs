@@ -18,7 +18,10 @@ struct GroupFiles {
 impl GroupFiles {
     fn apply(&mut self, op: &Op) {
         match op {
-            Op::Identity { member, .. } => self.stored.member = *member,
+            Op::Identity { member, may_vote, .. } => {
+                self.stored.member = *member;
+                self.stored.may_vote = *may_vote;
+            }
             Op::HardState { state, .. } => self.stored.hard = state.clone(),
             Op::Snapshot { snapshot, drop_to, .. } => {
                 self.stored.snapshot = snapshot.clone();

@@ -218,15 +218,16 @@ class RaftHost:
 
         `peers` maps member to node id. With `voters` given, all initial members start from the same configuration at
         index 1, term 1 holding `snapshot` (so nobody can start from index 0). With no voters the group starts blank
-        and waits for its leader's snapshot. The group says nothing to others before its record is durable.
-        Raises GroupExists.
+        and waits for its leader's snapshot. Since an empty disk may be one that was lost, such a member neither votes nor
+        stands, across restarts, until it has applied an entry of its leader's own term. The group says nothing to others
+        before its record is durable. Raises GroupExists.
         """
     def open_group(
         self, group: int, member: int, peers: dict[int, int], *, config: GroupConfig | None = None
     ) -> Installed:
         """Opens a stored group; returns its stored snapshot (index 0 when blank).
 
-        Committed entries after it come again from `pump`, at most 16 MiB a turn. `peers` adds to the stored map.
+        Committed entries after it come again from `pump`, at most about 1 MiB a turn. `peers` adds to the stored map.
         Raises UnknownGroup, GroupExists when it is open, LogCorrupt.
         """
     def close_group(self, group: int) -> None:
