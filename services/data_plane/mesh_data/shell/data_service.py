@@ -28,6 +28,7 @@ class Configurator:
     def __init__(self, overlay: Overlay, store: StateStore) -> None:
         self._overlay = overlay
         self._store = store
+        self._in_force: data_pb2.ConfigureRequest | None = None
 
     def restore(self) -> None:
         """Takes what the store kept. Raises MeshError: DATA_DIR_INCOMPLETE."""
@@ -51,16 +52,30 @@ class Configurator:
         if not request.HasField("identity"):
             if self._overlay.view() is not None or self._overlay.node_id:
                 _log.info("mesh_forgotten", node_id=self._overlay.node_id)
+            self._in_force = None
             self._overlay.configure(None, None, is_running=False)
             self._store.keep_view(None)
             return 0
         view = self._overlay.view()
         is_same_mesh = view is not None and view.mesh_id == request.view.mesh_id
         if view is not None and is_same_mesh and request.view.revision < view.revision:
+            # A control plane that restarted knows less until it hears from the others, which it does only through here.
+            self._take_wish(request)
             return view.revision
         self._apply(request)
         self._store.keep_view(request)
         return int(request.view.revision)
+
+    def _take_wish(self, request: data_pb2.ConfigureRequest) -> None:
+        """Runs or rests as an older configuration of the same node asks, under the view in force."""
+        kept = self._in_force
+        if kept is None or kept.identity != request.identity or kept.is_running == request.is_running:
+            return
+        updated = data_pb2.ConfigureRequest()
+        updated.CopyFrom(kept)
+        updated.is_running = request.is_running
+        self._apply(updated)
+        self._store.keep_view(updated)
 
     def push_routes(self, push: data_pb2.PushRoutesRequest) -> int:
         """Takes a difference of the route table; returns the version in force. Raises INVALID_ARGUMENT."""
@@ -82,6 +97,7 @@ class Configurator:
             raise MeshError(
                 ErrorCode.KEY_MISMATCH, "The identity's key is not the one that the view names for this node."
             )
+        self._in_force = request
         self._overlay.configure(local, view, is_running=request.is_running)
 
 

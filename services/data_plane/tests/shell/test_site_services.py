@@ -261,7 +261,7 @@ async def test_what_is_refused(tmp_path: Path) -> None:
             await node.push([1, 2])
         assert mesh_error(outside.value, "data plane").code is ErrorCode.NOT_A_MEMBER
         assert (await node.configure(revision=5)).revision == 5
-        assert (await node.configure(revision=4, is_running=False)).revision == 5
+        assert (await node.configure(revision=4)).revision == 5
         with pytest.raises(grpc.aio.AioRpcError) as bad_path:
             await node.push([7, 2])
         assert mesh_error(bad_path.value, "data plane").code is ErrorCode.INVALID_ARGUMENT

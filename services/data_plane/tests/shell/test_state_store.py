@@ -94,3 +94,30 @@ async def test_restored_routes_that_fit_no_more_are_left_out(tmp_path: Path) -> 
     assert view is not None
     assert view.revision == 3
     assert overlay.core.forwarder.routes.version == 0
+
+
+async def test_older_view_changes_nothing_but_whether_the_node_runs(tmp_path: Path) -> None:
+    """A control plane that was killed right after a stop knows an older view, and must be able to start the node again."""
+    store = StateStore(tmp_path, Readiness())
+    overlay = Overlay(OverlayTiming(), {}, None)
+    configurator = Configurator(overlay, store)
+    stopped = request(7)
+    stopped.is_running = False
+    configurator.configure(stopped)
+    assert configurator.configure(request(5)) == 7
+    view = overlay.view()
+    assert view is not None
+    assert (view.revision, overlay.is_running) == (7, True)
+    await store.flush()
+    assert store.load()[0] == request(7)
+
+
+async def test_older_view_under_another_identity_changes_nothing(tmp_path: Path) -> None:
+    overlay = Overlay(OverlayTiming(), {}, None)
+    configurator = Configurator(overlay, StateStore(tmp_path, Readiness()))
+    configurator.configure(request(7))
+    other = request(5)
+    other.identity.node_id = 2
+    other.is_running = False
+    assert configurator.configure(other) == 7
+    assert (overlay.node_id, overlay.is_running) == (1, True)
