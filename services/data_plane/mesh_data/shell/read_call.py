@@ -46,7 +46,8 @@ async def read_stream(
     offset = from_offset
     remaining = records_max or None
     while remaining != 0 and (follow or offset < end):
-        fetched = await fetch(catalogue, stream_id, offset, FOLLOW_WAIT_S if follow else 0.0)
+        # Also without `follow`: the member that answers may not have all that another one confirmed as the end.
+        fetched = await fetch(catalogue, stream_id, offset, FOLLOW_WAIT_S)
         for response in _responses(fetched, offset, remaining, None if follow else end):
             count = len(response.records)
             offset = response.records[-1].offset + 1
@@ -55,6 +56,8 @@ async def read_stream(
             READ_RECORDS.labels(stream.name).inc(count)
             yield response
         if not fetched.batches:
+            if not follow and fetched.next_offset <= offset:
+                catalogue.pass_over(stream)
             await asyncio.sleep(0)
 
 

@@ -103,6 +103,11 @@ class StreamsCatalogue:
         ]
         return others[self._turn % len(others)] if others else NO_NODE
 
+    def pass_over(self, stream: Stream) -> None:
+        """The member that was asked last lags behind: the next question goes to another one."""
+        self._hints.pop(stream.stream_id, None)
+        self._turn += 1
+
     def is_congested(self, node: NodeId) -> bool:
         """Whether so much waits on the way to `node` that a source of bulk data holds back; relays would drop it."""
         return node != NO_NODE and self.overlay.queued_bytes(node) > _QUEUED_BYTES_MAX
