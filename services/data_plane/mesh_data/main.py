@@ -35,6 +35,7 @@ from meshcommon.settings import NodeSettings, load_sections, require_insecure_de
 from meshcommon.telemetry import configure_telemetry
 
 SERVICE: Final = "mesh-data"
+HAND_OVER_S: Final = 0.5
 
 
 class MeshDataServicer(StreamsApi, ForwardingApi, supervisor_pb2_grpc.MeshDataServiceServicer):
@@ -100,6 +101,7 @@ async def _serve(stop: Stop, node: NodeSettings, settings: DataSettings, data_di
         await stop.wait()
         log.info("stopping")
         readiness.block("stopping", "The service is stopping.")
+        await groups.hand_over(HAND_OVER_S)
         await overlay.say_goodbye()
         attachments.close()
         configuration.close()

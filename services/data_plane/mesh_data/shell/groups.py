@@ -96,6 +96,7 @@ class Groups:
         self._seed = seed
         self._wall_clock_ms = wall_clock_ms
         self._host: RaftHost | None = None
+        self._descriptor = -1
         self._membership = ""
         self._failure = ""
         self._replicas: dict[StreamId, Replica] = {}
@@ -152,6 +153,25 @@ class Groups:
         finally:
             self._close_host()
 
+    async def hand_over(self, limit_s: float) -> None:
+        """Gives the leadership of every group away that another voter can take, before the service stops.
+
+        Waits until that is done and what was proposed here is decided, at most `limit_s`.
+        """
+        asked = [replica for replica in self._replicas.values() if self._hands_over(replica)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while waiting := next(
+                    (replica for replica in asked if replica.is_leading or replica.has_pending), None
+                ):
+                    await waiting.changed.wait()
+
+    def _hands_over(self, replica: Replica) -> bool:
+        try:
+            return replica.hand_over(self._overlay.is_reachable)
+        except RaftError:
+            return False  # a failed log or group: there is nothing left to give
+
     # Views
 
     def _on_view(self, view: View | None, is_running: bool) -> None:
@@ -167,18 +187,20 @@ class Groups:
             if view is None:
                 # Only a node that was a member and left forgets; at start an absent view proves nothing.
                 if had_view:
-                    self._forget()
+                    await self._forget()
             else:
                 await self._use(view, is_running)
             had_view = view is not None
             self._refresh_reports()
 
-    def _forget(self) -> None:
+    async def _forget(self) -> None:
         self._close_host()
         self._failed.clear()
         self._destroyed.clear()
+        self._joiners.clear()
         self._failure = self._membership = ""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        # Gigabytes may go: forwarding must not wait for them.
+        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def _use(self, view: View, is_running: bool) -> None:
         membership = f"{view.mesh_id}-{self._overlay.node_id}"
@@ -203,9 +225,15 @@ class Groups:
             self._fail_host(str(error))
             return
         self._host, self._membership = host, membership
-        asyncio.get_running_loop().add_reader(host.fileno(), self.wake)
+        # Kept: a host whose log failed no longer tells it, and a forgotten reader would meet the next socket of that number.
+        self._descriptor = host.fileno()
+        asyncio.get_running_loop().add_reader(self._descriptor, self.wake)
 
     def _reconcile(self, host: RaftHost, view: View) -> None:
+        # A tombstone that the catalogue no longer has was confirmed; a node that left sends nothing more.
+        self._destroyed &= view.streams.keys()
+        for node in self._joiners.keys() - view.nodes.keys():
+            del self._joiners[node]
         try:
             stored = set(host.stored_groups())
             for stream in view.streams.values():
@@ -294,8 +322,7 @@ class Groups:
         host, self._host = self._host, None
         if host is None:
             return
-        with suppress(RuntimeError):  # the loop may be closing already
-            asyncio.get_running_loop().remove_reader(host.fileno())
+        self._stop_watching()
         try:
             host.close()
         except RaftError as error:
@@ -310,10 +337,15 @@ class Groups:
             replica.fail(storage_failed(replica.stream.name, reason))
         host, self._host = self._host, None
         if host is not None:
-            asyncio.get_running_loop().remove_reader(host.fileno())
+            self._stop_watching()
             with suppress(RaftError):
                 host.close()
         self._refresh_reports()
+
+    def _stop_watching(self) -> None:
+        with suppress(RuntimeError):  # the loop may be closing already
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+        self._descriptor = -1
 
     # Turns
 

@@ -38,7 +38,7 @@ from mesh_data.shell.streams_metrics import (
     RETAINED_BYTES,
 )
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.ids import NO_NODE, MemberId
+from meshcommon.ids import NO_NODE, MemberId, NodeId
 from meshcommon.logging import get_logger
 from meshraft import (
     KIND_NORMAL,
@@ -108,11 +108,7 @@ class Replica:
         self.is_formed = self.is_formed or index > FIRST_INDEX
         self._compacted_index = index
         self._log = ReplicaLog(self._host, self.group, Position(self.state.next_offset, index + 1, self.state.time_ms))
-        lost = MeshError(
-            ErrorCode.OUTCOME_UNKNOWN,
-            "This node fell behind and was sent a snapshot: whether the batch was committed is not known here.",
-        )
-        self._fail_pending(lost)
+        self._fail_pending(_outcome_unknown("This node fell behind and was sent a snapshot."))
         self.notify()
 
     def apply(self, entry: Committed) -> None:
@@ -162,7 +158,9 @@ class Replica:
         self.role = "follower"
         self.leader_node = NO_NODE
         IS_LEADER.labels(self.stream.name).set(0)
-        self._fail_pending(error)
+        # A refusal before anything was appended would be a lie about proposals, and would have them sent a second time.
+        is_refusal = error.code is ErrorCode.NODE_STOPPED
+        self._fail_pending(_outcome_unknown(error.message) if is_refusal else error)
         for future in self._reads.values():
             future.cancel()
         self._reads.clear()
@@ -231,6 +229,31 @@ class Replica:
                 raise error
             case other:
                 raise AssertionError(f"a batch came to {other}")
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether something that was proposed here is not decided yet."""
+        return len(self._window) > 0
+
+    def hand_over(self, is_reachable: Callable[[NodeId], bool]) -> bool:
+        """Asks the voter that holds the most of the log to lead in this one's place; False when none can, or none need.
+
+        Raises:
+            RaftError: the group cannot be asked.
+        """
+        if not self.is_leading:
+            return False
+        heirs = [
+            item
+            for item in self.status().progress
+            if item.voter and item.member != self.member_id and is_reachable(NodeId(item.peer))
+        ]
+        if not heirs:
+            return False
+        heir = max(heirs, key=lambda item: (item.matched, -item.quiet_ticks))
+        self._host.transfer_leader(self.group, heir.member)
+        self._wake()
+        return True
 
     def export_metrics(self, status: GroupStatus) -> None:
         """Sets the gauges of this stream."""
@@ -356,7 +379,8 @@ class Replica:
             return _done(storage_failed(self.stream.name, str(error)))
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         for cut_off in self._window.add(term, index, len(entry), future):
-            _answer(cut_off, self.not_leader())
+            # Gone from this log, but not from every other: until something is committed at its index it may come back.
+            _answer(cut_off, _outcome_unknown("The leadership was lost and won again meanwhile."))
         self._wake()
         return future
 
@@ -407,6 +431,10 @@ def storage_failed(stream: str, reason: str) -> MeshError:
         f"This node's replica of {stream} is closed ({reason}): ask another member, repair the disk, restart.",
         {"reason": reason},
     )
+
+
+def _outcome_unknown(why: str) -> MeshError:
+    return MeshError(ErrorCode.OUTCOME_UNKNOWN, f"{why} Whether the batch was committed is not known here.")
 
 
 def _done(answer: Answer) -> asyncio.Future[Answer]:

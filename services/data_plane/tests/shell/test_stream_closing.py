@@ -1,0 +1,132 @@
+"""What happens to what is under way when a replica stops leading, closes, or lags behind."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mesh_data.core.view import StreamState
+from mesh_data.shell import read_call
+from mesh_data.shell.replica import Replica
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import MemberId
+from meshwire.batch import Record, decode_header, encode_batch
+from tests.shell.stream_cluster import (
+    A,
+    B,
+    C,
+    D,
+    cluster,
+    make_view,
+    numbered,
+    publish_values,
+    read,
+    until,
+)
+
+
+async def test_stop_does_not_call_what_was_proposed_refused(tmp_path: Path) -> None:
+    """I2: a refusal "before anything was appended" would have a batch without a producer sent a second time."""
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        site = three.sites[A]
+        three.network.isolate(A)
+        sending = asyncio.create_task(publish_values(site, [b"once"]))
+        await until(lambda: site.replica.has_pending)
+        site.overlay.set_view(make_view(2, StreamState.ACTIVE), is_running=False)
+        (answered,) = await sending
+        assert answered.error.code == ErrorCode.OUTCOME_UNKNOWN
+        assert not answered.error.retryable
+
+
+async def test_proposal_cut_off_by_an_interlude_is_of_unknown_outcome() -> None:
+    """Another member may still hold the entry and commit it, for instance after two more elections (Ongaro §5.4.2)."""
+    numbers = iter([(1, 10), (3, 10)])
+    host: Any = SimpleNamespace(propose=lambda group, data: next(numbers))
+    stream = next(iter(make_view().streams.values()))
+    replica = Replica(host, stream, MemberId(11), lambda: None, lambda: 0)
+    batch = encode_batch([Record(b"x", None)], 0, 0, 0)
+    replica.role = "leader"
+    first = replica.publish(batch, decode_header(batch))
+    second = replica.publish(batch, decode_header(batch))
+    answer = first.result()
+    assert isinstance(answer, MeshError)
+    assert answer.code == ErrorCode.OUTCOME_UNKNOWN
+    assert not second.done()
+
+
+async def test_leader_that_stops_hands_over_and_decides_what_it_took(tmp_path: Path) -> None:
+    async with cluster(tmp_path, delay_s=0.03) as three:
+        await three.formed()
+        site = three.sites[A]
+        sending = asyncio.create_task(publish_values(site, numbered(20)))
+        await until(lambda: site.replica.has_pending)
+        await site.groups.hand_over(5.0)
+        assert not site.replica.is_leading
+        assert not site.replica.has_pending
+        responses = await sending
+        assert [response.error.code for response in responses] == [""] * 20
+        assert await three.leader() in (B, C)
+        assert await read(site) == numbered(20)
+
+
+async def test_leader_without_an_heir_does_not_wait(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        three.network.isolate(A)
+        async with asyncio.timeout(5):
+            await three.sites[A].groups.hand_over(60.0)
+
+
+async def test_tombstone_that_the_catalogue_dropped_is_no_longer_reported(tmp_path: Path) -> None:
+    """I6: or else every stream that was ever deleted would be reported for ever."""
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        three.set_view(make_view(3, StreamState.DELETING))
+        groups = three.sites[A].groups
+        await until(lambda: not groups.replica(next(iter(make_view().streams))))
+        three.set_view(replace(make_view(4), streams={}))
+        await until(lambda: groups.reports() == ())
+
+
+async def test_failed_host_leaves_no_reader_behind(tmp_path: Path) -> None:
+    """A failed host forgets its descriptor; the next socket of that number must not meet a reader of ours."""
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        groups = three.sites[A].groups
+        host = groups._host
+        assert host is not None
+        descriptor = host.fileno()
+        failed: Any = SimpleNamespace(fileno=lambda: -1, close=host.close)
+        groups._host = failed
+        groups._fail_host("no space left on device")
+        assert not asyncio.get_running_loop().remove_reader(descriptor)
+
+
+async def test_read_to_the_confirmed_end_passes_over_a_member_that_lags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I13: what one member confirmed is read to its end, although the next one asked does not have it."""
+    async with cluster(tmp_path, nodes=(A, B, C, D)) as four:
+        await until(lambda: four.leaders() == [A])
+        await until(lambda: all(four.sites[node].replica.is_formed for node in (A, B, C)))
+        four.network.cut(C, A)
+        four.network.cut(C, B)
+        await publish_values(four.sites[A], numbered(3))
+        reader = four.sites[D]
+        stream = reader.catalogue.named("demo/lines")
+        while reader.catalogue.other_member(stream) != C:
+            reader.catalogue.pass_over(stream)
+
+        async def end(*_args: object, **_options: object) -> int:
+            return 3
+
+        monkeypatch.setattr(read_call, "_end", end)
+        monkeypatch.setattr(read_call, "FOLLOW_WAIT_S", 0.1)
+        async with asyncio.timeout(10):
+            assert await read(reader) == numbered(3)
