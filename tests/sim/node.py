@@ -24,7 +24,7 @@ from meshapi.control.v1 import mcg_pb2
 from meshapi.data.v1 import data_pb2
 from meshcommon.ids import LogIndex, NodeId, StreamId
 from meshcommon.requests import Incoming, Outgoing, Requests
-from meshraft import KIND_NORMAL, Committed, Frame, GroupConfig, SimDisk
+from meshraft import KIND_NORMAL, Committed, Frame, GroupConfig, GroupStatus, SimDisk
 from meshtest.checkers import Held
 from meshwire.batch import decode_records
 from meshwire.entry import BatchEntry, decode_entry
@@ -271,6 +271,7 @@ class SimNode:
         replica.is_formed = True
         if entry.kind != KIND_NORMAL or not entry.data:
             replica.state.skip(entry.index)
+            self._on_applied(entry.group, entry.index, replica.state.chain.hex())
             return None
         result = replica.state.apply(entry.index, entry.data)
         self._on_applied(entry.group, entry.index, replica.state.chain.hex())
@@ -288,6 +289,16 @@ class SimNode:
             replica.held.clear()
             replica.is_blank = False
             replica.is_formed = replica.is_formed or index > 1
+
+    # For the checkers
+
+    def mcg_status(self) -> GroupStatus:
+        """Raft's view of the MCG here."""
+        return self._mcg.raft.status(MCG)
+
+    def stream_status(self, group: int) -> GroupStatus:
+        """Raft's view of one stream group here."""
+        return self._data.raft.status(group)
 
     # Clients
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 REOPEN_S: Final = 0.3
+CHECK_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,13 @@ class World:
         heapq.heappush(self._queue, (self.now + delay_s, next(self._order), action))
 
     def run_until(self, deadline: float, is_done: Callable[[], bool] = lambda: False) -> bool:
-        """Runs events until time or `is_done`; whether it was done."""
+        """Runs events until time or `is_done`, which is asked every CHECK_S; whether it was done."""
+        next_check = self.now
         while self._queue and self._queue[0][0] <= deadline:
-            if is_done():
-                return True
+            if self.now >= next_check:
+                if is_done():
+                    return True
+                next_check = self.now + CHECK_S
             self.now, _, action = heapq.heappop(self._queue)
             action()
             self.events_done += 1
