@@ -29,6 +29,7 @@ from meshcommon.logging import get_logger
 from meshraft import RaftError, RaftHost
 
 HAND_OVER_S: Final = 0.5
+FOUNDING_INDEX: Final = 1
 _RAFT_DIR: Final = "raft"
 _log = get_logger(__name__)
 
@@ -229,7 +230,17 @@ class LocalNode:
     async def _pass_on(self, mcg: Mcg) -> None:
         while True:
             await mcg.changed.wait()
+            self._end_founding(mcg)
             self.changed.notify()
+
+    def _end_founding(self, mcg: Mcg) -> None:
+        """The log holds more than the founding: if it is ever lost, the others have it, and founding anew would split the mesh."""
+        if self._membership is None or not self._membership.is_founder or mcg.state.applied_index <= FOUNDING_INDEX:
+            return
+        updated = Membership()
+        updated.CopyFrom(self._membership)
+        updated.is_founder = False
+        self._write(updated)
 
     def _finish_leaving(self) -> None:
         """Carries on from a crash in the middle of leaving: what is left of the old membership goes."""
@@ -283,5 +294,5 @@ def _open_host(path: Path, seed: int) -> RaftHost:
 def _founding_snapshot(view: view_pb2.MeshView) -> bytes:
     """State of a mesh that has just been founded, as it is at index 1."""
     return mcg_pb2.McgSnapshot(
-        applied_index=1, view=view, next_node_id=2, next_mcg_member=2, next_stream_id=1, next_member_id=1
+        applied_index=FOUNDING_INDEX, view=view, next_node_id=2, next_mcg_member=2, next_stream_id=1, next_member_id=1
     ).SerializeToString()

@@ -90,6 +90,11 @@ class Proposals:
     async def _until_certain(self, command: mcg_pb2.Command) -> Result:
         while True:
             mcg = self._node.require_mcg()
+            if self._node.is_removed:
+                # Nobody answers a stranger: waiting for them would only hide the reason.
+                raise MeshError(
+                    ErrorCode.UNKNOWN_NODE, "This node is no longer a member of the mesh: leave it here too."
+                )
             standing = mcg.standing()
             try:
                 if standing.is_leader:

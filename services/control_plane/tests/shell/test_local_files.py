@@ -49,16 +49,39 @@ def test_damaged_membership_is_refused(tmp_path: Path, content: bytes) -> None:
     assert caught.value.code is ErrorCode.DATA_DIR_INCOMPLETE
 
 
+def lose_log(mesh: SmallMesh, name: str) -> None:
+    for item in (mesh.directory / name / "raft").iterdir():
+        item.unlink()
+
+
 async def test_crash_before_the_log_was_made_does_not_lose_the_founding(mesh: SmallMesh) -> None:
     node = mesh.start("a")
     place = await node.lifecycle.seed()
     await mesh.crash("a")
-    for item in (mesh.directory / "a" / "raft").iterdir():
-        item.unlink()
+    lose_log(mesh, "a")
+    file = MembershipFile(mesh.directory / "a")
+    membership = file.read()
+    assert membership is not None
+    membership.is_founder = True
+    file.write(membership)
     again = mesh.start("a")
     await mesh.eventually(lambda: again.node.require_mcg().standing().is_leader)
     assert again.node.require_mcg().state.mesh_id == place.mesh_id
     assert again.node.is_listed
+
+
+async def test_founder_that_lost_its_log_does_not_found_the_mesh_a_second_time(mesh: SmallMesh) -> None:
+    """I11: with its first state it would be a quorum of its own beside the mesh that went on."""
+    _a, b, _c = await mesh.grow("a", "b", "c")
+    await mesh.eventually(lambda: len(b.node.require_mcg().raft_status().voters) == 3)
+    await mesh.crash("a")
+    lose_log(mesh, "a")
+    mesh.cut_off.add("a")
+    again = mesh.start("a")
+    assert again.node.require_mcg().raft_status().voters == []
+    await mesh.eventually(lambda: any(mesh.nodes[name].node.require_mcg().standing().is_leader for name in ("b", "c")))
+    mesh.cut_off.clear()
+    await mesh.eventually(lambda: len(again.node.require_mcg().state.nodes) == 3)
 
 
 async def test_crash_in_the_middle_of_leaving_is_finished_at_the_start(mesh: SmallMesh) -> None:
@@ -71,6 +94,14 @@ async def test_crash_in_the_middle_of_leaving_is_finished_at_the_start(mesh: Sma
     (mesh.directory / "b" / "raft").mkdir()
     again = mesh.start("b")
     assert not (mesh.directory / "b" / "raft").exists()
+
+
+async def test_leaving_ends_although_the_answer_is_lost(mesh: SmallMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others close their lanes to a node that was removed, perhaps before they answer it."""
+    _a, b = await mesh.grow("a", "b")
+    monkeypatch.setattr(b.calls, "receive", lambda packet: None)
+    await b.lifecycle.leave()
+    assert b.node.membership is None
 
 
 async def test_removed_node_can_leave_without_anyone(mesh: SmallMesh) -> None:
