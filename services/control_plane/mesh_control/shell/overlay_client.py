@@ -71,10 +71,15 @@ class OverlayClient:
             except grpc.aio.AioRpcError as error:
                 _log.info("overlay_detached", reason=mesh_error(error, "data plane").message)
             finally:
-                self._is_attached = False
-                self._queue.clear()
-                self._queue_bytes = 0
+                self._detach()
             await asyncio.sleep(RECONNECT_S)
+
+    def _detach(self) -> None:
+        self._is_attached = False
+        self._queue.clear()
+        self._queue_bytes = 0
+        # gRPC leaves the requests of a call that ended waiting; they must end, or they would take packets of the next one.
+        self._queued.set()
 
     async def _attach(self) -> None:
         call = self._stub.Attach(self._requests(), wait_for_ready=True)
@@ -87,10 +92,13 @@ class OverlayClient:
     async def _requests(self) -> AsyncIterator[overlay_pb2.AttachRequest]:
         # The first request is asked for once the call is up: from here on packets have somewhere to go.
         self._is_attached = True
+        queued = self._queued = asyncio.Event()
         yield overlay_pb2.AttachRequest(bind=overlay_pb2.AttachBind(protocols=sorted(self._handlers)))
         while True:
-            await self._queued.wait()
-            self._queued.clear()
+            await queued.wait()
+            queued.clear()
+            if not self._is_attached or queued is not self._queued:
+                return
             while self._queue:
                 yield overlay_pb2.AttachRequest(send=overlay_pb2.AttachSend(packets=self._take_batch()))
 
