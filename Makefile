@@ -10,10 +10,10 @@ FILE ?=
 # For instance: make test ARGS="-k follower -x"
 ARGS ?=
 
-.PHONY: help setup demo up down test check sim fmt proto verify golden fuzz lock clean
+.PHONY: help setup demo up down test check sim fmt proto verify golden fuzz lock clean images e2e-docker
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv with the locked packages and build the Raft extension; quick when nothing changed
 	@scripts/setup
@@ -51,6 +51,13 @@ verify: python ## fail when libs/meshapi is not what proto/ generates
 golden: python ## rewrite the golden files from what the code does now; review the difference
 	@$(VENV_PYTHON) -m tests.golden.rewrite
 	@git --no-pager diff --stat
+
+images: ## make the container images: official ones where they can be pulled, stand-ins otherwise, and ours
+	@scripts/images
+
+e2e-docker: setup ## run the mesh of compose.yaml in containers, with faults and checks (STEPS= only these; skips without Docker)
+	@if scripts/images available; then scripts/images && exec $(VENV_PYTHON) -u -m tests.docker.run $(STEPS); \
+	else echo "e2e-docker: SKIPPED: there is no Docker here"; fi
 
 fuzz: python ## fuzz every parser of bytes from outside (SECONDS= in all, 60 unless told)
 	@exec $(VENV_PYTHON) tests/fuzz/run.py --seconds $(or $(SECONDS),60)

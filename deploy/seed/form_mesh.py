@@ -116,7 +116,7 @@ async def form(nodes: Sequence[Node]) -> str:
     else:
         mesh_id = (await nodes[0].seed()).mesh_id
         memberships[nodes[0].target.name] = mesh_id
-        _log.info("mesh_founded", node=nodes[0].target.name, mesh_id=mesh_id)
+        _log.info("mesh_founded", founder=nodes[0].target.name, mesh_id=mesh_id)
     for node in nodes:
         if not memberships[node.target.name]:
             await _join(node, [other for other in nodes if memberships[other.target.name]], mesh_id)
@@ -145,7 +145,7 @@ async def _join(node: Node, members: Sequence[Node], mesh_id: str) -> None:
         await patiently(f"node {node.target.name} joins", attempt)
     except MeshError as error:
         raise MeshError(error.code, f"Node {node.target.name} cannot join: {error.message}") from error
-    _log.info("node_joined", node=node.target.name, mesh_id=mesh_id)
+    _log.info("node_joined", newcomer=node.target.name, mesh_id=mesh_id)
 
 
 async def _healthy(node: Node, expected: int) -> mesh_pb2.GetStatusResponse | None:

@@ -1,0 +1,99 @@
+"""What a container says when what it was given is wrong: a sentence with the remedy, and an exit status of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Final
+
+import httpx
+
+from meshtest.waiting import eventually
+from tests.docker.engine import docker
+from tests.docker.stage import Stage
+
+DATA: Final = "data-plane"
+CONTROL: Final = "control-plane"
+_POSTGRES: Final = "MESH_NODE_POSTGRES_URL=postgresql+asyncpg://mesh:{password}@nowhere/mesh"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One container with something wrong, the status that it must end with, and a word that its sentence must hold."""
+
+    name: str
+    image: str
+    status: int
+    says: str
+    environment: tuple[str, ...] = ("MESH_NODE_NAME=x", "MESH_INSECURE_DEV=1")
+    options: tuple[str, ...] = field(default=())
+
+
+CASES: Final = (
+    Case("no name", DATA, 78, "MESH_NODE_NAME", environment=("MESH_INSECURE_DEV=1",)),
+    Case("unknown setting", DATA, 78, "MESH_DATA_PEER", environment=("MESH_NODE_NAME=x", "MESH_DATA_PEER=1")),
+    Case("insecure not accepted", DATA, 77, "MESH_INSECURE_DEV", environment=("MESH_NODE_NAME=x",)),
+    Case(
+        "missing secret",
+        CONTROL,
+        78,
+        "scripts/compose-secrets",
+        environment=("MESH_NODE_NAME=x", _POSTGRES, "POSTGRES_PASSWORD_FILE=/run/secrets/postgres_password"),
+    ),
+    Case("read-only volume", DATA, 85, "data directory", options=("--tmpfs", "/var/lib/mesh:ro,uid=10001")),
+    Case("volume of another user", DATA, 85, "data directory", options=("--tmpfs", "/var/lib/mesh:mode=0755,uid=1")),
+    Case("port in use", DATA, 71, "in use", options=("--env", "MESH_DATA_ADMIN_LISTEN=0.0.0.0:7301")),
+)
+
+
+async def services_say_what_is_wrong(stage: Stage) -> None:
+    """Every case of CASES, each in a container without networks."""
+    for case in CASES:
+        status, printed = await _run(stage, case)
+        last = printed.strip().splitlines()[-1] if printed.strip() else ""
+        assert status == case.status, f"{case.name}: status {status}\n{printed}"
+        assert case.says in last, f"{case.name}: {last}"
+        message = json.loads(last)["message"]
+        stage.narrator.say(f"    {case.name}: status {status}: {message}")
+
+
+async def _run(stage: Stage, case: Case) -> tuple[int, str]:
+    words = [word for item in case.environment for word in ("--env", item)]
+    label = f"com.docker.compose.project={stage.compose.project}"
+    tag = stage.compose.environment["MESH_TAG"]
+    process = await asyncio.create_subprocess_exec(
+        *("docker", "run", "--rm", "--label", label, "--network", "none", "--read-only", "--tmpfs", "/tmp"),
+        *(*case.options, *words, f"mesh/{case.image}:{tag}"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(60):
+        output, _ = await process.communicate()
+    return process.returncode or 0, output.decode(errors="replace")
+
+
+async def wrong_database_password(stage: Stage) -> None:
+    """The control plane goes on, and says that Postgres refuses it; with the right password again the warning goes."""
+    postgres = await stage.compose.container("b-postgres")
+
+    async def alter(password: str) -> None:
+        statement = f"ALTER USER mesh PASSWORD '{password}'"
+        await docker("exec", "--user", "postgres", postgres, "psql", "--quiet", "--username=mesh", "-c", statement)
+
+    async def warnings() -> list[str]:
+        async with httpx.AsyncClient(timeout=10) as http:
+            found: list[str] = (await http.get(f"{stage.rest['b']}/v1/mesh")).json().get("warnings", [])
+        return [warning for warning in found if "Postgres" in warning]
+
+    async def is_silent() -> bool:
+        return not await warnings()
+
+    right = await docker("exec", postgres, "cat", "/run/secrets/postgres_password")
+    await alter("wrong")
+    await docker("restart", await stage.compose.container("b-control"))
+    shown = await eventually("b's control plane says that Postgres refuses it", warnings, timeout_s=60)
+    stage.narrator.say(f"    {shown[0]}")
+    await alter(right.strip())
+    await eventually("the warning goes with the right password", is_silent, timeout_s=60)
+    await stage.wait_until_healthy()
