@@ -58,7 +58,9 @@ class DialPolicy:
             is_diallable = me is not None and bool(me.peer_address)
             for node in view.nodes.values():
                 address = self._overrides.get(node.name, node.peer_address)
-                if node.node_id == local or node.state is not NodeState.ACTIVE or not address:
+                # A stopped node dials us when it starts, unless it cannot: then we must, or it would stay alone.
+                is_expected = node.state is NodeState.ACTIVE or not is_diallable
+                if node.node_id == local or not is_expected or not address:
                     continue
                 wanted[node.node_id] = address
                 if is_diallable and local < node.node_id:

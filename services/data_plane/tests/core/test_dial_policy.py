@@ -45,6 +45,13 @@ def test_stopped_nodes_and_nodes_without_address_are_left_alone() -> None:
     assert item.take_due(0.0) == []
 
 
+def test_node_that_only_dials_tries_a_stopped_one_too() -> None:
+    """When the only node with a listener starts again, nobody else could make the lane."""
+    item = policy()
+    item.configure(view({1: "ws://1", 3: ""}, stopped=(1,)), THREE, set(), 0.0)
+    assert peers(item.take_due(0.0)) == {1}
+
+
 def test_override_replaces_the_advertised_address() -> None:
     item = policy({"n2": "ws://proxy", "n3": "ws://three"})
     item.configure(ALL, ONE, set(), 0.0)
