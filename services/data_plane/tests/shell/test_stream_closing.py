@@ -10,13 +10,7 @@ from typing import Any
 
 import pytest
 
-from mesh_data.core.view import StreamState
-from mesh_data.shell import read_call
-from mesh_data.shell.replica import Replica
-from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.ids import MemberId
-from meshwire.batch import Record, decode_header, encode_batch
-from tests.shell.stream_cluster import (
+from data_plane_testing.stream_cluster import (
     A,
     B,
     C,
@@ -28,6 +22,12 @@ from tests.shell.stream_cluster import (
     read,
     until,
 )
+from mesh_data.core.view import StreamState
+from mesh_data.shell import read_call
+from mesh_data.shell.replica import Replica
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import MemberId
+from meshwire.batch import Record, decode_header, encode_batch
 
 
 async def test_stop_does_not_call_what_was_proposed_refused(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from data_plane_testing.stream_cluster import NAME, A, B, C, Cluster, cluster, make_view, read, request, until
 from mesh_data.core.view import StreamState
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.ids import NodeId
-from tests.shell.stream_cluster import NAME, A, B, C, Cluster, cluster, make_view, read, request, until
 
 BATCHES = 30
 

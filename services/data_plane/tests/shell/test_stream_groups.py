@@ -9,13 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh_data.core.stream_snapshot import StreamConfig
-from mesh_data.core.view import StreamState
-from mesh_data.shell.groups import ReplicaState
-from meshapi.supervisor.v1 import data_pb2
-from meshcommon.errors import ErrorCode, MeshError
-from meshwire.packet import Protocol
-from tests.shell.stream_cluster import (
+from data_plane_testing.stream_cluster import (
     COMMITTED,
     NAME,
     STREAM,
@@ -32,6 +26,12 @@ from tests.shell.stream_cluster import (
     request,
     until,
 )
+from mesh_data.core.stream_snapshot import StreamConfig
+from mesh_data.core.view import StreamState
+from mesh_data.shell.groups import ReplicaState
+from meshapi.supervisor.v1 import data_pb2
+from meshcommon.errors import ErrorCode, MeshError
+from meshwire.packet import Protocol
 
 
 async def test_first_member_leads_and_every_member_reads_what_was_published(tmp_path: Path) -> None:
