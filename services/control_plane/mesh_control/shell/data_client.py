@@ -79,11 +79,18 @@ class DataClient:
 
     def _version(self) -> object:
         view = self._node.view()
-        return (self._node.node_id, view.mesh_id if view else "", view.revision if view else 0, self._node.is_running)
+        node = self._node
+        return (
+            node.node_id,
+            view.mesh_id if view else "",
+            view.revision if view else 0,
+            node.is_running,
+            node.is_leaving,
+        )
 
     async def _configure(self) -> None:
         node, view = self._node, self._node.view()
-        request = data_pb2.ConfigureRequest()
+        request = data_pb2.ConfigureRequest(has_left=node.is_leaving)
         if view is not None:
             request.view.CopyFrom(view)
             request.is_running = node.is_running

@@ -146,6 +146,8 @@ class Lifecycle:
                     if error.code is not ErrorCode.UNKNOWN_NODE:
                         raise
             self._node.mark_leaving()
+            # Before the membership is forgotten: only a node that says that it left makes its data plane destroy data.
+            await self._settle()
             await self._node.forget()
             _log.info("mesh_left", node_id=node_id)
             await self._settle()

@@ -80,6 +80,11 @@ class LocalNode:
         return NodeId(self._membership.node_id) if self._membership else NO_NODE
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether the node has left its mesh and only its own services remain to be told."""
+        return self._membership is not None and self._membership.is_leaving
+
+    @property
     def is_running(self) -> bool:
         """A member that was not stopped on purpose."""
         return self._membership is not None and self._membership.is_running

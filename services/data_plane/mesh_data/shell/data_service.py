@@ -50,7 +50,11 @@ class Configurator:
             MeshError: INVALID_ARGUMENT or KEY_MISMATCH; nothing has changed.
         """
         if not request.HasField("identity"):
-            if self._overlay.view() is not None or self._overlay.node_id:
+            view = self._overlay.view()
+            if view is not None and not request.has_left:
+                _log.warning("control_plane_knows_no_mesh", node_id=self._overlay.node_id, mesh_id=view.mesh_id)
+                return view.revision
+            if view is not None or self._overlay.node_id:
                 _log.info("mesh_forgotten", node_id=self._overlay.node_id)
             self._in_force = None
             self._overlay.configure(None, None, is_running=False)

@@ -243,7 +243,10 @@ async def test_site_services_and_restart_alone(trio: tuple[DataPlane, DataPlane,
     assert 'mesh_link_up{peer="n3"} 1.0' in metrics
     assert "mesh_packets_forwarded_total" in metrics
 
-    await three.data.Configure(data_pb2.ConfigureRequest(), timeout=10)
+    kept = await three.data.Configure(data_pb2.ConfigureRequest(), timeout=10)
+    assert kept.revision > 0, "a control plane that knows no mesh costs the data plane nothing"
+    await links(one, {"n2", "n3"})
+    await three.data.Configure(data_pb2.ConfigureRequest(has_left=True), timeout=10)
     await links(one, {"n2"})
     assert await three.stop() == 0
     data_directory = Path(three.environment["MESH_NODE_DATA_DIR"]) / "data"

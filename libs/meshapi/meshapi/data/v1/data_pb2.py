@@ -25,33 +25,33 @@ _sym_db = _symbol_database.Default()
 from meshapi.common.v1 import view_pb2 as meshapi_dot_common_dot_v1_dot_view__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ameshapi/data/v1/data.proto\x12\x0fmeshapi.data.v1\x1a\x1cmeshapi/common/v1/view.proto\"\x85\x01\n\x10\x43onfigureRequest\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .meshapi.common.v1.LocalIdentity\x12)\n\x04view\x18\x02 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshView\x12\x12\n\nis_running\x18\x03 \x01(\x08\"%\n\x11\x43onfigureResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"#\n\x04Path\x12\r\n\x05nodes\x18\x01 \x03(\x04\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\"B\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\x04\x12$\n\x05paths\x18\x02 \x03(\x0b\x32\x15.meshapi.data.v1.Path\"t\n\x11PushRoutesRequest\x12\x14\n\x0c\x62\x61se_version\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\'\n\x07\x63hanged\x18\x03 \x03(\x0b\x32\x16.meshapi.data.v1.Route\x12\x0f\n\x07removed\x18\x04 \x03(\x04\"%\n\x12PushRoutesResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\x14\n\x12WatchGroupsRequest\"q\n\x0bGroupReport\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.meshapi.data.v1.GroupState\x12\x13\n\x0bleader_node\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"C\n\x13WatchGroupsResponse\x12,\n\x06groups\x18\x01 \x03(\x0b\x32\x1c.meshapi.data.v1.GroupReport*\x8b\x01\n\nGroupState\x12\x1b\n\x17GROUP_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13GROUP_STATE_FORMING\x10\x01\x12\x14\n\x10GROUP_STATE_OPEN\x10\x02\x12\x19\n\x15GROUP_STATE_DESTROYED\x10\x03\x12\x16\n\x12GROUP_STATE_FAILED\x10\x04\x32\x99\x02\n\x10\x44\x61taPlaneService\x12R\n\tConfigure\x12!.meshapi.data.v1.ConfigureRequest\x1a\".meshapi.data.v1.ConfigureResponse\x12U\n\nPushRoutes\x12\".meshapi.data.v1.PushRoutesRequest\x1a#.meshapi.data.v1.PushRoutesResponse\x12Z\n\x0bWatchGroups\x12#.meshapi.data.v1.WatchGroupsRequest\x1a$.meshapi.data.v1.WatchGroupsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ameshapi/data/v1/data.proto\x12\x0fmeshapi.data.v1\x1a\x1cmeshapi/common/v1/view.proto\"\x97\x01\n\x10\x43onfigureRequest\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .meshapi.common.v1.LocalIdentity\x12)\n\x04view\x18\x02 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshView\x12\x12\n\nis_running\x18\x03 \x01(\x08\x12\x10\n\x08has_left\x18\x04 \x01(\x08\"%\n\x11\x43onfigureResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"#\n\x04Path\x12\r\n\x05nodes\x18\x01 \x03(\x04\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\"B\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\x04\x12$\n\x05paths\x18\x02 \x03(\x0b\x32\x15.meshapi.data.v1.Path\"t\n\x11PushRoutesRequest\x12\x14\n\x0c\x62\x61se_version\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\'\n\x07\x63hanged\x18\x03 \x03(\x0b\x32\x16.meshapi.data.v1.Route\x12\x0f\n\x07removed\x18\x04 \x03(\x04\"%\n\x12PushRoutesResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\x14\n\x12WatchGroupsRequest\"q\n\x0bGroupReport\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.meshapi.data.v1.GroupState\x12\x13\n\x0bleader_node\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"C\n\x13WatchGroupsResponse\x12,\n\x06groups\x18\x01 \x03(\x0b\x32\x1c.meshapi.data.v1.GroupReport*\x8b\x01\n\nGroupState\x12\x1b\n\x17GROUP_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13GROUP_STATE_FORMING\x10\x01\x12\x14\n\x10GROUP_STATE_OPEN\x10\x02\x12\x19\n\x15GROUP_STATE_DESTROYED\x10\x03\x12\x16\n\x12GROUP_STATE_FAILED\x10\x04\x32\x99\x02\n\x10\x44\x61taPlaneService\x12R\n\tConfigure\x12!.meshapi.data.v1.ConfigureRequest\x1a\".meshapi.data.v1.ConfigureResponse\x12U\n\nPushRoutes\x12\".meshapi.data.v1.PushRoutesRequest\x1a#.meshapi.data.v1.PushRoutesResponse\x12Z\n\x0bWatchGroups\x12#.meshapi.data.v1.WatchGroupsRequest\x1a$.meshapi.data.v1.WatchGroupsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshapi.data.v1.data_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GROUPSTATE']._serialized_start=721
-  _globals['_GROUPSTATE']._serialized_end=860
+  _globals['_GROUPSTATE']._serialized_start=739
+  _globals['_GROUPSTATE']._serialized_end=878
   _globals['_CONFIGUREREQUEST']._serialized_start=78
-  _globals['_CONFIGUREREQUEST']._serialized_end=211
-  _globals['_CONFIGURERESPONSE']._serialized_start=213
-  _globals['_CONFIGURERESPONSE']._serialized_end=250
-  _globals['_PATH']._serialized_start=252
-  _globals['_PATH']._serialized_end=287
-  _globals['_ROUTE']._serialized_start=289
-  _globals['_ROUTE']._serialized_end=355
-  _globals['_PUSHROUTESREQUEST']._serialized_start=357
-  _globals['_PUSHROUTESREQUEST']._serialized_end=473
-  _globals['_PUSHROUTESRESPONSE']._serialized_start=475
-  _globals['_PUSHROUTESRESPONSE']._serialized_end=512
-  _globals['_WATCHGROUPSREQUEST']._serialized_start=514
-  _globals['_WATCHGROUPSREQUEST']._serialized_end=534
-  _globals['_GROUPREPORT']._serialized_start=536
-  _globals['_GROUPREPORT']._serialized_end=649
-  _globals['_WATCHGROUPSRESPONSE']._serialized_start=651
-  _globals['_WATCHGROUPSRESPONSE']._serialized_end=718
-  _globals['_DATAPLANESERVICE']._serialized_start=863
-  _globals['_DATAPLANESERVICE']._serialized_end=1144
+  _globals['_CONFIGUREREQUEST']._serialized_end=229
+  _globals['_CONFIGURERESPONSE']._serialized_start=231
+  _globals['_CONFIGURERESPONSE']._serialized_end=268
+  _globals['_PATH']._serialized_start=270
+  _globals['_PATH']._serialized_end=305
+  _globals['_ROUTE']._serialized_start=307
+  _globals['_ROUTE']._serialized_end=373
+  _globals['_PUSHROUTESREQUEST']._serialized_start=375
+  _globals['_PUSHROUTESREQUEST']._serialized_end=491
+  _globals['_PUSHROUTESRESPONSE']._serialized_start=493
+  _globals['_PUSHROUTESRESPONSE']._serialized_end=530
+  _globals['_WATCHGROUPSREQUEST']._serialized_start=532
+  _globals['_WATCHGROUPSREQUEST']._serialized_end=552
+  _globals['_GROUPREPORT']._serialized_start=554
+  _globals['_GROUPREPORT']._serialized_end=667
+  _globals['_WATCHGROUPSRESPONSE']._serialized_start=669
+  _globals['_WATCHGROUPSRESPONSE']._serialized_end=736
+  _globals['_DATAPLANESERVICE']._serialized_start=881
+  _globals['_DATAPLANESERVICE']._serialized_end=1162
 # @@protoc_insertion_point(module_scope)

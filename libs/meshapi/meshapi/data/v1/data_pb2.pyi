@@ -61,11 +61,16 @@ class ConfigureRequest(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     IS_RUNNING_FIELD_NUMBER: _builtins.int
+    HAS_LEFT_FIELD_NUMBER: _builtins.int
     is_running: _builtins.bool
     """False when the node was stopped on purpose: lanes and groups are closed, data stays."""
+    has_left: _builtins.bool
+    """True when the node left its mesh for good: the data plane forgets it and destroys its replicas. A control plane that
+    merely lost its own directory does not say so, and costs no data.
+    """
     @_builtins.property
     def identity(self) -> _view_pb2.LocalIdentity:
-        """Who the node is; absent when it left: the data plane then forgets its mesh and closes everything."""
+        """Who the node is; absent when the control plane knows no membership. Then only `has_left` changes anything."""
 
     @_builtins.property
     def view(self) -> _view_pb2.MeshView:
@@ -77,10 +82,11 @@ class ConfigureRequest(_message.Message):
         identity: _view_pb2.LocalIdentity | None = ...,
         view: _view_pb2.MeshView | None = ...,
         is_running: _builtins.bool = ...,
+        has_left: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "is_running", b"is_running", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_left", b"has_left", "identity", b"identity", "is_running", b"is_running", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
