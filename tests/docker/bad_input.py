@@ -43,7 +43,15 @@ CASES: Final = (
     ),
     Case("read-only volume", DATA, 85, "data directory", options=("--tmpfs", "/var/lib/mesh:ro,uid=10001")),
     Case("volume of another user", DATA, 85, "data directory", options=("--tmpfs", "/var/lib/mesh:mode=0755,uid=1")),
-    Case("port in use", DATA, 71, "in use", options=("--env", "MESH_DATA_ADMIN_LISTEN=0.0.0.0:7301")),
+    # The file system has room for the directory and for nothing in it.
+    Case("no disk space", DATA, 85, "No space left", options=("--tmpfs", "/var/lib/mesh:nr_inodes=2,uid=10001")),
+    Case(
+        "port in use",
+        DATA,
+        71,
+        "in use",
+        options=("--tmpfs", "/var/lib/mesh:uid=10001", "--env", "MESH_DATA_ADMIN_LISTEN=0.0.0.0:7301"),
+    ),
 )
 
 
