@@ -38,6 +38,20 @@ async def wait_until_there(engine: AsyncEngine, readiness: Readiness) -> None:
                 readiness.clear("postgres")
                 return
         except (SQLAlchemyError, asyncpg.PostgresError, OSError) as error:
-            readiness.warn("postgres", f"Postgres does not answer ({type(error).__name__}): what needs it waits.")
+            readiness.warn("postgres", _explain(error))
             _log.warning("postgres_away", error=str(error).splitlines()[0] if str(error) else type(error).__name__)
             await asyncio.sleep(RETRY_S)
+
+
+def _explain(error: Exception) -> str:
+    """What is wrong and what to do, for the operator."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, asyncpg.InvalidAuthorizationSpecificationError):
+            # InvalidPasswordError is one of these.
+            return (
+                "Postgres refuses the user or the password: correct MESH_NODE_POSTGRES_URL (or the secret it is made of); "
+                "what needs Postgres waits."
+            )
+        cause = cause.__cause__
+    return f"Postgres does not answer ({type(error).__name__}): check that it runs; what needs it waits."

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import asyncpg
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
+from meshcommon import postgres
 from meshcommon.admin import Readiness
 from meshcommon.postgres import create_engine, wait_until_there
 from meshtest.stores import EmbeddedPostgres
@@ -42,3 +45,11 @@ async def test_absent_postgres_is_a_warning_that_its_arrival_clears(tmp_path: Pa
     finally:
         await engine.dispose()
         await asyncio.to_thread(server.stop)
+
+
+def test_a_wrong_password_is_told_from_an_absent_server() -> None:
+    try:
+        raise SQLAlchemyError("wrapped") from asyncpg.InvalidPasswordError("password authentication failed")
+    except SQLAlchemyError as error:
+        assert "MESH_NODE_POSTGRES_URL" in postgres._explain(error)
+    assert "check that it runs" in postgres._explain(ConnectionRefusedError())
