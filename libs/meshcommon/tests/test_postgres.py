@@ -48,8 +48,7 @@ async def test_absent_postgres_is_a_warning_that_its_arrival_clears(tmp_path: Pa
 
 
 def test_a_wrong_password_is_told_from_an_absent_server() -> None:
-    try:
-        raise SQLAlchemyError("wrapped") from asyncpg.InvalidPasswordError("password authentication failed")
-    except SQLAlchemyError as error:
-        assert "MESH_NODE_POSTGRES_URL" in postgres._explain(error)
+    wrapped = SQLAlchemyError("wrapped")
+    wrapped.__cause__ = asyncpg.InvalidPasswordError("password authentication failed")
+    assert "MESH_NODE_POSTGRES_URL" in postgres._explain(wrapped)
     assert "check that it runs" in postgres._explain(ConnectionRefusedError())
