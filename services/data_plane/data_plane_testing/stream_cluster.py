@@ -16,6 +16,7 @@ from mesh_data.shell.replica import Replica
 from mesh_data.shell.streams_catalogue import StreamsCatalogue
 from mesh_data.shell.streams_serving import StreamsServing
 from meshapi.supervisor.v1 import data_pb2
+from meshcommon.admin import Readiness
 from meshcommon.ids import MemberId, NodeId, StreamId
 from meshtest.fake_overlay import FakeNetwork, FakeOverlay
 
@@ -46,8 +47,14 @@ class Site:
 
     def __init__(self, network: FakeNetwork, node: NodeId, directory: Path) -> None:
         self.overlay = FakeOverlay(network, node)
+        self.readiness = Readiness()
         self.groups = Groups(
-            self.overlay, directory / str(node), TIMING, seed=node, wall_clock_ms=lambda: int(time.time() * 1000)
+            self.overlay,
+            directory / str(node),
+            TIMING,
+            seed=node,
+            wall_clock_ms=lambda: int(time.time() * 1000),
+            readiness=self.readiness,
         )
         self.catalogue = StreamsCatalogue(self.overlay, self.groups)
         self.serving = StreamsServing(self.catalogue)

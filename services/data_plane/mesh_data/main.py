@@ -75,6 +75,7 @@ async def _serve(stop: Stop, node: NodeSettings, settings: DataSettings, data_di
         StreamTiming.preset(node.preset),
         seed=secrets.randbits(63),
         wall_clock_ms=lambda: time.time_ns() // 1_000_000,
+        readiness=readiness,
     )
     catalogue = StreamsCatalogue(overlay, groups)
     StreamsServing(catalogue)

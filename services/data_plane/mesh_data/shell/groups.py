@@ -33,6 +33,7 @@ from mesh_data.shell.streams_metrics import (
     GROUPS,
     HOST_FAILED,
 )
+from meshcommon.admin import Readiness
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NO_NODE, NodeId, StreamId
 from meshcommon.logging import get_logger
@@ -54,6 +55,7 @@ _BIRTH_TICKS: Final = 3
 """Ticks between two attempts of the preferred leader to lead a new group."""
 _METRICS_TICKS: Final = 21
 """Ticks between two looks at every group; a multiple of the above."""
+_STORAGE: Final = "storage"
 
 _log = get_logger(__name__)
 
@@ -88,13 +90,15 @@ class Groups:
         *,
         seed: int,
         wall_clock_ms: Callable[[], int],
+        readiness: Readiness,
     ) -> None:
-        """`directory` is made when needed; `seed` feeds the election timeouts."""
+        """`directory` is made when needed; `seed` feeds the election timeouts; `readiness` gets a failed disk."""
         self.timing = timing
         self._overlay = overlay
         self._directory = directory
         self._seed = seed
         self._wall_clock_ms = wall_clock_ms
+        self._readiness = readiness
         self._host: RaftHost | None = None
         self._descriptor = -1
         self._membership = ""
@@ -199,6 +203,7 @@ class Groups:
         self._destroyed.clear()
         self._joiners.clear()
         self._failure = self._membership = ""
+        self._readiness.clear(_STORAGE)
         # Gigabytes may go: forwarding must not wait for them.
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
@@ -207,6 +212,7 @@ class Groups:
         if membership != self._membership:
             self._close_host()
             self._failure = ""
+            self._readiness.clear(_STORAGE)
         if not is_running:
             self._close_groups(MeshError(ErrorCode.NODE_STOPPED, "This node was stopped on purpose: start it again."))
             return
@@ -332,6 +338,11 @@ class Groups:
         _log.error("raft_host_failed", reason=reason)
         HOST_FAILED.set(1)
         self._failure = reason
+        self._readiness.block(
+            _STORAGE,
+            f"The log of this node's streams cannot be written ({reason}): make room or repair the disk, then restart "
+            "the data plane. Packets are forwarded meanwhile.",
+        )
         for stream_id, replica in self._replicas.items():
             self._failed[stream_id] = reason
             replica.fail(storage_failed(replica.stream.name, reason))

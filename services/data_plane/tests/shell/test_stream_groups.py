@@ -294,6 +294,7 @@ async def test_failed_disk_closes_groups_with_the_reason_and_others_go_on(tmp_pa
         site.groups._fail_host("no space left on device")
         assert site.groups.reports()[0].state is ReplicaState.FAILED
         assert "no space left" in site.groups.reports()[0].reason
+        assert any("no space left" in reason for reason in site.readiness.reasons())
         # The node still publishes and reads through the others.
         (answered,) = await publish_values(site, [b"elsewhere"])
         assert answered.error.code == ""
