@@ -9,6 +9,8 @@ VENV_PYTHON := .venv/bin/python
 FILE ?=
 # For instance: make test ARGS="-k follower -x"
 ARGS ?=
+# For instance: make e2e-docker COMPOSE="docker compose"
+COMPOSE ?= $(MESH_TEST_COMPOSE)
 
 .PHONY: help setup demo up down test check sim fmt proto verify golden fuzz lock clean images e2e-docker
 
@@ -55,8 +57,8 @@ golden: python ## rewrite the golden files from what the code does now; review t
 images: ## make the container images: official ones where they can be pulled, stand-ins otherwise, and ours
 	@scripts/images
 
-e2e-docker: setup ## run the mesh of compose.yaml in containers, with faults and checks (STEPS= only these; skips without Docker)
-	@if scripts/images available; then scripts/images && exec $(VENV_PYTHON) -u -m tests.docker.run $(STEPS); \
+e2e-docker: setup ## run the mesh of compose.yaml in containers, with faults and checks (STEPS=, COMPOSE=; skips without Docker)
+	@if scripts/images available; then scripts/images && MESH_TEST_COMPOSE="$(COMPOSE)" exec $(VENV_PYTHON) -u -m tests.docker.run $(STEPS); \
 	else echo "e2e-docker: SKIPPED: there is no Docker here"; fi
 
 fuzz: python ## fuzz every parser of bytes from outside (SECONDS= in all, 60 unless told)

@@ -83,25 +83,57 @@ async def _run(stage: Stage, case: Case) -> tuple[int, str]:
 
 async def wrong_database_password(stage: Stage) -> None:
     """The control plane goes on, and says that Postgres refuses it; with the right password again the warning goes."""
-    postgres = await stage.compose.container("b-postgres")
-
-    async def alter(password: str) -> None:
-        statement = f"ALTER USER mesh PASSWORD '{password}'"
-        await docker("exec", "--user", "postgres", postgres, "psql", "--quiet", "--username=mesh", "-c", statement)
-
-    async def warnings() -> list[str]:
-        async with httpx.AsyncClient(timeout=10) as http:
-            found: list[str] = (await http.get(f"{stage.rest['b']}/v1/mesh")).json().get("warnings", [])
-        return [warning for warning in found if "Postgres" in warning]
-
-    async def is_silent() -> bool:
-        return not await warnings()
-
-    right = await docker("exec", postgres, "cat", "/run/secrets/postgres_password")
-    await alter("wrong")
+    right = await docker("exec", await stage.compose.container("b-postgres"), "cat", "/run/secrets/postgres_password")
+    await _sql(stage, "ALTER USER mesh PASSWORD 'wrong'")
     await docker("restart", await stage.compose.container("b-control"))
-    shown = await eventually("b's control plane says that Postgres refuses it", warnings, timeout_s=60)
-    stage.narrator.say(f"    {shown[0]}")
-    await alter(right.strip())
-    await eventually("the warning goes with the right password", is_silent, timeout_s=60)
+    shown = await _warning(stage, "Postgres")
+    stage.narrator.say(f"    {shown}")
+    await _sql(stage, f"ALTER USER mesh PASSWORD '{right.strip()}'")
+    await _no_warning(stage, "Postgres")
     await stage.wait_until_healthy()
+
+
+async def database_of_a_newer_schema(stage: Stage) -> None:
+    """The control plane goes on without writing there, and says SCHEMA_NEWER until the schema is one that it knows."""
+    known = (await _sql(stage, "SELECT version_num FROM alembic_version")).strip()
+    await _sql(stage, "UPDATE alembic_version SET version_num = 'newer'")
+    await docker("restart", await stage.compose.container("b-control"))
+    shown = await _warning(stage, "schema revision newer")
+    stage.narrator.say(f"    {shown}")
+    assert shown in await stage.compose.readiness("b-control", "127.0.0.1:7102")
+    assert "SCHEMA_NEWER" in await stage.compose.logs("b-control", 50)
+    await stage.create_stream("docker/newer-schema")
+    assert "docker/newer-schema" not in await _sql(stage, "SELECT name FROM streams")
+    await _sql(stage, f"UPDATE alembic_version SET version_num = '{known}'")
+    await _no_warning(stage, "schema revision newer")
+    assert "docker/newer-schema" in await _sql(stage, "SELECT name FROM streams")
+    await stage.wait_until_healthy()
+
+
+async def _sql(stage: Stage, statement: str) -> str:
+    """What b's Postgres answers, rows without a frame."""
+    words = ("psql", "--quiet", "--no-align", "--tuples-only", "--username=mesh", "-c", statement)
+    return await docker("exec", "--user", "postgres", await stage.compose.container("b-postgres"), *words)
+
+
+async def _warnings(stage: Stage, word: str) -> list[str]:
+    async with httpx.AsyncClient(timeout=10) as http:
+        found: list[str] = (await http.get(f"{stage.rest['b']}/v1/mesh")).json().get("warnings", [])
+    return [warning for warning in found if word in warning]
+
+
+async def _warning(stage: Stage, word: str) -> str:
+    """The first warning of b that holds the word, once there is one."""
+
+    async def shown() -> list[str]:
+        return await _warnings(stage, word)
+
+    return (await eventually(f"b warns of: {word}", shown, timeout_s=60))[0]
+
+
+async def _no_warning(stage: Stage, word: str) -> None:
+    async def is_silent() -> bool:
+        # While the control plane restarts there are no warnings, and nothing is right.
+        return (await stage.gateways["b"].status()).node_id != 0 and not await _warnings(stage, word)
+
+    await eventually(f"b no longer warns of: {word}", is_silent, timeout_s=60)

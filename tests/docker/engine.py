@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 TOOLS_IMAGE: Final = "mesh/test-tools:dev"
-"""iptables and tc, for side containers that share a namespace with the container under test."""
+"""iptables, tc, strace and libfaketime, for side containers that share a namespace with the container under test."""
 COMMAND_TIMEOUT_S: Final = 300.0
 
 
@@ -129,6 +129,10 @@ class Compose:
         )
         output, _ = await process.communicate()
         return output.decode(errors="replace")
+
+    async def readiness(self, service: str, admin_listen: str) -> str:
+        """What the service answers on /readyz, ready or not. `admin_listen` is the address it serves that at."""
+        return await docker("exec", await self.container(service), "bash", "-c", f"mesh-health {admin_listen} || true")
 
     async def crash(self, service: str) -> int:
         """SIGKILL to the service's first process, as a crash: the restart policy acts, which `docker kill` prevents.

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.docker import bad_input, faults, story
+from tests.docker import bad_input, bad_surroundings, faults, story
 from tests.docker.engine import TOOLS_IMAGE, CommandFailedError, command, docker
 from tests.docker.stage import Narrator, Stage, empty_stage
 
@@ -37,6 +37,10 @@ STEPS: Final[tuple[Step, ...]] = (
     faults.everything_stops_and_starts,
     bad_input.services_say_what_is_wrong,
     bad_input.wrong_database_password,
+    bad_input.database_of_a_newer_schema,
+    bad_surroundings.compose_says_what_is_wrong,
+    bad_surroundings.disk_is_full,
+    bad_surroundings.clock_is_off_by_an_hour,
     faults.wiped_node_is_recognised,
 )
 

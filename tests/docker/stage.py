@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,20 +47,20 @@ class Stage:
     rest: dict[str, str]
     narrator: Narrator
 
-    async def create_stream(self, name: str) -> str:
-        """A stream on all three nodes, a being the preferred leader."""
+    async def create_stream(self, name: str, members: Sequence[str] = NODES) -> str:
+        """A stream on all three nodes, the first being the preferred leader."""
 
         async def created() -> bool:
-            await self.gateways["a"].create_stream(name, [*NODES])
+            await self.gateways["a"].create_stream(name, [*members])
             return True
 
         await eventually(f"stream {name} is created", created, timeout_s=60)
         return name
 
     @asynccontextmanager
-    async def under_load(self, stream: str, at: str) -> AsyncIterator[Workload]:
+    async def under_load(self, stream: str, at: str, members: Sequence[str] = NODES) -> AsyncIterator[Workload]:
         """Publishes at node `at` while the body runs; afterwards C1, C2 and C4 hold on every member."""
-        await self.create_stream(stream)
+        await self.create_stream(stream, members)
         async with publishing(self.gateways[at], stream) as workload:
             yield workload
         await self.check(workload)
@@ -164,9 +164,9 @@ async def empty_stage(directory: Path, narrator: Narrator) -> AsyncIterator[Stag
     variables |= {"MESH_SECRETS": str(secrets), "MESH_TAG": os.environ.get("MESH_TAG", "dev")}
     compose = await Compose.find(PROJECT, variables)
     narrator.say(f"compose {await compose.version()} by `{' '.join(compose.program)}`, project {PROJECT}")
-    await _remove(compose)
+    await remove(compose)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(_remove, compose)
+        stack.push_async_callback(remove, compose)
         gateways = {
             node: await stack.enter_async_context(Gateway(f"127.0.0.1:{ports[2 * number + 1]}"))
             for number, node in enumerate(NODES)
@@ -175,7 +175,7 @@ async def empty_stage(directory: Path, narrator: Narrator) -> AsyncIterator[Stag
         yield Stage(compose, gateways, rest, narrator)
 
 
-async def _remove(compose: Compose) -> None:
+async def remove(compose: Compose) -> None:
     """Everything of the project and nothing else, side containers included."""
     label = f"label=com.docker.compose.project={compose.project}"
     found = (await docker("ps", "--all", "--quiet", "--filter", label)).split()
