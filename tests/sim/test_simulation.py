@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 
@@ -24,7 +25,9 @@ def without_coverage() -> None:
 
 
 def run_all(seeds: range, mutant: str | None = None) -> list[Outcome]:
-    with ProcessPoolExecutor(os.cpu_count(), initializer=without_coverage) as pool:
+    # Spawned, not forked: the tests before have used gRPC, whose objects do not survive in a forked process.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), context, initializer=without_coverage) as pool:
         return list(pool.map(run_seed, seeds, [mutant] * len(seeds)))
 
 
