@@ -12,7 +12,7 @@ ARGS ?=
 # For instance: make e2e-docker COMPOSE="docker compose"
 COMPOSE ?= $(MESH_TEST_COMPOSE)
 
-.PHONY: help setup demo up down test check sim fmt proto verify golden fuzz lock clean images e2e-docker
+.PHONY: help setup demo up down test check sim sim-mutants fmt proto verify golden fuzz test-faults bench-publish bench-latency bench-restart bench-idle bench-catchup bars lock clean images e2e-docker
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +61,35 @@ e2e-docker: setup ## run the mesh of compose.yaml in containers, with faults and
 	@if scripts/images available; then scripts/images && MESH_TEST_COMPOSE="$(COMPOSE)" exec $(VENV_PYTHON) -u -m tests.docker.run $(STEPS); \
 	else echo "e2e-docker: SKIPPED: there is no Docker here"; fi
 
+test-faults: setup ## real processes on disks, clocks and processors that fail, each fault a test; writes build/faults/faults.json
+	@exec $(VENV_PYTHON) -m pytest tests/faults $(ARGS)
+
+bench-publish: setup ## publish to three nodes and to NATS JetStream in turn, and compare (ROUNDS=, SECONDS= of each)
+	@scripts/install-nats && exec $(VENV_PYTHON) -m tests.bench.publish $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS))
+
+bench-latency: setup ## latency under load, open loop, ours and NATS in turn (ROUNDS=, SECONDS= of each)
+	@scripts/install-nats && exec $(VENV_PYTHON) -m tests.bench.latency $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS))
+
+bars: python ## one table of every figure that was measured under build/: met, short by how much, not measured
+	@exec $(VENV_PYTHON) -m tests.bench.bars
+
+sim: setup ## simulate meshes under faults, SEEDS= of them (100 unless told; FIRST= the first), and check every promise
+	@exec $(VENV_PYTHON) -m tests.sim --seeds $(or $(SEEDS),100) --first $(or $(FIRST),1)
+
+sim-mutants: setup ## plant known bugs in the simulation one by one, and count the seeds until each is seen
+	@exec $(VENV_PYTHON) -m tests.sim.mutation $(if $(SEEDS),--seeds $(SEEDS))
+
 fuzz: python ## fuzz every parser of bytes from outside (SECONDS= in all, 60 unless told)
 	@exec $(VENV_PYTHON) tests/fuzz/run.py --seconds $(or $(SECONDS),60)
+
+bench-restart: setup ## measure how long a data plane with 1 GB of log takes to serve again (ROUNDS=3)
+	@exec $(VENV_PYTHON) -m tests.bench.restart --rounds $(or $(ROUNDS),3)
+
+bench-idle: setup ## measure what 1,000 streams cost a node while nobody publishes (ROUNDS=5, SECONDS=4 of each)
+	@exec $(VENV_PYTHON) -m tests.bench.idle --rounds $(or $(ROUNDS),5) --seconds $(or $(SECONDS),4)
+
+bench-catchup: setup ## bring back a node that was away for 800 MB while publishing goes on, in one group and in a hundred (ROUNDS=3)
+	@exec $(VENV_PYTHON) -m tests.bench.catchup --rounds $(or $(ROUNDS),3)
 
 lock: python ## compile requirements/*.in to hash-locked *.txt (UPGRADE=1 takes newer versions)
 	@scripts/lock-requirements $(if $(UPGRADE),--upgrade)

@@ -15,6 +15,8 @@ from tests.docker.stage import Stage
 
 DATA: Final = "data-plane"
 CONTROL: Final = "control-plane"
+ROUTING: Final = "routing"
+_NO_ROOM: Final = ("--tmpfs", "/var/lib/mesh:nr_inodes=2,uid=10001")
 _POSTGRES: Final = "MESH_NODE_POSTGRES_URL=postgresql+asyncpg://mesh:{password}@nowhere/mesh"
 
 
@@ -44,7 +46,9 @@ CASES: Final = (
     Case("read-only volume", DATA, 85, "data directory", options=("--tmpfs", "/var/lib/mesh:ro,uid=10001")),
     Case("volume of another user", DATA, 85, "data directory", options=("--tmpfs", "/var/lib/mesh:mode=0755,uid=1")),
     # The file system has room for the directory and for nothing in it.
-    Case("no disk space", DATA, 85, "No space left", options=("--tmpfs", "/var/lib/mesh:nr_inodes=2,uid=10001")),
+    Case("no disk space", DATA, 85, "No space left", options=_NO_ROOM),
+    Case("no disk space for the control plane", CONTROL, 85, "No space left", options=_NO_ROOM),
+    Case("no disk space for routing", ROUTING, 85, "No space left", options=_NO_ROOM),
     Case(
         "port in use",
         DATA,

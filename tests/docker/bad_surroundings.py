@@ -78,9 +78,17 @@ async def disk_is_full(stage: Stage) -> None:
             stage.narrator.say(f"    {shown}")
             assert "StorageFull" in shown
             await workload.progress(timeout_s=60)
+            # What the sentence promises: packets are forwarded meanwhile.
+            await stage.cut("c", "wan-ac")
+            await stage.wait_for_path("a", "c", ["a", "b", "c"])
+            echo = await stage.gateways["a"].ping("c")
+            assert list(echo.path) == ["a", "b", "c"]
+            await workload.progress(timeout_s=60)
+            await stage.heal("c", "wan-ac")
         finally:
             await docker("rm", "--force", full.strip())
         await docker("restart", container)
+        workload.healed()
         await workload.progress(timeout_s=60)
     await stage.wait_until_healthy()
 

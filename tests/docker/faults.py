@@ -1,4 +1,4 @@
-"""Faults of real networks and containers, each under load with checks C1, C2, C4 and progress afterwards (C5).
+"""Faults of real networks and containers, each under load with checks C1, C2, C4 and C5.
 
 Each function is one step: it asserts, and leaves a healthy mesh behind.
 """
@@ -30,6 +30,7 @@ async def wan_goes_and_comes_back(stage: Stage) -> None:
         await stage.wait_for_path("a", "b", ["a", "c", "b"])
         await workload.progress()
         await stage.heal("b", "wan-ab")
+        workload.healed()
         await stage.wait_for_path("a", "b", ["a", "b"], timeout_s=60)
         await workload.progress()
     await stage.wait_until_healthy()
@@ -48,6 +49,7 @@ async def site_loses_both_wans(stage: Stage) -> None:
         await eventually("c knows that it is without a quorum", is_alone)
         for wan in WANS["c"]:
             await stage.heal("c", wan)
+        workload.healed()
         await stage.wait_for_path("a", "c", ["a", "c"], timeout_s=60)
         await workload.progress()
     await stage.wait_until_healthy()
@@ -75,6 +77,7 @@ async def leader_is_paused(stage: Stage) -> None:
             await asyncio.sleep(max(0.0, PAUSE_S - (time.monotonic() - started)))
         finally:
             await docker("unpause", paused)
+        workload.healed()
         await workload.progress(timeout_s=60)
     await stage.wait_until_healthy()
 
@@ -87,6 +90,7 @@ async def every_container_crashes(stage: Stage) -> None:
                 service = f"{node}-{part}"
                 pid = await stage.compose.crash(service)
                 await stage.wait_for_restart(service, pid, timeout_s=60)
+                workload.healed()
                 await workload.progress(timeout_s=60)
             stage.narrator.say(f"    each of the six containers of {node} was killed and is back")
     await stage.wait_until_healthy()
@@ -111,6 +115,7 @@ async def stores_stop_and_start(stage: Stage) -> None:
         await eventually("a says that Postgres is away", warns_of_postgres)
         for store in STORES:
             await docker("start", await stage.compose.container(f"a-{store}"))
+        workload.healed()
         await eventually("the warning goes when Postgres is back", is_silent, timeout_s=60)
         await workload.progress()
 
@@ -134,7 +139,9 @@ async def _degrade(stage: Stage, what: str) -> None:
             stage.narrator.say(f"    {what} by {how}: echo a–c {before / 1000:.1f} → {after / 1000:.1f} ms")
             await workload.progress(timeout_s=60)
         finally:
-            await _speed_up(stage)
+            lost = await _speed_up(stage)
+        workload.healed()
+        stage.narrator.say(f"    {lost}")
         await workload.progress(timeout_s=60)
     await stage.wait_until_healthy()
 
@@ -161,12 +168,24 @@ async def _slow_down(stage: Stage) -> str:
     return "netem"
 
 
-async def _speed_up(stage: Stage) -> None:
+async def _speed_up(stage: Stage) -> str:
+    """Ends what `_slow_down` began; returns how much was lost, where the kernel counts it by rule."""
+    counted = await stage.compose.in_network_of("c-data", "iptables", "-nvxL", "OUTPUT")
+    dropped, passed = (_packets(counted, target) for target in ("DROP", "NFQUEUE"))
     await stage.compose.in_network_of("c-data", "iptables", "-F", "OUTPUT")
     for name in (await docker("ps", "--quiet", "--filter", f"name=^{stage.compose.project}-delay$")).split():
         await docker("rm", "--force", name)
     clear = "for i in /sys/class/net/eth*; do tc qdisc del dev ${i##*/} root 2>/dev/null; done; true"
     await stage.compose.in_network_of("c-data", "bash", "-c", clear)
+    if not dropped:
+        return "netem keeps no count of what it lost"
+    return f"{dropped:,} of {dropped + passed:,} packets from c were lost ({dropped / (dropped + passed):.1%})"
+
+
+def _packets(counters: str, target: str) -> int:
+    """Packets that met the rules with a target, from `iptables -nvxL`."""
+    rows = [line.split() for line in counters.splitlines()]
+    return sum(int(row[0]) for row in rows if len(row) > 2 and row[2] == target)
 
 
 async def everything_stops_and_starts(stage: Stage) -> None:
@@ -175,10 +194,19 @@ async def everything_stops_and_starts(stage: Stage) -> None:
         await workload.progress()
     mesh_id = (await stage.gateways["a"].status()).view.mesh_id
     started = time.monotonic()
+    await stage.compose("stop")
+    graceful_s = time.monotonic() - started
+    for node in NODES:
+        for part in SERVICES:
+            # 137 is what is left when the grace period of 10 s was not enough.
+            state = (await stage.compose.inspect(f"{node}-{part}"))["State"]
+            assert state["ExitCode"] == 0, f"{node}-{part} ended with status {state['ExitCode']}"
     await stage.compose("down")
     stopped_s = time.monotonic() - started
     seconds = await stage.up()
-    stage.narrator.say(f"    stopped and removed in {stopped_s:.1f} s, the same mesh again after {seconds:.1f} s")
+    stage.narrator.say(
+        f"    all services stopped by themselves in {graceful_s:.1f} s, removed after {stopped_s:.1f} s, the same mesh again after {seconds:.1f} s"
+    )
     await stage.wait_until_healthy()
     for node in NODES:
         assert (await stage.gateways[node].status()).view.mesh_id == mesh_id

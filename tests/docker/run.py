@@ -28,6 +28,7 @@ STEPS: Final[tuple[Step, ...]] = (
     story.hardening,
     story.nobody_reaches_c,
     story.demo_story,
+    story.prometheus_sees_every_service,
     faults.wan_goes_and_comes_back,
     faults.site_loses_both_wans,
     faults.leader_is_paused,

@@ -18,7 +18,7 @@ def sites(directory: Path, action: str) -> str:
 
 def gateway(directory: Path) -> str:
     line = next(text for text in sites(directory, "up").splitlines() if text.strip().startswith("node c"))
-    return line.split("gRPC")[1].strip()
+    return line.split("gRPC")[1].split()[0]
 
 
 async def test_data_survive_down_and_up(tmp_path: Path) -> None:

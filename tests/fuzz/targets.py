@@ -14,7 +14,8 @@ from typing import Final
 
 from crc32c import crc32c
 
-from meshwire import batch, entry, frame, packet, request
+from meshraft import is_sound_batch, publish_runs
+from meshwire import batch, client, entry, frame, packet, request, store_message
 from meshwire.errors import WireError
 from tests.golden.samples import SAMPLES
 
@@ -76,7 +77,10 @@ def fuzz_batch(data: bytes) -> None:
     try:
         records = batch.decode_records(data)
     except WireError:
+        assert not is_sound_batch(data), "a leader would take what no reader can read"
         return
+    assert is_sound_batch(data), "a leader would refuse what readers accept"
+    batch.check_records(data)
     header = batch.decode_header(data)
     assert len(records) == header.record_count
     assert list(batch.iter_values(data)) == [record.value for record in records]
@@ -102,6 +106,15 @@ def fuzz_entry(data: bytes) -> None:
     assert entry.encode_entry(decoded) == data
 
 
+def fuzz_store_message(data: bytes) -> None:
+    """What a peer says of its store."""
+    try:
+        decoded = store_message.decode_store_message(data)
+    except WireError:
+        return
+    assert store_message.encode_store_message(decoded) == data
+
+
 def fuzz_request(data: bytes) -> None:
     """The body of an overlay request."""
     try:
@@ -123,6 +136,97 @@ def fuzz_response(data: bytes) -> None:
         assert request.encode_error(decoded.code, decoded.message, decoded.retryable, decoded.details) == data
 
 
+def fuzz_client(data: bytes) -> None:
+    """A frame of the client protocol, and the body of each of its messages."""
+    try:
+        messages = client.decode_messages(data)
+    except WireError:
+        return
+    assert b"".join(client.encode_message(client.Kind(kind), number, body) for kind, number, body in messages) == data
+    for kind, _, body in messages:
+        _fuzz_client_body(client.Kind(kind), body)
+
+
+def fuzz_publish_runs(data: bytes) -> None:
+    """The extension takes a frame in runs if and only if the reference takes each of its messages as a producer's batch."""
+    runs = publish_runs(data)
+    expected = _publishes(data)
+    if expected is None:
+        assert runs is None, "the extension takes what the reference refuses, or takes message by message"
+        return
+    assert runs is not None, "the extension refuses what the reference takes"
+    found = [(number, run.stream, run.batch(at)) for run in runs for at, number in enumerate(run.correlations)]
+    assert found == expected
+    for run in runs:
+        headers = [batch.decode_header(run.batch(at)) for at in range(len(run))]
+        assert run.counts == [header.record_count for header in headers]
+        sequence = run.base_sequence
+        for header in headers:
+            assert (header.producer_id, header.producer_epoch) == (run.producer_id, run.producer_epoch)
+            assert header.base_sequence == sequence
+            sequence += header.record_count
+        assert run.records == sequence - run.base_sequence
+
+
+def _publishes(data: bytes) -> list[tuple[int, int, bytes]] | None:
+    found: list[tuple[int, int, bytes]] = []
+    try:
+        for kind, number, body in client.decode_messages(data):
+            if kind != client.Kind.PUBLISH:
+                return None
+            stream, wait, view = client.decode_publish(body)
+            batch.check_records(view)
+            if wait != client.WAIT_COMMITTED or not batch.decode_header(view).producer_id:
+                return None
+            found.append((number, stream, bytes(view)))
+    except WireError:
+        return None
+    return found
+
+
+def _publish_frames() -> tuple[bytes, ...]:
+    parts = [
+        client.encode_publish(number, stream, batch.encode_batch([batch.Record(b"v", key)], producer, 1, sequence))
+        for number, (stream, producer, sequence, key) in enumerate(
+            [(7, 3, 0, None), (7, 3, 1, b"k"), (7, 3, 9, b""), (8, 3, 10, None), (8, 4, 11, None)]
+        )
+    ]
+    return (*parts, b"".join(parts[:2]), b"".join(parts))
+
+
+def _fuzz_client_body(kind: client.Kind, body: memoryview) -> None:
+    try:
+        again = _CLIENT_BODIES[kind](body)
+    except WireError:
+        return
+    assert again == body, f"a {kind.name} has two encodings"
+
+
+_LEAD: Final = client.MESSAGE_OVERHEAD_BYTES
+_CLIENT_BODIES: Final[dict[client.Kind, Callable[[memoryview], bytes]]] = {
+    client.Kind.DESCRIBE: lambda body: client.encode_name(client.decode_name(body)),
+    client.Kind.INIT_PRODUCER: lambda body: client.encode_init_producer(client.decode_init_producer(body)),
+    client.Kind.PUBLISH: lambda body: _publish_again(*client.decode_publish(body)),
+    client.Kind.READ: lambda body: client.encode_read(client.decode_read(body)),
+    client.Kind.CREDIT: lambda body: client.encode_credit(client.decode_credit(body)),
+    client.Kind.CANCEL: bytes,
+    client.Kind.STREAM: lambda body: client.encode_stream(client.decode_stream(body)),
+    client.Kind.PRODUCER: lambda body: client.encode_producer(client.decode_producer(body)),
+    client.Kind.PUBLISHED: lambda body: _published_again(client.decode_published(body)),
+    client.Kind.BATCHES: lambda body: client.encode_batches(*client.decode_batches(body)),
+    client.Kind.END: lambda body: client.encode_end(client.decode_end(body)),
+    client.Kind.ERROR: bytes,
+}
+
+
+def _published_again(answer: client.Published) -> bytes:
+    return client.encode_published(0, answer.base_offset, answer.count, answer.is_duplicate)[_LEAD:]
+
+
+def _publish_again(stream_id: int, wait: int, data: memoryview) -> bytes:
+    return client.encode_publish(0, stream_id, data, wait)[_LEAD:]
+
+
 def _seeds(prefix: str) -> tuple[bytes, ...]:
     return tuple(sample.encoded for name, sample in SAMPLES.items() if name.startswith(prefix))
 
@@ -136,6 +240,9 @@ TARGETS: Final = {
         Target("batch", fuzz_batch, _seeds("batch_")),
         Target("sealed_batch", fuzz_sealed_batch, _seeds("batch_")),
         Target("entry", fuzz_entry, _seeds("entry_")),
+        Target("store_message", fuzz_store_message, _seeds("store_")),
+        Target("client", fuzz_client, _seeds("client_")),
+        Target("publish_runs", fuzz_publish_runs, (*_publish_frames(), *_seeds("client_"))),
         Target("request", fuzz_request, _seeds("request")),
         Target("response", fuzz_response, _seeds("response_")),
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from meshwire import batch, entry, frame, packet, request
+from meshwire import batch, client, entry, frame, packet, request, store_message
 from meshwire.packet import Packet, Protocol, TrafficClass
 
 
@@ -78,7 +78,39 @@ _KEYED_BATCH: Final = _batch(
 _ERROR: Final = request.ErrorResponse(
     "NOT_LEADER", "This node does not lead the stream – ask node 7.", True, {"leader": "7", "grüße": ""}
 )
+_CLIENT_BODIES: Final[list[tuple[client.Kind, bytes]]] = [
+    (client.Kind.DESCRIBE, client.encode_name("demo/lines")),
+    (client.Kind.INIT_PRODUCER, client.encode_init_producer(client.InitProducer("demo/lines", "übung-1"))),
+    (client.Kind.READ, client.encode_read(client.Read("demo/lines", 2**40, 65_536, is_following=True))),
+    (client.Kind.CREDIT, client.encode_credit(4096)),
+    (client.Kind.CANCEL, b""),
+    (client.Kind.STREAM, client.encode_stream(client.StreamInfo(7, 1, 2**33, "a"))),
+    (client.Kind.PRODUCER, client.encode_producer(client.ProducerInfo(7, 42, 3, 1000, 1200))),
+    (
+        client.Kind.BATCHES,
+        client.encode_batches(
+            9,
+            [client.ReadBatch(0, 1_700_000_000_123, _PLAIN_BATCH.encoded), client.ReadBatch(3, 1_700_000_000_124, b"")],
+        ),
+    ),
+    (client.Kind.END, client.encode_end(9)),
+    (client.Kind.ERROR, request.encode_error(_ERROR.code, _ERROR.message, _ERROR.retryable, _ERROR.details)),
+]
+_CLIENT_FRAME: Final = [
+    *((int(kind), number, body) for number, (kind, body) in enumerate(_CLIENT_BODIES)),
+    (
+        int(client.Kind.PUBLISH),
+        2**32 - 1,
+        client.encode_publish(0, 7, _KEYED_BATCH.encoded)[client.MESSAGE_OVERHEAD_BYTES :],
+    ),
+    (int(client.Kind.PUBLISHED), 1, client.encode_published(1, 2**40, 3, True)[client.MESSAGE_OVERHEAD_BYTES :]),
+]
 _HANDSHAKE: Final = b"\x08\x01handshake"
+
+
+def _store(value: store_message.StoreMessage) -> Sample:
+    return Sample(value, store_message.encode_store_message(value), store_message.decode_store_message)
+
 
 SAMPLES: Final[dict[str, Sample]] = {
     "packet_forwarded": _packet(_FORWARDED),
@@ -106,5 +138,25 @@ SAMPLES: Final[dict[str, Sample]] = {
         frame.encode_packets([packet.encode(_FORWARDED), packet.encode(_LINK_LOCAL)]),
         frame.decode_packets,
     ),
+    "client_frame": Sample(
+        _CLIENT_FRAME,
+        b"".join(client.encode_message(client.Kind(kind), number, body) for kind, number, body in _CLIENT_FRAME),
+        lambda data: [tuple(message) for message in client.decode_messages(data)],
+    ),
+    "store_hello": _store(
+        store_message.Hello(
+            store_message.Lineage(
+                0x0102030405060708, (store_message.Life(0xA1, 3), store_message.Life(0xA2, 9)), (0xB1, 0xB2)
+            ),
+            ((7, store_message.Seen(0xD1, 0xA4, 2, (0xD0,))),),
+        )
+    ),
+    "store_welcome": _store(store_message.Welcome(0xA2)),
+    "store_refusal": _store(
+        store_message.Refusal(
+            store_message.Seen(0xB1, 0xA1, 4, (0xB0,)), store_message.Lineage(0xC1, (store_message.Life(0xA3, 1),))
+        )
+    ),
+    "store_ask": _store(store_message.Ask()),
     "frame_handshake": Sample(_HANDSHAKE, frame.encode_handshake(_HANDSHAKE), frame.decode_handshake),
 }

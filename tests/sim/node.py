@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 from mesh_control.core.mcg_state import McgState
@@ -17,62 +16,56 @@ from mesh_control.core.mcg_state import Result as McgResult
 from mesh_control.core.model import Stream
 from mesh_control.core.model import StreamState as StreamLife
 from mesh_data.core.overlay import LaneClosing, OverlayCore
-from mesh_data.core.stream_snapshot import StreamConfig
-from mesh_data.core.stream_state import Appended, StreamState
+from mesh_data.core.stream_state import StreamState
 from mesh_data.core.timing import PRESETS
 from meshapi.control.v1 import mcg_pb2
 from meshapi.data.v1 import data_pb2
 from meshcommon.ids import LogIndex, NodeId, StreamId
 from meshcommon.requests import Incoming, Outgoing, Requests
-from meshraft import KIND_NORMAL, Committed, Frame, GroupConfig, GroupStatus, SimDisk
+from meshraft import KIND_NORMAL, Committed, Frame, GroupConfig, GroupStatus, RaftError
 from meshtest.checkers import Held
-from meshwire.batch import decode_records
-from meshwire.entry import BatchEntry, decode_entry
 from meshwire.packet import Protocol, TrafficClass
 from meshwire.request import ErrorResponse, OkResponse, Request, Response
-from tests.sim.raft_host import Answer, SimulatedHost
+from tests.sim.raft_host import Answer, Disk, SimulatedHost
+from tests.sim.replica import Replica, config_of
 from tests.sim.world import World
 
 MCG: Final = 1
 TICK_S: Final = 0.05
 RAFT: Final = GroupConfig(election_ticks=12, heartbeat_ticks=2)
+STREAM_RAFT: Final = GroupConfig(election_ticks=12, heartbeat_ticks=2, sleeps=True)
 PROPOSE_MCG: Final = 1
 PROPOSE_STREAM: Final = 2
 REQUEST_S: Final = 1.5
-_PRODUCER_DIGITS: Final = b":"
-
-
-@dataclass(slots=True)
-class Replica:
-    """One open stream group: its state and what it holds, rebuilt from the log after each restart."""
-
-    state: StreamState
-    is_blank: bool
-    held: list[Held] = field(default_factory=list)
-    is_formed: bool = False
-
-
-def identity_of(value: bytes) -> tuple[int, int]:
-    """(producer, sequence) that a simulated record's value names."""
-    producer, _, sequence = value.partition(_PRODUCER_DIGITS)
-    return int(producer), int(sequence)
+MCG_ENTRIES_MAX: Final = 40
+"""Log of the MCG past which a node compacts it: so few that nodes that were away are sent snapshots."""
 
 
 class SimNode:
     """A node of the simulation; satisfies `world.Endpoint`."""
 
     def __init__(
-        self, world: World, number: int, count: int, mutant: str | None, on_applied: Callable[[int, int, str], None]
+        self,
+        world: World,
+        number: int,
+        count: int,
+        make_disk: Callable[[str], Disk],
+        on_applied: Callable[[int, int, str], None],
+        lose_power: Callable[[SimNode], None],
     ) -> None:
+        """`make_disk` gives a new disk with that name; `lose_power` crashes the node and starts it again soon."""
         self.number = number
         self.is_running = False
         self._world = world
         self._count = count
         self._on_applied = on_applied
-        self._mcg_disk = SimDisk(mutant=mutant)
-        self._data_disk = SimDisk(mutant=mutant)
+        self._lose_power = lose_power
+        self._mcg_disk = make_disk(f"{number}-mcg")
+        self._data_disk = make_disk(f"{number}-data")
         self._is_first_start = True
         self._life = 0
+        self.sleeps = 0
+        """How often a group here fell asleep, over all lives."""
 
     # Life
 
@@ -83,14 +76,21 @@ class SimNode:
         self.is_running = True
         self.mcg_state = McgState()
         self.replicas: dict[int, Replica] = {}
+        self._asleep: set[int] = set()
         self._reported: set[tuple[int, str]] = set()
         self._requests = Requests(first_id=world.rng.getrandbits(60))
         self._waiting: dict[int, Callable[[Response | None], None]] = {}
         self._overlay = OverlayCore(PRESETS["test"], world.rng.getrandbits(60))
         self._overlay.set_node(NodeId(self.number), world.now)
         self._overlay.forwarder.routes.apply(self._routes())
-        self._mcg = SimulatedHost(world, self._mcg_disk, world.rng.getrandbits(32), self.settle)
-        self._data = SimulatedHost(world, self._data_disk, world.rng.getrandbits(32), self.settle)
+        life = self._life
+
+        def cut_power() -> None:
+            if self._life == life and self.is_running and world.is_faulty:
+                self._lose_power(self)
+
+        self._mcg = SimulatedHost(world, self._mcg_disk, world.rng.getrandbits(32), self.settle, cut_power)
+        self._data = SimulatedHost(world, self._data_disk, world.rng.getrandbits(32), self.settle, cut_power)
         self._open_mcg()
         world.note("start", self.number)
         self._tick(self._life)
@@ -100,6 +100,8 @@ class SimNode:
         if MCG in self._mcg.raft.stored_groups():
             installed = self._mcg.raft.open_group(MCG, self.number, peers, config=RAFT)
             self.mcg_state.restore(installed.data)
+            # Nothing may follow the snapshot, and what it holds is the catalogue all the same.
+            self._follow_catalogue()
             return
         voters_max = min(5, self._count if self._count % 2 else self._count - 1)
         voters = list(range(1, voters_max + 1))
@@ -161,6 +163,9 @@ class SimNode:
         self._overlay.tick(self._world.now, 0.0)
         self._mcg.raft.tick()
         self._data.raft.tick()
+        asleep = {group for group in self.replicas if self._data.raft.is_asleep(group)}
+        self.sleeps += len(asleep - self._asleep)
+        self._asleep = asleep
         again, expired = self._requests.tick(self._world.now)
         for outgoing in again:
             self._send_request(outgoing)
@@ -168,6 +173,7 @@ class SimNode:
             if waiting := self._waiting.pop(request_id, None):
                 waiting(None)
         self._report_groups()
+        self._look_after_logs()
         self.settle()
         self._world.after(TICK_S, lambda: self._tick(life))
 
@@ -176,7 +182,9 @@ class SimNode:
         if not self.is_running:
             return
         self._send_frames(Protocol.RAFT_MCG, self._mcg.turn(self._apply_mcg, self._restore_mcg))
-        self._send_frames(Protocol.RAFT_DSG, self._data.turn(self._apply_stream, self._restore_stream))
+        self._send_frames(
+            Protocol.RAFT_DSG, self._data.turn(self._apply_stream, self._restore_stream, self._stream_role_changed)
+        )
         for lane_id in sorted(self._overlay.take_ready()):
             while (frame := self._overlay.next_frame(lane_id)) is not None:
                 self._world.transmit(self.number, lane_id, frame)
@@ -220,30 +228,29 @@ class SimNode:
         is_stored = group in self._data.raft.stored_groups()
         if stream.state is StreamLife.DELETING:
             if is_stored:
-                self._data.raft.destroy_group(group)
+                self._data.destroy(group)
                 self.replicas.pop(group, None)
             return
         if group in self.replicas:
             return
         member = next(int(item.member_id) for item in stream.members if item.node_id == self.number)
         peers = {int(item.member_id): int(item.node_id) for item in stream.members}
-        config = StreamConfig.of(stream.stream_id, stream.retained_bytes_max)
-        self.replicas[group] = Replica(StreamState(config), is_blank=True)
+        self.replicas[group] = Replica(self._data.raft, stream.stream_id, group)
         if is_stored:
-            installed = self._data.raft.open_group(group, member, peers, config=RAFT)
+            installed = self._data.raft.open_group(group, member, peers, config=STREAM_RAFT)
             if installed.index:
                 self._restore_stream(group, installed.index, installed.data)
             return
         voters = [int(item.member_id) for item in stream.members if item.is_voter]
         learners = [int(item.member_id) for item in stream.members if not item.is_voter]
         if stream.state is StreamLife.FORMING:
-            first = StreamState(config).snapshot()
+            first = StreamState(config_of(stream.stream_id)).snapshot()
             self._data.raft.create_group(
-                group, member, peers, voters=voters, learners=learners, snapshot=first, config=RAFT
+                group, member, peers, voters=voters, learners=learners, snapshot=first, config=STREAM_RAFT
             )
             self._restore_stream(group, 1, first)
         else:
-            self._data.raft.create_group(group, member, peers, voters=[], config=RAFT)
+            self._data.raft.create_group(group, member, peers, voters=[], config=STREAM_RAFT)
 
     def _report_groups(self) -> None:
         """StreamFormed and ReplicaDestroyed, as the control plane proposes them when its data plane reports."""
@@ -268,27 +275,29 @@ class SimNode:
         replica = self.replicas.get(entry.group)
         if replica is None:
             return None
-        replica.is_formed = True
-        if entry.kind != KIND_NORMAL or not entry.data:
-            replica.state.skip(entry.index)
-            self._on_applied(entry.group, entry.index, replica.state.chain.hex())
-            return None
-        result = replica.state.apply(entry.index, entry.data)
-        self._on_applied(entry.group, entry.index, replica.state.chain.hex())
-        if isinstance(result, Appended):
-            item = decode_entry(entry.data)
-            assert isinstance(item, BatchEntry)
-            for position, record in enumerate(decode_records(item.batch)):
-                replica.held.append(Held(result.offset + position, record.value, identity_of(record.value)))
+        result = replica.apply(entry)
+        self._on_applied(entry.group, entry.index, replica.state_hash())
         return result
 
     def _restore_stream(self, group: int, index: int, data: bytes) -> None:
         replica = self.replicas.get(group)
         if replica is not None:
-            replica.state = StreamState.restore(data)
-            replica.held.clear()
-            replica.is_blank = False
-            replica.is_formed = replica.is_formed or index > 1
+            replica.restore(index, data)
+            if index > 1:
+                self._world.note("restored", self.number, group, index)
+
+    def _stream_role_changed(self, group: int) -> None:
+        if replica := self.replicas.get(group):
+            replica.role_changed()
+
+    def _look_after_logs(self) -> None:
+        """Compaction: the catalogue's by each node alone, a stream's by what its leader commits."""
+        status = self.mcg_status()
+        if status.applied - status.first_index > MCG_ENTRIES_MAX and self.mcg_state.applied_index == status.applied:
+            self._mcg.raft.compact(MCG, status.applied, self.mcg_state.snapshot())
+        for group, replica in self.replicas.items():
+            if self._data.is_leading(group) and (entry := replica.floor_entry()):
+                self._data.propose(group, entry, lambda _result: None)
 
     # For the checkers
 
@@ -310,6 +319,22 @@ class SimNode:
     def publish(self, group: int, entry: bytes, answer: Answer) -> None:
         """Proposes an entry of a stream, here or at its leader."""
         self._propose(PROPOSE_STREAM, group, entry, answer)
+
+    def read(self, group: int, offset: int, answer: Callable[[int, list[Held]], None]) -> None:
+        """A linearizable read from `offset`, or from the floor when that is above it; it may never be answered."""
+
+        def confirmed() -> None:
+            if (replica := self.replicas.get(group)) is not None:
+                start = min(max(offset, replica.floor_offset), replica.state.next_offset)
+                answer(start, replica.read(start))
+
+        if group not in self.replicas:
+            return
+        try:
+            self._data.ask_read_index(group, confirmed)
+        except RaftError:
+            return
+        self.settle()
 
     def _propose(self, method: int, group: int, data: bytes, answer: Answer) -> None:
         host = self._mcg if method == PROPOSE_MCG else self._data

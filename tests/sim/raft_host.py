@@ -1,18 +1,29 @@
 """A meshraft host over a simulated disk, as both planes drive it: pump, sync later, apply, answer who proposed.
 
-Purpose: what the shells of control plane and data plane have in common, without asyncio. Leaves out: what entries mean.
+Purpose: what the shells of control plane and data plane have in common, without asyncio. What a proposal came to is decided
+by the data plane's own `ProposalWindow`. Leaves out: what entries mean.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from meshraft import Committed, Frame, InvalidFrame, NotLeader, RaftError, RaftHost, SimDisk
+from mesh_data.core.publish_window import Outcome, ProposalWindow
+from meshraft import Committed, EngineDisk, Frame, InvalidFrame, NotLeader, RaftError, RaftHost, SimDisk
 from tests.sim.world import World
 
 Answer: TypeAlias = Callable[[object | None], None]
 """Called with the result of an entry, or with None when it is not known whether it took effect."""
+ReadAnswer: TypeAlias = Callable[[], None]
+
+
+Disk: TypeAlias = SimDisk | EngineDisk
+KEPT: Final = ("nothing", "everything", "names", "bytes")
+"""What a power cut leaves of what no sync covers. Not "half": a torn batch counts as damage, which is another promise."""
+PURGES: Final = 0.2
+"""Share of syncs after which old files are removed."""
 
 
 class GroupPoisonedError(Exception):
@@ -22,13 +33,18 @@ class GroupPoisonedError(Exception):
 class SimulatedHost:
     """One host on one disk, between two crashes of its node."""
 
-    def __init__(self, world: World, disk: SimDisk, seed: int, settle: Callable[[], None]) -> None:
+    def __init__(
+        self, world: World, disk: Disk, seed: int, settle: Callable[[], None], cut_power: Callable[[], None]
+    ) -> None:
         self._world = world
         self._disk = disk
         self._settle = settle
+        self._cut_power = cut_power
         self._is_sync_due = False
         self._is_gone = False
-        self._pending: dict[tuple[int, int], tuple[int, Answer]] = {}
+        self._windows: defaultdict[int, ProposalWindow[Answer]] = defaultdict(ProposalWindow)
+        self._reads: dict[tuple[int, int], ReadAnswer] = {}
+        self._tokens = 0
         self.roles: dict[int, tuple[str, int]] = {}
         self.raft = RaftHost.simulated(disk, seed=seed)
 
@@ -41,11 +57,15 @@ class SimulatedHost:
         except RaftError:
             answer(None)
             return True
-        overwritten = self._pending.pop((group, index), None)
-        self._pending[group, index] = (term, answer)
-        if overwritten is not None:
-            overwritten[1](None)
+        for cut_off in self._windows[group].add(term, index, len(data), answer):
+            cut_off(None)
         return True
+
+    def ask_read_index(self, group: int, answer: ReadAnswer) -> None:
+        """Calls `answer` when the leader has confirmed a read point and it is applied here; or never."""
+        self._tokens += 1
+        self.raft.read_index(group, self._tokens)
+        self._reads[group, self._tokens] = answer
 
     def step(self, peer: int, frame: bytes) -> None:
         """Feeds a frame; a bad one is dropped, as in life."""
@@ -54,7 +74,12 @@ class SimulatedHost:
         except InvalidFrame:
             self._world.note("invalid frame", peer)
 
-    def turn(self, apply: Callable[[Committed], object], restore: Callable[[int, int, bytes], None]) -> list[Frame]:
+    def turn(
+        self,
+        apply: Callable[[Committed], object],
+        restore: Callable[[int, int, bytes], None],
+        role_changed: Callable[[int], None] = lambda _group: None,
+    ) -> list[Frame]:
         """Pumps until nothing is left to do now; returns the frames to send."""
         frames: list[Frame] = []
         while self.raft.has_work():
@@ -62,14 +87,20 @@ class SimulatedHost:
             frames += pump.frames
             for installed in pump.installed:
                 restore(installed.group, installed.index, installed.data)
+                for lost in self._windows[installed.group].take_all():
+                    lost(None)
             for entry in pump.committed:
                 self._answer(entry, apply(entry))
             for role in pump.roles:
                 self.roles[role.group] = (role.role, role.leader)
-                if role.role != "leader":
-                    self._fail_pending(role.group)
+                role_changed(role.group)
+                if not role.leader:
+                    self._heard_of_election()
+            for group, token, _index in pump.reads:
+                if read := self._reads.pop((group, token), None):
+                    read()
             if pump.closed:
-                raise GroupPoisonedError(f"a group was poisoned: {pump.closed}")
+                raise GroupPoisonedError(f"C1 a group was poisoned: {pump.closed}")
         self._schedule_sync()
         return frames
 
@@ -77,21 +108,39 @@ class SimulatedHost:
         """Member that leads as known here, 0 if unknown."""
         return self.roles.get(group, ("follower", 0))[1]
 
+    def is_leading(self, group: int) -> bool:
+        """Whether this member leads, as far as it knows."""
+        return self.roles.get(group, ("", 0))[0] == "leader"
+
+    def destroy(self, group: int) -> None:
+        """Ends a group for good."""
+        self.raft.destroy_group(group)
+        self.roles.pop(group, None)
+        for lost in self._windows.pop(group, ProposalWindow[Answer]()).take_all():
+            lost(None)
+
     def crash(self) -> None:
         """Power loss: what was not synced is gone, and so is everybody who waits for an answer."""
         self._is_gone = True
-        self._disk.crash()
-        self._pending.clear()
+        if isinstance(self._disk, EngineDisk):
+            self._disk.crash(self._world.rng.choice(KEPT))
+        else:
+            self._disk.crash()
+        self._windows.clear()
+        self._reads.clear()
 
     def _answer(self, entry: Committed, result: object) -> None:
-        waiting = self._pending.pop((entry.group, entry.index), None)
-        if waiting is not None:
-            term, answer = waiting
-            answer(result if term == entry.term else None)
+        window = self._windows.get(entry.group)
+        if not window:
+            return
+        for answer, outcome in window.committed(entry.index, entry.term):
+            answer(result if outcome is Outcome.COMMITTED else None)
 
-    def _fail_pending(self, group: int) -> None:
-        for key in [key for key in self._pending if key[0] == group]:
-            self._pending.pop(key)[1](None)
+    def _heard_of_election(self) -> None:
+        """A power cut at the worst time: after a vote, and back in time to be asked for it again."""
+        world = self._world
+        if world.is_faulty and world.rng.random() < world.faults.vote_crashes:
+            world.after(world.rng.uniform(0.0, 0.03), self._cut_power)
 
     def _schedule_sync(self) -> None:
         if self._disk.pending() and not self._is_sync_due:
@@ -105,4 +154,6 @@ class SimulatedHost:
         pending = self._disk.pending()
         if pending:
             self._disk.sync(self._world.rng.randint(1, pending))
+            if isinstance(self._disk, EngineDisk) and self._world.rng.random() < PURGES and not self._disk.purge():
+                raise GroupPoisonedError("C1 old log files cannot be removed")
         self._settle()

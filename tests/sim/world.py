@@ -29,6 +29,8 @@ class FaultRanges:
     delay_max_s: float
     partitions_per_s: float
     crashes_per_s: float
+    vote_crashes: float
+    """Share of the elections heard of after which a node loses power at once, and is back before the election is over."""
 
     @classmethod
     def draw(cls, rng: random.Random) -> FaultRanges:
@@ -41,6 +43,7 @@ class FaultRanges:
             delay_max_s=longest_s,
             partitions_per_s=rng.choice((0.0, 0.2, 0.5)),
             crashes_per_s=rng.choice((0.0, 0.2, 0.5, 1.0)),
+            vote_crashes=rng.choice((0.0, 0.0, 0.3)),
         )
 
 

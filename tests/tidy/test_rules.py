@@ -39,6 +39,7 @@ SAMPLES: list[tuple[Rule, str, str, str]] = [
     ),
     (text_rules.machine_path, "a.md", '"/ho' + 'me/someone/x"\n', "var/lib/mesh\n"),
     (text_rules.registry_host, "a.md", "https://py" + "pi.org/simple\n", "https://example.org/simple\n"),
+    (text_rules.registry_host, "make-tree", "http://d" + "eb.debian.org/debian\n", "https://www.debian.org\n"),
     (
         text_rules.registry_host,
         "libs/x/Cargo.lock",

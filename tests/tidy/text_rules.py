@@ -35,7 +35,7 @@ _BLOCKING_SLEEP: Final = re.compile(r"\bt[i]me\.sleep\(")
 
 _MACHINE_PATH: Final = re.compile(r"(?<![\w.$}{<>)-])/(?:w[o]rk|r[o]ot|h[o]me)/[\w.-]+")
 _REGISTRY_HOST: Final = re.compile(
-    r"\b(?:p[y]pi\.org|p[y]thonhosted\.org|c[r]ates\.io|n[p]mjs\.(?:org|com)|p[r]oxy\.golang\.org|d[o]cker\.io|g[h]cr\.io|q[u]ay\.io)"
+    r"\b(?:p[y]pi\.org|p[y]thonhosted\.org|c[r]ates\.io|n[p]mjs\.(?:org|com)|p[r]oxy\.golang\.org|d[o]cker\.io|g[h]cr\.io|q[u]ay\.io|d[e]b\.debian\.org)"
 )
 _CARGO_LOCK_SOURCE: Final = re.compile(r'^source = "registry\+')
 

@@ -63,6 +63,8 @@ def configure_logging(service: str, node: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    # picows reports whatever a stranger sends as an error: refusals are counted and logged by whoever serves.
+    logging.getLogger("picows").setLevel("CRITICAL")
     for chatty in ("websockets", "uvicorn.access", "asyncio", "grpc", "sqlalchemy"):
         logging.getLogger(chatty).setLevel("WARNING")
     structlog.configure(

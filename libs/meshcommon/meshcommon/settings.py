@@ -111,7 +111,7 @@ def load_sections(
         Shared settings, own settings, and whether MESH_INSECURE_DEV=1 is set.
 
     Raises:
-        MeshError: SETTING_UNKNOWN or SETTING_INVALID, naming key, value and what is expected.
+        MeshError: SETTING_UNKNOWN or SETTING_INVALID, naming key, value (without credentials) and what is expected.
     """
     variables = os.environ if environment is None else environment
     table = _read_file(variables.get("MESH_CONFIG_FILE", ""))
@@ -212,5 +212,14 @@ def _explain(error: ValidationError, section: str, model: type[Section]) -> Mesh
     if first["type"] == "missing":
         text = f"Setting {variable} is missing: {model.model_fields[key].description}"
     else:
-        text = f"Setting {variable} = {first['input']!r} is not valid: {first['msg']}."
+        text = f"Setting {variable} = {_without_credentials(first['input'])!r} is not valid: {first['msg']}."
     return MeshError(ErrorCode.SETTING_INVALID, text, {"setting": variable})
+
+
+def _without_credentials(value: object) -> object:
+    """What may be logged of a value: all but what stands before the last @, however badly the address is written."""
+    if not isinstance(value, str) or "@" not in value:
+        return value
+    before, _, host = value.rpartition("@")
+    scheme, separator, _ = before.partition("://")
+    return f"{scheme}://…@{host}" if separator else f"…@{host}"

@@ -167,6 +167,20 @@ def test_section_that_is_no_table(file: Callable[..., str]) -> None:
     assert refusal(MESH_CONFIG_FILE=file("data = 3")).code is ErrorCode.SETTING_INVALID
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgres://mesh:hunter2@db:5432/mesh", "postgres://…@db:5432/mesh"),
+        ("postgresql+asyncpg://mesh:hunter2@db:99999/mesh", "postgresql+asyncpg://…@db:99999/mesh"),
+        ("postgresql+asyncpg//mesh:hun@ter2@db/mesh", "…@db/mesh"),
+    ],
+)
+def test_password_in_the_address_of_a_store_is_not_shown(url: str, shown: str) -> None:
+    message = refusal(MESH_NODE_POSTGRES_URL=url).message
+    assert shown in message
+    assert "ter2" not in message
+
+
 def test_missing_setting_says_what_it_is_for() -> None:
     with pytest.raises(MeshError) as caught:
         load_sections("data", DataSettings, {"MESH_NODE_NAME": "a"})

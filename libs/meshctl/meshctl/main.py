@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from meshctl import mesh_commands
+from meshctl import mesh_commands, raft_commands
 from meshctl.options import MeshGroup
 from meshctl.publish_command import publish
 from meshctl.stream_commands import stream
@@ -16,7 +16,7 @@ def cli() -> None:
     """Operate a node of the mesh through its gateway."""
 
 
-for command in (*mesh_commands.COMMANDS, stream, publish, subscribe):
+for command in (*mesh_commands.COMMANDS, *raft_commands.COMMANDS, stream, publish, subscribe):
     cli.add_command(command)
 
 

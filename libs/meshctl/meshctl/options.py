@@ -1,6 +1,7 @@
 """Options that every command takes, before or after its name, and how a failure leaves the process.
 
-Exit status: 0 done; 1 refused or failed; 2 wrong usage; 3 failed, but the same command may succeed later; 130 after
+Exit status: 0 done; 1 refused or failed; 2 wrong usage; 3 failed, but the same command may succeed later; 4 an audit found
+damage; 130 after
 Ctrl-C; 141 when the reader of standard output went away.
 """
 
@@ -20,6 +21,7 @@ from meshcommon.logging import correlation_id
 DEFAULT_GATEWAY: Final = "127.0.0.1:7002"
 EXIT_FAILED: Final = 1
 EXIT_RETRYABLE: Final = 3
+EXIT_DAMAGED: Final = 4
 EXIT_INTERRUPTED: Final = 130
 EXIT_BROKEN_PIPE: Final = 141
 

@@ -12,6 +12,7 @@ from meshapi.supervisor.v1 import data_pb2, mesh_pb2
 from meshcommon.errors import MeshError
 from meshctl.confirm import confirm
 from meshctl.connection import Connection, run
+from meshctl.member_commands import members
 from meshctl.options import MeshGroup, Options
 from meshctl.output import as_json, print_json, print_table, short_name, yes
 
@@ -83,6 +84,9 @@ def info(options: Options, name: str) -> None:
     created = datetime.fromtimestamp(item.created_at_ms / 1000, UTC).isoformat(timespec="seconds")
     click.echo(f"stream    {item.name} (id {item.stream_id})  {short_name(item, 'state')}  created {created}")
     click.echo(f"members   {_members(item, names)}")
+    for former in item.retiring:
+        what = "its data are going" if former.is_out else "still part of the group"
+        click.echo(f"retiring  {names.get(former.node_id, f'node {former.node_id}')} ({what})")
     if isinstance(live, MeshError):
         click.echo(f"warning: no live state: {live}")
         return
@@ -90,6 +94,8 @@ def info(options: Options, name: str) -> None:
     click.echo(f"records   {held}, offsets {live.floor_offset} to {live.next_offset} (excluded)")
     click.echo(f"bytes     {live.retained_bytes} of at most {item.retained_bytes_max}")
     click.echo(f"leader    {live.leader}, term {live.term}, applied {live.applied_index}")
+    if live.change:
+        click.echo(f"change    {live.change}")
     click.echo(f"hash      {live.state_hash.hex()}")
     click.echo()
     print_table(
@@ -111,6 +117,9 @@ def remove(options: Options, name: str, is_sure: bool) -> None:
         print_json({})
     else:
         click.echo(f"deleted stream {name}")
+
+
+stream.add_command(members)
 
 
 async def _catalogue(connection: Connection) -> tuple[list[view_pb2.StreamView], Names]:

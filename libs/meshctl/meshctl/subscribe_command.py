@@ -28,6 +28,7 @@ class _Choices(TypedDict):
     follow: bool
     records_max: int | None
     with_offsets: bool
+    is_stale_ok: bool
 
 
 @click.command(cls=MeshCommand)
@@ -37,11 +38,13 @@ class _Choices(TypedDict):
 @click.option("--follow", is_flag=True, help="Wait for more at the end instead of finishing.")
 @click.option("--max", "records_max", type=click.IntRange(min=1), metavar="N", help="End after so many records.")
 @click.option("--offsets", "with_offsets", is_flag=True, help="Write each record's offset and a tab before its value.")
+@click.option("--stale-ok", "is_stale_ok", is_flag=True, help="Read what the site's replica has, without its leader.")
 @click.pass_obj
 def subscribe(options: Options, stream: str, *, earliest: bool, **choices: Unpack[_Choices]) -> None:
     """Write the records of STREAM to standard output, values as they are, without anything between them.
 
-    With --json each record is a JSON object on a line of its own.
+    With --json each record is a JSON object on a line of its own. Everything acknowledged before is read, or the command
+    fails when no leader confirms that in time; with --stale-ok it says on standard error how old the view is at most.
     """
     if earliest and choices["first"] is not None:
         raise click.UsageError("--earliest and --from exclude each other.")
@@ -58,6 +61,7 @@ class _Reader:
         self._follow = choices["follow"]
         self._left = choices["records_max"]
         self._with_offsets = choices["with_offsets"]
+        self._is_stale_ok = choices["is_stale_ok"]
         self._is_json = is_json
         self._output: BinaryIO = sys.stdout.buffer
         self._has_begun = False
@@ -97,6 +101,8 @@ class _Reader:
         request = data_pb2.ReadRequest(
             stream=self._stream, from_offset=first, records_max=self._left or 0, follow=self._follow
         )
+        if self._is_stale_ok:
+            request.consistency = data_pb2.READ_CONSISTENCY_STALE_OK
         call = connection.data.Read(request, metadata=call_metadata())
         try:
             async for answer in call:
@@ -110,6 +116,10 @@ class _Reader:
             call.cancel()
 
     def _write(self, answer: data_pb2.ReadResponse) -> None:
+        if answer.HasField("view"):
+            view = answer.view
+            age = f"at most {view.age_ms_max} ms old" if view.HasField("age_ms_max") else "of unknown age"
+            click.echo(f"The view is {age} (log index {view.applied_index}).", err=True)
         for record in answer.records:
             if self._left == 0:
                 break

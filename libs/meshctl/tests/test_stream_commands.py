@@ -213,6 +213,21 @@ async def test_subscribe_from_max_offsets_and_json(gateway: FakeServer, meshctl:
     assert (await meshctl.run("subscribe", "d/l", "--from", "9")).exit_code == 1
 
 
+@pytest.mark.parametrize(("age_ms", "words"), [(None, "of unknown age"), (12, "at most 12 ms old")])
+async def test_subscribe_stale_says_how_old_on_standard_error(
+    gateway: FakeServer, meshctl: Program, age_ms: int | None, words: str
+) -> None:
+    async def read(request: Any, _context: Any) -> AsyncIterator[data_pb2.ReadResponse]:
+        assert request.consistency == data_pb2.READ_CONSISTENCY_STALE_OK
+        yield data_pb2.ReadResponse(next_offset=1, view=data_pb2.ReplicaView(applied_index=7, age_ms_max=age_ms))
+        yield data_pb2.ReadResponse(records=[data_pb2.ReadRecord(offset=0, value=b"x")], next_offset=1)
+
+    gateway.answers["Read"] = read
+    result = await meshctl.run("subscribe", "d/l", "--from", "0", "--stale-ok")
+    assert result.stdout == "x"
+    assert f"The view is {words} (log index 7)." in result.stderr
+
+
 async def test_subscribe_begins_at_the_floor(gateway: FakeServer, meshctl: Program) -> None:
     log = Log(gateway)
     log.values = [b"0", b"1", b"2"]

@@ -1,17 +1,21 @@
 //! How a group comes into being here: made anew, or read back from the log and checked.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, HardState, Snapshot};
-use raft::{RawNode, StateRole};
+use raft::{RaftState, RawNode, StateRole};
 
+use crate::bookmark::{self, Bookmark};
 use crate::config::GroupSettings;
+use crate::doubt::Grants;
 use crate::errors::Fault;
 use crate::group::{ConfAt, Group};
-use crate::log::{LogReader, Op, Stored};
+use crate::log::{LogReader, Op, Standing, Stored};
 use crate::ready::{Held, Installed};
+use crate::sleep::Sleep;
 use crate::snapshot;
 use crate::store::Store;
 use crate::timeouts::Timeouts;
@@ -25,6 +29,10 @@ pub struct Surroundings {
     pub seed: u64,
     pub reader: Arc<dyn LogReader>,
     pub releases_early: bool,
+    /// The log was damaged before: what is founded now may be what it no longer tells of.
+    pub was_damaged: bool,
+    /// How many groups were opened here.
+    pub opened: AtomicU64,
 }
 
 /// Who takes part in a group from the start.
@@ -73,16 +81,20 @@ pub fn create(
         return Err(Fault::BadArgument("group and member ids begin at 1".into()));
     }
     founders.check(member, &peers)?;
-    let may_vote = !founders.voters.is_empty();
-    let mut stored = Stored { member, may_vote, ..Stored::default() };
-    let mut ops = vec![Op::Identity { group, member, may_vote }];
+    let standing = match (founders.voters.is_empty(), around.was_damaged) {
+        (true, _) => Standing::Blank,
+        (false, true) => Standing::Doubtful,
+        (false, false) => Standing::Full,
+    };
+    let mut stored = Stored { member, standing, ..Stored::default() };
+    let mut ops = vec![Op::Identity { group, member, standing }];
     if !founders.voters.is_empty() {
         stored.snapshot = snapshot::build(FIRST, FIRST, &founders.conf(), &peers, &founders.snapshot);
         stored.hard = HardState { term: FIRST, commit: FIRST, ..HardState::default() };
         ops.push(Op::Snapshot { group, snapshot: stored.snapshot.clone(), drop_to: FIRST + 1 });
         ops.push(Op::HardState { group, state: stored.hard.clone() });
     }
-    let mut made = assemble(around, group, peers, stored, settings)?;
+    let mut made = assemble(around, group, peers.clone(), &peers, None, stored, settings)?;
     wait_for(&mut made, sequence);
     Ok((made, ops))
 }
@@ -93,12 +105,13 @@ pub fn wait_for(group: &mut Group, sequence: u64) {
     group.held.push_back(Held { sequence, ready: 0, term: group.hard.term, messages: Vec::new() });
 }
 
-/// Rebuilds a group from what is stored; also returns its snapshot.
+/// Rebuilds a group from what is stored, at its bookmark or else at its snapshot, which is returned too.
 pub fn reopen(
     around: &Surroundings,
     group: u64,
     member: u64,
     peers: BTreeMap<u64, u64>,
+    bookmark: Option<Bytes>,
     stored: Stored,
     settings: GroupSettings,
 ) -> Result<(Group, Installed), Fault> {
@@ -112,9 +125,17 @@ pub fn reopen(
         None if blank => (BTreeMap::new(), Bytes::new()),
         None => return Err(Fault::LogCorrupt(format!("group {group}: its snapshot does not parse"))),
     };
+    let named = peers.clone();
+    let bookmark = match bookmark.map(bookmark::decode) {
+        Some(None) => return Err(Fault::BookmarkRefused("these bytes are no bookmark".into())),
+        decoded => decoded.flatten(),
+    };
+    if let Some(at) = &bookmark {
+        known.extend(&at.peers);
+    }
     known.extend(peers);
     let installed = Installed { group, index: meta.index, term: meta.term, data };
-    Ok((assemble(around, group, known, stored, settings)?, installed))
+    Ok((assemble(around, group, known, &named, bookmark, stored, settings)?, installed))
 }
 
 fn check_stored(group: u64, stored: &Stored) -> Result<(), Fault> {
@@ -143,6 +164,8 @@ fn assemble(
     around: &Surroundings,
     id: u64,
     peers: BTreeMap<u64, u64>,
+    named: &BTreeMap<u64, u64>,
+    bookmark: Option<Bookmark>,
     stored: Stored,
     settings: GroupSettings,
 ) -> Result<Group, Fault> {
@@ -153,38 +176,57 @@ fn assemble(
     if terms.last().is_some_and(|run| run.1 > stored.hard.term) {
         return Err(Fault::LogCorrupt(format!("group {id}: its term is older than its last entry's")));
     }
+    let (applied, confs) = match bookmark {
+        Some(at) => {
+            let term = term_in(&terms, at.index).filter(|_| at.index <= last);
+            let at = at.fit(meta.index, stored.hard.commit, term).map_err(Fault::BookmarkRefused)?;
+            (at.index, at.confs)
+        }
+        None => (meta.index, vec![ConfAt { index: meta.index, conf: meta.get_conf_state().clone() }]),
+    };
     let hard = stored.hard.clone();
-    let store = Store::new(id, around.reader.clone(), stored.hard, stored.snapshot, terms, last);
+    let conf = confs.last().expect("there is at least the snapshot's").conf.clone();
+    let initial = RaftState::new(stored.hard, conf);
+    let store = Store::new(id, around.reader.clone(), initial, stored.snapshot, terms, last);
     let logger = slog::Logger::root(slog::Discard, slog::o!());
-    let node = RawNode::new(&settings.raft_config(stored.member, meta.index), store, &logger)
+    let node = RawNode::new(&settings.raft_config(stored.member, applied), store, &logger)
         .map_err(|e| Fault::LogCorrupt(format!("group {id}: {e}")))?;
     let (low, high) = (settings.election_ticks, 2 * settings.election_ticks);
     let mut group = Group {
         id,
         member: stored.member,
-        may_vote: stored.may_vote,
+        standing: stored.standing,
+        named: named.keys().copied().collect(),
+        grants: Grants::default(),
+        goal: None,
+        notices: Vec::new(),
         settings,
         node,
         timeouts: Timeouts::new(around.seed, id, stored.member, low, high),
         peers,
-        confs: vec![ConfAt { index: meta.index, conf: meta.get_conf_state().clone() }],
+        confs,
         held: VecDeque::new(),
         installing: None,
         durable_term: hard.term,
         hard,
         hard_unwritten: false,
-        applied: meta.index,
+        applied,
+        commit_told: 0,
         proposals: Vec::new(),
         proposal_bytes: 0,
         reads: Vec::new(),
         read_count: 0,
+        life: around.seed.wrapping_add(around.opened.fetch_add(1, Ordering::Relaxed)),
         snapshots_sent: BTreeMap::new(),
         role_told: (StateRole::Follower, false, 0, 0),
         ticks: 0,
         heard: BTreeMap::new(),
         leader_heard: 0,
         releases_early: around.releases_early,
+        span: Arc::default(),
+        sleep: Sleep::new(around.seed),
     };
+    group.show_readers();
     group.role_told = group.role();
     group.settle_timeout();
     Ok(group)
@@ -216,6 +258,10 @@ fn runs_of_terms(reader: &dyn LogReader, group: u64, snapshot: &Snapshot, last: 
         spans.push((low, low_term, middle, middle_term));
     }
     Ok(runs)
+}
+
+fn term_in(runs: &[(u64, u64)], index: u64) -> Option<u64> {
+    runs.partition_point(|run| run.0 <= index).checked_sub(1).map(|at| runs[at].1)
 }
 
 fn read_term(reader: &dyn LogReader, group: u64, index: u64) -> Result<u64, Fault> {

@@ -14,6 +14,8 @@ pub struct GroupSettings {
     pub max_bytes_per_append: u64,
     pub max_inflight_appends: usize,
     pub max_uncommitted_bytes: u64,
+    /// Whether the group sleeps while it is idle. Its ticks and what it has heard then stand still.
+    pub sleeps: bool,
 }
 
 impl Default for GroupSettings {
@@ -24,6 +26,7 @@ impl Default for GroupSettings {
             max_bytes_per_append: 256 << 10,
             max_inflight_appends: 16,
             max_uncommitted_bytes: 64 << 20,
+            sleeps: false,
         }
     }
 }
@@ -47,7 +50,7 @@ impl GroupSettings {
     }
 
     /// Pre-vote and check-quorum keep a cut-off member from disturbing the others; reads ask a quorum, since a lease
-    /// would trust clocks.
+    /// would trust clocks. Telling the commit index is the Ready loop's business (`Group::tell_commit`).
     pub fn raft_config(&self, member: u64, applied: u64) -> Config {
         Config {
             id: member,
@@ -57,6 +60,7 @@ impl GroupSettings {
             max_size_per_msg: self.max_bytes_per_append,
             max_inflight_msgs: self.max_inflight_appends,
             check_quorum: true,
+            skip_bcast_commit: true,
             pre_vote: true,
             read_only_option: ReadOnlyOption::Safe,
             max_uncommitted_size: self.max_uncommitted_bytes,

@@ -1,12 +1,16 @@
 //! Looks for damage in the log files before raft-engine opens them.
 //!
 //! raft-engine cuts the last file at its first bad batch, takes a hole between files for the end of the past, and drops
-//! a bad last payload of any file, all without a word: acknowledged entries and votes go with it. A crash can only tear
-//! the batch that was being written, since each is synced before the next is begun. So a bad batch with a good one
-//! behind it is damage, and the member must be rebuilt from the others (Alagappan et al., FAST 2018).
+//! a bad last payload of any file, all without a word: acknowledged entries and votes go with it. Here every trace of
+//! damage is found and told; `salvage` acts on it (Alagappan et al., FAST 2018).
 //!
-//! Left out: the very last batch, where a torn write and damage look alike; payloads in older files, which are checked
-//! when they are read.
+//! A crash can only tear what was being written: the batches of one fsync (`sheaf`), of which nobody was told. A bad batch
+//! with a good one behind it is damage, or one of those that reached the disk out of turn; a bad last batch may be either,
+//! too. Both count as damage: what is behind it is not trusted, which costs a member at most some catching up. Zeros, what a file is allocated with, and what a file that is used again held before are neither: the
+//! latter is told from a batch by its head, if need be with one bit flipped back.
+//!
+//! Left out: payloads in older files, which are checked when they are read; in a file that is used again, a last batch
+//! whose head is damaged in more than one bit.
 //!
 //! File: magic, version (u64), alignment (u64), batches. Batch: length and compression (u64: length << 8 | type), offset
 //! of the footer (u64), payload with CRC-32, footer with CRC-32 xor the file's number. Big endian, checksums little.
@@ -20,37 +24,81 @@ use std::path::{Path, PathBuf};
 
 use crate::errors::Fault;
 
-const SUFFIX: &str = ".raftlog";
+pub const SUFFIX: &str = ".raftlog";
+pub const REWRITE_SUFFIX: &str = ".rewrite";
+/// What a log file is meant to take.
+pub const FILE_BYTES: u64 = 64 << 20;
+/// The same on the smallest disks.
+pub const FILE_BYTES_MIN: u64 = 2 << 20;
+const PAGE_BYTES: usize = 4096;
 const FILE_HEAD_BYTES: u64 = (MAGIC.len() + 16) as u64;
 const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
+const VERSION: u64 = 2;
 const HEAD_BYTES: u64 = 16;
 const CHECKSUM_BYTES: u64 = 4;
 
-/// Refuses a directory that another process holds, or whose files are damaged beyond a torn last write.
-pub fn check(directory: &Path) -> Result<(), Fault> {
-    let io = |e: io::Error| Fault::HostPoisoned(e.to_string());
+/// A place in the log from which on nothing is trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// What was seen, for people.
+    pub what: String,
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the log file of that number, at that byte; later files are not trusted either.
+    At { number: u64, offset: u64 },
+    /// Log files from that number on.
+    From(u64),
+    /// In a file of rewritten old batches: without it the rest means nothing.
+    Everything,
+}
+
+/// The first damage in the directory, where a file that was full takes at least `full_bytes`. Refuses a directory that
+/// another process holds.
+pub fn find(directory: &Path, full_bytes: u64) -> Result<Option<Damage>, Fault> {
     if !directory.exists() {
-        return Ok(());
+        return Ok(None);
     }
-    check_lock(directory).map_err(io)?;
-    let files = log_files(directory).map_err(io)?;
-    for pair in files.windows(2) {
-        if pair[1].0 != pair[0].0 + 1 {
-            return Err(Fault::LogCorrupt(format!("file {} is missing", pair[0].0 + 1)));
+    check_lock(directory)
+        .and_then(|()| first_damage(directory, full_bytes))
+        .map_err(|e| Fault::HostPoisoned(e.to_string()))
+}
+
+fn first_damage(directory: &Path, full_bytes: u64) -> io::Result<Option<Damage>> {
+    let rewritten = numbered_files(directory, REWRITE_SUFFIX)?;
+    for (at, (number, path)) in rewritten.iter().enumerate() {
+        // A purge that a crash ended may leave a torn last batch: what it was moving is still in the log files then.
+        let found = if at + 1 < rewritten.len() {
+            bad_end(path, *number, full_bytes)?
+        } else {
+            damage_before_the_end(&fs::read(path)?, *number)
+        };
+        if let Some(offset) = found {
+            let what = format!("{} is damaged at byte {offset}", path.display());
+            return Ok(Some(Damage { what, place: Place::Everything }));
         }
     }
-    let Some(((last, last_path), older)) = files.split_last() else { return Ok(()) };
-    for (number, path) in older {
-        if !ends_well(path, *number).map_err(io)? {
-            return Err(Fault::LogCorrupt(format!("the last write in file {number} is damaged")));
+    let files = numbered_files(directory, SUFFIX)?;
+    let mut before: Option<u64> = None;
+    for (at, (number, path)) in files.iter().enumerate() {
+        if let Some(missing) = before.map(|before| before + 1).filter(|missing| missing != number) {
+            let what = format!("file {missing} is missing in {}", directory.display());
+            return Ok(Some(Damage { what, place: Place::From(*number) }));
+        }
+        before = Some(*number);
+        let found = if at + 1 < files.len() {
+            bad_end(path, *number, full_bytes)?
+        } else {
+            bad_place(&fs::read(path)?, *number, full_bytes)
+        };
+        if let Some(offset) = found {
+            let what = format!("{} is damaged at byte {offset}", path.display());
+            return Ok(Some(Damage { what, place: Place::At { number: *number, offset } }));
         }
     }
-    match damage_before_the_end(&fs::read(last_path).map_err(io)?, *last) {
-        Some(offset) => {
-            Err(Fault::LogCorrupt(format!("file {last} is damaged at byte {offset}, before its last write")))
-        }
-        None => Ok(()),
-    }
+    Ok(None)
 }
 
 fn check_lock(directory: &Path) -> io::Result<()> {
@@ -62,22 +110,26 @@ fn check_lock(directory: &Path) -> io::Result<()> {
     Err(io::Error::other("locked: another process has this directory open"))
 }
 
-/// The files of the log by number.
-fn log_files(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+/// The files with that suffix by number.
+pub fn numbered_files(directory: &Path, suffix: &str) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut files = Vec::new();
     for file in fs::read_dir(directory)? {
         let path = file?.path();
-        let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(SUFFIX));
+        let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(suffix));
         files.extend(number.and_then(|digits| digits.parse().ok()).map(|number: u64| (number, path.clone())));
     }
     files.sort();
     Ok(files)
 }
 
-/// Whether the last batch of a finished file is whole. Heads only are read up to it.
-fn ends_well(path: &Path, number: u64) -> io::Result<bool> {
+/// Where a finished file is bad: its header, a head on the way, or its last batch. Only heads are read up to that.
+fn bad_end(path: &Path, number: u64, full_bytes: u64) -> io::Result<Option<u64>> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
+    let mut header = [0u8; FILE_HEAD_BYTES as usize];
+    if size < FILE_HEAD_BYTES || file.read_exact_at(&mut header, 0).is_err() || !good_header(&header) {
+        return Ok(Some(0));
+    }
     let mut at = FILE_HEAD_BYTES;
     let mut last = None;
     while at + HEAD_BYTES <= size {
@@ -87,25 +139,77 @@ fn ends_well(path: &Path, number: u64) -> io::Result<bool> {
         last = Some((at, batch.length));
         at += batch.length;
     }
-    let Some((at, length)) = last else { return Ok(true) };
-    let mut bytes = vec![0u8; length as usize];
-    file.read_exact_at(&mut bytes, at)?;
-    Ok(good_batch(&bytes, number).is_some())
+    if let Some((begin, length)) = last {
+        let mut bytes = vec![0u8; length as usize];
+        file.read_exact_at(&mut bytes, begin)?;
+        if good_batch(&bytes, number).is_none() {
+            return Ok(Some(begin));
+        }
+    }
+    let mut rest = vec![0u8; (size - at) as usize];
+    file.read_exact_at(&mut rest, at)?;
+    Ok(is_suspect(&rest, number, size >= full_bytes).then_some(at))
+}
+
+/// Where the last file is bad.
+fn bad_place(file: &[u8], number: u64, full_bytes: u64) -> Option<u64> {
+    damage_before_the_end(file, number).or_else(|| {
+        let at = good_until(file, number);
+        let rest = file.get(at..).unwrap_or(&[]);
+        is_suspect(rest, number, file.len() as u64 >= full_bytes).then_some(at as u64)
+    })
+}
+
+/// Whether a file begins with what we write: no checksum covers it.
+fn good_header(file: &[u8]) -> bool {
+    let rest = file.strip_prefix(MAGIC).and_then(|rest| rest.first_chunk::<16>());
+    rest.is_some_and(|rest| rest[..8] == VERSION.to_be_bytes() && rest[8..] == [0; 8])
+}
+
+/// How far the batches of a file are good; 0 when not even its header is.
+fn good_until(file: &[u8], number: u64) -> usize {
+    if !good_header(file) {
+        return 0;
+    }
+    let mut at = FILE_HEAD_BYTES as usize;
+    while let Some(length) = file.get(at..).and_then(|rest| good_batch(rest, number)) {
+        at += length as usize;
+    }
+    at
 }
 
 /// Where a bad batch is that has a good one behind it.
-fn damage_before_the_end(file: &[u8], number: u64) -> Option<usize> {
-    let mut at = FILE_HEAD_BYTES as usize;
-    if file.starts_with(MAGIC) {
-        while let Some(length) = file.get(at..).and_then(|rest| good_batch(rest, number)) {
-            at += length as usize;
-        }
-    }
+fn damage_before_the_end(file: &[u8], number: u64) -> Option<u64> {
+    let at = good_until(file, number);
     let behind = (at + 1..file.len().saturating_sub(HEAD_BYTES as usize)).any(|start| {
-        // Zeros, what a file is allocated with, are passed over cheaply.
+        // Zeros are passed over cheaply.
         file[start..start + 8] != [0; 8] && good_footer(&file[start..], number).is_some()
     });
-    (behind && at < file.len()).then_some(at)
+    (behind && at < file.len()).then_some(at as u64)
+}
+
+/// Whether what follows the last good batch may be a batch that was synced.
+fn is_suspect(rest: &[u8], number: u64, is_full: bool) -> bool {
+    let is_blank = rest.iter().all(|byte| *byte == 0);
+    // One that is used again was full before, up to its very end.
+    let end = &rest[rest.len().saturating_sub(PAGE_BYTES)..];
+    if is_blank || !is_full || end.iter().all(|byte| *byte == 0) {
+        return !is_blank;
+    }
+    match Head::parse(rest, rest.len() as u64) {
+        Some(head) => !head.is_former(rest, number),
+        None => mends(rest, number),
+    }
+}
+
+/// Whether one flipped bit makes a batch's head of what it begins with.
+fn mends(rest: &[u8], number: u64) -> bool {
+    let Some(head) = rest.first_chunk::<{ HEAD_BYTES as usize }>() else { return false };
+    (0..8 * head.len()).any(|bit| {
+        let mut mended = *head;
+        mended[bit / 8] ^= 1 << (bit % 8);
+        Head::parse(&mended, rest.len() as u64).is_some_and(|head| head.is_sealed(rest, number))
+    })
 }
 
 struct Head {
@@ -114,12 +218,29 @@ struct Head {
 }
 
 impl Head {
+    /// We never compress, and no checksum covers the head: another kind would be read as what it is not.
     fn parse(bytes: &[u8], room: u64) -> Option<Head> {
         let first = u64::from_be_bytes(bytes.get(..8)?.try_into().ok()?);
         let footer = u64::from_be_bytes(bytes.get(8..16)?.try_into().ok()?);
         let (length, compression) = (first >> 8, first & 0xFF);
-        let fits = compression <= 1 && length <= room && footer >= HEAD_BYTES && footer + CHECKSUM_BYTES < length;
+        let fits = compression == 0 && length <= room && footer >= HEAD_BYTES && footer + CHECKSUM_BYTES < length;
         fits.then_some(Head { length, footer })
+    }
+
+    /// Whether the footer of the batch at the start of `bytes` is good.
+    fn is_sealed(&self, bytes: &[u8], number: u64) -> bool {
+        self.seal(bytes) == Some(number as u32)
+    }
+
+    /// Whether it is a batch of the file's earlier life under a smaller number. One that a flipped bit in the checksum
+    /// would turn into this number is not believed.
+    fn is_former(&self, bytes: &[u8], number: u64) -> bool {
+        self.seal(bytes)
+            .is_some_and(|seal| u64::from(seal) < number && seal > 0 && !(u64::from(seal) ^ number).is_power_of_two())
+    }
+
+    fn seal(&self, bytes: &[u8]) -> Option<u32> {
+        signature(&bytes[self.footer as usize..self.length as usize])
     }
 }
 
@@ -127,18 +248,16 @@ impl Head {
 fn good_batch(bytes: &[u8], number: u64) -> Option<u64> {
     let head = good_footer(bytes, number)?;
     let payload = &bytes[HEAD_BYTES as usize..head.footer as usize];
-    (payload.is_empty() || sealed(payload, 0)).then_some(head.length)
+    (payload.is_empty() || signature(payload) == Some(0)).then_some(head.length)
 }
 
 fn good_footer(bytes: &[u8], number: u64) -> Option<Head> {
     let head = Head::parse(bytes, bytes.len() as u64)?;
-    sealed(&bytes[head.footer as usize..head.length as usize], number as u32).then_some(head)
+    head.is_sealed(bytes, number).then_some(head)
 }
 
-/// Whether `bytes` end with their checksum, signed with `signature`.
-fn sealed(bytes: &[u8], signature: u32) -> bool {
-    match bytes.split_last_chunk::<4>() {
-        Some((body, checksum)) => crc32fast::hash(body) == u32::from_le_bytes(*checksum) ^ signature,
-        None => false,
-    }
+/// What the checksum at the end of `bytes` was signed with.
+fn signature(bytes: &[u8]) -> Option<u32> {
+    let (body, checksum) = bytes.split_last_chunk::<4>()?;
+    Some(crc32fast::hash(body) ^ u32::from_le_bytes(*checksum))
 }

@@ -4,9 +4,12 @@
 //! signals an eventfd. A failed write or fsync is final: nobody knows what reached the disk (fsyncgate), so the host is
 //! poisoned and never retried.
 //!
-//! Left out: damage in files, which `damage` looks for before raft-engine opens them.
+//! Left out: damage in files, which `damage` looks for before raft-engine opens them and `salvage` deals with.
 
-use std::fs;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -14,27 +17,42 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use raft::eraftpb::{Entry, HardState, Snapshot};
-use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+use raft_engine::env::{DefaultFileSystem, FileSystem};
+use raft_engine::{Command, Config, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
-use crate::damage;
+use crate::damage::{self, Damage, Place};
+use crate::engine_reader::EngineReader;
 use crate::errors::{one_line, panic_text, Fault};
-use crate::log::{Log, LogReader, Op, Stored};
+use crate::log::{Fetch, Fetched, Log, LogReader, Op, Standing, Stored};
+use crate::log_files::LogFiles;
+use crate::salvage;
+use crate::sheaf::Sheaf;
 use crate::wake::Wake;
 
 const KEY_IDENTITY: &[u8] = b"i";
 const KEY_HARD_STATE: &[u8] = b"h";
 const KEY_SNAPSHOT: &[u8] = b"s";
 
-const MERGE_BYTES_MAX: usize = 8 << 20;
-const FILE_BYTES: u64 = 64 << 20;
-/// Real use runs about 1.5 times over it.
-const PURGE_BYTES: u64 = 512 << 20;
-const PURGE_INTERVAL: Duration = Duration::from_secs(10);
+/// Numbers the openings of logs in this process.
+static OPENED: AtomicU64 = AtomicU64::new(1);
 
-struct EntryOf;
+/// What one fsync makes durable at most.
+const MERGE_BYTES_MAX: usize = 8 << 20;
+/// Below it nothing is purged, and as much is kept in old files for use again: the directory takes this, what is live, and
+/// what is written in a purge delay.
+const PURGE_BYTES: u64 = 256 << 20;
+const PURGE_BYTES_MIN: u64 = 8 << 20;
+/// From a compaction to the purge: so soon that little garbage gathers at full speed, so late that a burst costs one purge.
+const PURGE_DELAY: Duration = Duration::from_millis(250);
+/// Once more after the last one: a purge frees only files that an earlier one may have emptied.
+const PURGE_AGAIN: Duration = Duration::from_secs(10);
+
+pub type Engine<B> = raft_engine::Engine<LogFiles<B>>;
+
+pub struct EntryOf;
 
 impl MessageExt for EntryOf {
     type Entry = Entry;
@@ -44,21 +62,40 @@ impl MessageExt for EntryOf {
     }
 }
 
-struct Job {
-    sequence: u64,
-    ops: Vec<Op>,
+pub struct Job {
+    pub sequence: u64,
+    pub ops: Vec<Op>,
 }
 
 /// What the log thread tells the rest.
-struct Outcome {
+pub struct Outcome {
     completed: AtomicU64,
     failure: Mutex<Option<String>>,
     advanced: Condvar,
+    fetched: Mutex<Vec<Fetched>>,
     wake: Wake,
 }
 
 impl Outcome {
-    fn failure(&self) -> MutexGuard<'_, Option<String>> {
+    pub fn fetched(&self) -> MutexGuard<'_, Vec<Fetched>> {
+        self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Outcome {
+            completed: AtomicU64::new(0),
+            failure: Mutex::new(None),
+            advanced: Condvar::new(),
+            fetched: Mutex::default(),
+            wake: Wake::new()?,
+        })
+    }
+
+    pub fn completed(&self) -> u64 {
+        self.completed.load(Ordering::Acquire)
+    }
+
+    pub fn failure(&self) -> MutexGuard<'_, Option<String>> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -75,57 +112,63 @@ impl Outcome {
 
 pub struct EngineLog {
     path: PathBuf,
-    engine: Arc<Engine>,
+    /// What was found damaged, and what was done about it.
+    damage: Option<String>,
+    was_damaged: bool,
+    engine: Arc<Engine<DefaultFileSystem>>,
+    log: u64,
     outcome: Arc<Outcome>,
     jobs: Option<Sender<Job>>,
     writer: Option<JoinHandle<()>>,
+    fetcher: Option<(Sender<Fetch>, JoinHandle<()>)>,
     purger: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl EngineLog {
     /// Opens or creates the directory. `recycle` reuses old files, without which purges stall writes.
     pub fn open(path: &str, recycle: bool) -> Result<Self, Fault> {
-        damage::check(Path::new(path))?;
-        let config = Config {
-            dir: path.to_owned(),
-            recovery_mode: RecoveryMode::TolerateTailCorruption,
-            batch_compression_threshold: ReadableSize(0),
-            target_file_size: ReadableSize(FILE_BYTES),
-            purge_threshold: ReadableSize(PURGE_BYTES),
-            enable_log_recycle: recycle,
-            ..Config::default()
-        };
-        let engine = catch_unwind(AssertUnwindSafe(|| Engine::open(config)))
-            .map_err(|panic| Fault::LogCorrupt(panic_text(&*panic)))?
-            .map_err(open_fault)?;
-        let engine = Arc::new(engine);
+        let directory = Path::new(path);
         let io = |e: std::io::Error| Fault::HostPoisoned(e.to_string());
-        let outcome = Arc::new(Outcome {
-            completed: AtomicU64::new(0),
-            failure: Mutex::new(None),
-            advanced: Condvar::new(),
-            wake: Wake::new().map_err(io)?,
-        });
+        let purge_bytes = purge_threshold(directory)?;
+        let file_bytes = damage::FILE_BYTES.min(purge_bytes / 4).max(damage::FILE_BYTES_MIN);
+        let config = Config { enable_log_recycle: recycle, ..config(path, file_bytes, purge_bytes) };
+        let Opened { engine, log, damage, was_damaged } =
+            open_directory(&config, damage::FILE_BYTES_MIN, || Ok(DefaultFileSystem))?;
+        let outcome = Arc::new(Outcome::new().map_err(io)?);
         let (jobs, queue) = mpsc::channel();
-        let (stop, stopped) = mpsc::channel();
-        let (writing, reported) = (engine.clone(), outcome.clone());
-        let writer = Builder::new().name("meshraft-log".into()).spawn(move || write_loop(&writing, &queue, &reported));
+        let (tell, told) = mpsc::channel();
+        let (writing, reported, within) = (engine.clone(), outcome.clone(), directory.to_owned());
+        let writer = Builder::new().name("meshraft-log".into()).spawn(move || {
+            if !write_loop(&writing, &queue, &reported, &within) {
+                // raft-engine syncs once more when it is dropped, and a panic in that ends the process, forwarding included.
+                // The directory stays locked until the process is restarted, which it has to be anyway.
+                std::mem::forget(writing);
+            }
+        });
+        let (fetch, fetches) = mpsc::channel();
+        let (reading, reported) = (EngineReader::new(engine.clone(), log), outcome.clone());
+        let fetcher =
+            Builder::new().name("meshraft-fetch".into()).spawn(move || fetch_loop(&reading, &fetches, &reported));
         let purging = engine.clone();
-        let purger = Builder::new().name("meshraft-purge".into()).spawn(move || purge_loop(&purging, &stopped));
+        let purger = Builder::new().name("meshraft-purge".into()).spawn(move || purge_loop(&purging, &told));
         Ok(EngineLog {
             path: path.into(),
+            damage,
+            was_damaged,
             engine,
+            log,
             outcome,
             jobs: Some(jobs),
             writer: Some(writer.map_err(io)?),
-            purger: Some((stop, purger.map_err(io)?)),
+            fetcher: Some((fetch, fetcher.map_err(io)?)),
+            purger: Some((tell, purger.map_err(io)?)),
         })
     }
 
     /// Waits until write `sequence` is durable.
     fn wait_for(&self, sequence: u64) -> Result<(), Fault> {
         let mut failure = self.outcome.failure();
-        while self.outcome.completed.load(Ordering::Acquire) < sequence {
+        while self.outcome.completed() < sequence {
             if let Some(why) = failure.as_ref() {
                 return Err(Fault::HostPoisoned(why.clone()));
             }
@@ -137,11 +180,15 @@ impl EngineLog {
 
 impl Log for EngineLog {
     fn reader(&self) -> Arc<dyn LogReader> {
-        Arc::new(EngineReader(self.engine.clone()))
+        Arc::new(EngineReader::new(self.engine.clone(), self.log))
     }
 
     fn submit(&mut self, sequence: u64, ops: Vec<Op>) -> Result<(), String> {
         let jobs = self.jobs.as_ref().ok_or("the log is closed")?;
+        let drops = ops.iter().any(|op| matches!(op, Op::Snapshot { .. } | Op::Destroy { .. }));
+        if let Some((tell, _)) = self.purger.as_ref().filter(|_| drops) {
+            let _ = tell.send(());
+        }
         jobs.send(Job { sequence, ops })
             .map_err(|_| self.outcome.failure().clone().unwrap_or("the log thread ended".into()))
     }
@@ -150,37 +197,47 @@ impl Log for EngineLog {
         self.outcome.wake.clear();
         match self.outcome.failure().as_ref() {
             Some(why) => Err(why.clone()),
-            None => Ok(self.outcome.completed.load(Ordering::Acquire)),
+            None => Ok(self.outcome.completed()),
         }
     }
 
     fn peek_completed(&self) -> u64 {
-        self.outcome.completed.load(Ordering::Acquire)
+        self.outcome.completed()
+    }
+
+    fn fetch(&mut self, fetch: Fetch) {
+        if let Some((queue, _)) = &self.fetcher {
+            let _ = queue.send(fetch);
+        }
+    }
+
+    fn take_fetched(&mut self) -> Vec<Fetched> {
+        std::mem::take(&mut *self.outcome.fetched())
+    }
+
+    fn has_fetched(&self) -> bool {
+        !self.outcome.fetched().is_empty()
     }
 
     fn load(&self, group: u64, submitted: u64) -> Result<Option<Stored>, Fault> {
         self.wait_for(submitted)?;
-        let Some(identity) = self.engine.get(group, KEY_IDENTITY) else { return Ok(None) };
-        let broken = |what: &str| Fault::LogCorrupt(format!("group {group}: its {what} does not parse"));
-        let (member, may_vote) = parse_identity(&identity).ok_or_else(|| broken("identity"))?;
-        let hard: Option<HardState> =
-            self.engine.get_message(group, KEY_HARD_STATE).map_err(|_| broken("hard state"))?;
-        let snapshot: Option<Snapshot> =
-            self.engine.get_message(group, KEY_SNAPSHOT).map_err(|_| broken("snapshot"))?;
-        let span = self.engine.first_index(group).zip(self.engine.last_index(group));
-        let (hard, snapshot) = (hard.unwrap_or_default(), snapshot.unwrap_or_default());
-        Ok(Some(Stored { member, may_vote, hard, snapshot, span }))
+        load_group(&self.engine, group)
     }
 
     fn groups(&self) -> Vec<u64> {
-        let mut groups = self.engine.raft_groups();
-        groups.retain(|group| self.engine.get(*group, KEY_IDENTITY).is_some());
-        groups.sort_unstable();
-        groups
+        stored_groups(&self.engine)
     }
 
     fn fileno(&self) -> i32 {
         self.outcome.wake.fileno()
+    }
+
+    fn damage(&self) -> Option<String> {
+        self.damage.clone()
+    }
+
+    fn was_damaged(&self) -> bool {
+        self.was_damaged
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -190,9 +247,13 @@ impl Log for EngineLog {
 
     fn close(&mut self) -> Result<(), String> {
         drop(self.jobs.take());
-        if let Some((stop, purger)) = self.purger.take() {
-            drop(stop);
+        if let Some((tell, purger)) = self.purger.take() {
+            drop(tell);
             let _ = purger.join();
+        }
+        if let Some((queue, fetcher)) = self.fetcher.take() {
+            drop(queue);
+            let _ = fetcher.join();
         }
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
@@ -207,31 +268,144 @@ impl Drop for EngineLog {
     }
 }
 
+/// One group as it was written.
+pub fn load_group<B: FileSystem>(engine: &Engine<B>, group: u64) -> Result<Option<Stored>, Fault> {
+    let Some(identity) = engine.get(group, KEY_IDENTITY) else { return Ok(None) };
+    let broken = |what: &str| Fault::LogCorrupt(format!("group {group}: its {what} does not parse"));
+    let (member, standing) = parse_identity(&identity).ok_or_else(|| broken("identity"))?;
+    let hard: Option<HardState> = engine.get_message(group, KEY_HARD_STATE).map_err(|_| broken("hard state"))?;
+    let snapshot: Option<Snapshot> = engine.get_message(group, KEY_SNAPSHOT).map_err(|_| broken("snapshot"))?;
+    let span = engine.first_index(group).zip(engine.last_index(group));
+    let (hard, snapshot) = (hard.unwrap_or_default(), snapshot.unwrap_or_default());
+    Ok(Some(Stored { member, standing, hard, snapshot, span }))
+}
+
+pub fn stored_groups<B: FileSystem>(engine: &Engine<B>) -> Vec<u64> {
+    let mut groups = engine.raft_groups();
+    groups.retain(|group| engine.get(*group, KEY_IDENTITY).is_some());
+    groups.sort_unstable();
+    groups
+}
+
 /// The member's id; a byte follows while it may not vote.
-fn encode_identity(member: u64, may_vote: bool) -> Vec<u8> {
+fn encode_identity(member: u64, standing: Standing) -> Vec<u8> {
     let mut bytes = member.to_be_bytes().to_vec();
-    if !may_vote {
-        bytes.push(0);
+    match standing {
+        Standing::Full => {}
+        Standing::Blank => bytes.push(0),
+        Standing::Doubtful => bytes.push(1),
     }
     bytes
 }
 
-fn parse_identity(bytes: &[u8]) -> Option<(u64, bool)> {
+fn parse_identity(bytes: &[u8]) -> Option<(u64, Standing)> {
     let (member, rest) = bytes.split_first_chunk::<8>()?;
-    (rest.is_empty() || rest == [0]).then(|| (u64::from_be_bytes(*member), rest.is_empty()))
+    let standing = match rest {
+        [] => Standing::Full,
+        [0] => Standing::Blank,
+        [1] => Standing::Doubtful,
+        _ => return None,
+    };
+    Some((u64::from_be_bytes(*member), standing))
 }
 
-struct EngineReader(Arc<Engine>);
-
-impl LogReader for EngineReader {
-    fn entries(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, String> {
-        let mut found = Vec::new();
-        let limit = usize::try_from(max_bytes).ok().filter(|bytes| *bytes < u32::MAX as usize);
-        self.0
-            .fetch_entries_to::<EntryOf>(group, low, high, limit, &mut found)
-            .map_err(|e| one_line(&e.to_string()))?;
-        Ok(found)
+/// raft-engine's settings for a directory: what a file takes, and below how much nothing is purged.
+pub fn config(path: &str, file_bytes: u64, purge_bytes: u64) -> Config {
+    Config {
+        dir: path.to_owned(),
+        recovery_mode: RecoveryMode::TolerateTailCorruption,
+        batch_compression_threshold: ReadableSize(0),
+        target_file_size: ReadableSize(file_bytes),
+        purge_threshold: ReadableSize(purge_bytes),
+        ..Config::default()
     }
+}
+
+/// A log that was opened, and what had happened to it.
+pub struct Opened<B: FileSystem> {
+    pub engine: Arc<Engine<B>>,
+    /// Number of this opening, from 1 on.
+    pub log: u64,
+    /// What was found damaged, and what was done about it.
+    pub damage: Option<String>,
+    pub was_damaged: bool,
+}
+
+/// Opens the log over the file system that `base` makes: once, and once more when raft-engine refuses what is
+/// there. No file was ever meant to take less than `full_bytes`.
+pub fn open_directory<B: FileSystem>(
+    config: &Config,
+    full_bytes: u64,
+    base: impl Fn() -> std::io::Result<B>,
+) -> Result<Opened<B>, Fault> {
+    let directory = Path::new(&config.dir);
+    let io = |e: std::io::Error| Fault::HostPoisoned(e.to_string());
+    let mut damage = None;
+    if let Some(found) = damage::find(directory, full_bytes)? {
+        damage = Some(salvage::put_aside(directory, &found).map_err(io)?);
+    }
+    let engine = match open_engine(config, base().map_err(io)?) {
+        Err(Fault::LogCorrupt(what)) => {
+            // Damage that only raft-engine sees, or that leaves no meaning in what is before it.
+            let found = Damage {
+                what: format!("the log in {} does not fit together ({what})", config.dir),
+                place: Place::Everything,
+            };
+            damage = Some(salvage::put_aside(directory, &found).map_err(io)?);
+            open_engine(config, base().map_err(io)?)?
+        }
+        opened => opened?,
+    };
+    if let Some(seen) = salvage::marked(directory).map_err(io)? {
+        put_in_doubt(&engine).map_err(Fault::HostPoisoned)?;
+        salvage::unmark(directory).map_err(io)?;
+        damage.get_or_insert(seen);
+    }
+    sync_names(directory).map_err(io)?;
+    let was_damaged = salvage::keeps_aside(directory).map_err(io)?;
+    Ok(Opened { engine: Arc::new(engine), log: OPENED.fetch_add(1, Ordering::Relaxed), damage, was_damaged })
+}
+
+fn open_engine<B: FileSystem>(config: &Config, base: B) -> Result<Engine<B>, Fault> {
+    let files = LogFiles::of(Path::new(&config.dir), base).map_err(|e| Fault::HostPoisoned(e.to_string()))?;
+    catch_unwind(AssertUnwindSafe(|| Engine::open_with_file_system(config.clone(), Arc::new(files))))
+        .map_err(|panic| Fault::LogCorrupt(panic_text(&*panic)))?
+        .map_err(open_fault)
+}
+
+/// Writes down that every group may have lost what it had synced. One that began blank stays so: that says more.
+fn put_in_doubt<B: FileSystem>(engine: &Engine<B>) -> Result<(), String> {
+    let mut batch = LogBatch::default();
+    for group in engine.raft_groups() {
+        let identity = engine.get(group, KEY_IDENTITY).and_then(|bytes| parse_identity(&bytes));
+        if let Some((member, Standing::Full)) = identity {
+            add(&mut batch, engine, Op::Identity { group, member, standing: Standing::Doubtful })
+                .map_err(|e| one_line(&e.to_string()))?;
+        }
+    }
+    engine.write(&mut batch, true).map(|_| ()).map_err(|e| one_line(&e.to_string()))
+}
+
+/// Old files are kept for use again, but not much of a small file system: what is dropped there has to make room.
+fn purge_threshold(directory: &Path) -> Result<u64, Fault> {
+    let io = |e: std::io::Error| Fault::HostPoisoned(e.to_string());
+    fs::create_dir_all(directory).map_err(io)?;
+    let name = CString::new(directory.as_os_str().as_bytes()).map_err(|e| Fault::HostPoisoned(e.to_string()))?;
+    let mut found = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the name ends with a zero and the structure is only read when the call has filled it.
+    if unsafe { libc::statvfs(name.as_ptr(), found.as_mut_ptr()) } != 0 {
+        return Err(io(std::io::Error::last_os_error()));
+    }
+    // SAFETY: as above.
+    let found = unsafe { found.assume_init() };
+    Ok(PURGE_BYTES.min(found.f_blocks * found.f_frsize / 32).max(PURGE_BYTES_MIN))
+}
+
+/// Makes the names of the directory and of its first file durable: raft-engine does that only for the files that follow,
+/// and a power cut could take the first one with all that was synced in it.
+fn sync_names(directory: &Path) -> std::io::Result<()> {
+    let directory = directory.canonicalize()?;
+    directory.ancestors().take(3).try_for_each(|path| File::open(path)?.sync_all())
 }
 
 fn open_fault(error: raft_engine::Error) -> Fault {
@@ -246,37 +420,77 @@ fn open_fault(error: raft_engine::Error) -> Fault {
     }
 }
 
-/// Runs until the queue is closed or a write fails.
-fn write_loop(engine: &Engine, queue: &Receiver<Job>, outcome: &Outcome) {
+/// Runs until the queue is closed or a write fails; whether all writes were good.
+fn write_loop<B: FileSystem>(engine: &Engine<B>, queue: &Receiver<Job>, outcome: &Outcome, directory: &Path) -> bool {
     let mut carried = None;
     while let Some(first) = carried.take().or_else(|| queue.recv().ok()) {
-        let result = catch_unwind(AssertUnwindSafe(|| write_one(engine, first, queue, &mut carried)))
-            .unwrap_or_else(|panic| Err(panic_text(&*panic)));
-        let failed = result.is_err();
-        outcome.report(result);
-        if failed {
-            return;
+        if !write_and_report(engine, first, queue, &mut carried, outcome, directory) {
+            return false;
         }
+    }
+    true
+}
+
+/// Reads old entries for followers, one read after the other: readers of the past must not crowd out the log's writes.
+fn fetch_loop<B: FileSystem>(reader: &EngineReader<B>, queue: &Receiver<Fetch>, outcome: &Outcome) {
+    while let Ok(fetch) = queue.recv() {
+        fetch_one(reader, fetch, outcome);
     }
 }
 
+/// One read and its report.
+pub fn fetch_one<B: FileSystem>(reader: &EngineReader<B>, fetch: Fetch, outcome: &Outcome) {
+    let Fetch { group, low, high, max_bytes, .. } = fetch;
+    let entries = catch_unwind(AssertUnwindSafe(|| reader.entries(group, low, high, max_bytes)))
+        .unwrap_or_else(|panic| Err(panic_text(&*panic)));
+    outcome.fetched().push(Fetched { fetch, entries });
+    outcome.wake.signal();
+}
+
+/// One write and its report; whether it was good.
+pub fn write_and_report<B: FileSystem>(
+    engine: &Engine<B>,
+    first: Job,
+    queue: &Receiver<Job>,
+    carried: &mut Option<Job>,
+    outcome: &Outcome,
+    directory: &Path,
+) -> bool {
+    let result = catch_unwind(AssertUnwindSafe(|| write_one(engine, first, queue, carried)))
+        .unwrap_or_else(|panic| Err(panic_text(&*panic)))
+        .map_err(|why| format!("{} cannot be written: {why}", written_file(directory)));
+    let is_good = result.is_ok();
+    outcome.report(result);
+    is_good
+}
+
+/// The file that is being written, for people.
+fn written_file(directory: &Path) -> String {
+    let newest = damage::numbered_files(directory, damage::SUFFIX).ok().and_then(|files| files.last().cloned());
+    newest.map_or(directory.display().to_string(), |(_, path)| path.display().to_string())
+}
+
 /// Writes `first` and what fits behind it from the queue; a job that must stand alone is carried over.
-fn write_one(engine: &Engine, first: Job, queue: &Receiver<Job>, carried: &mut Option<Job>) -> Result<u64, String> {
-    let mut batch = LogBatch::default();
+fn write_one<B: FileSystem>(
+    engine: &Engine<B>,
+    first: Job,
+    queue: &Receiver<Job>,
+    carried: &mut Option<Job>,
+) -> Result<u64, String> {
+    let mut sheaf = Sheaf::default();
     let mut sequence = first.sequence;
-    let mut alone = stands_alone(&first);
-    add_all(&mut batch, engine, first.ops)?;
-    while !alone && batch.approximate_size() < MERGE_BYTES_MAX {
+    let alone = stands_alone(&first);
+    sheaf.add(engine, first.ops)?;
+    while !alone && sheaf.bytes() < MERGE_BYTES_MAX {
         let Ok(next) = queue.try_recv() else { break };
         if stands_alone(&next) {
             *carried = Some(next);
             break;
         }
         sequence = next.sequence;
-        alone = false;
-        add_all(&mut batch, engine, next.ops)?;
+        sheaf.add(engine, next.ops)?;
     }
-    engine.write(&mut batch, true).map_err(|e| one_line(&e.to_string()))?;
+    sheaf.write(engine)?;
     Ok(sequence)
 }
 
@@ -285,17 +499,10 @@ fn stands_alone(job: &Job) -> bool {
     job.ops.iter().any(|op| matches!(op, Op::Destroy { .. }))
 }
 
-fn add_all(batch: &mut LogBatch, engine: &Engine, ops: Vec<Op>) -> Result<(), String> {
-    for op in ops {
-        add(batch, engine, op).map_err(|e| one_line(&e.to_string()))?;
-    }
-    Ok(())
-}
-
-fn add(batch: &mut LogBatch, engine: &Engine, op: Op) -> raft_engine::Result<()> {
+pub fn add<B: FileSystem>(batch: &mut LogBatch, engine: &Engine<B>, op: Op) -> raft_engine::Result<()> {
     match op {
-        Op::Identity { group, member, may_vote } => {
-            batch.put(group, KEY_IDENTITY.to_vec(), encode_identity(member, may_vote))
+        Op::Identity { group, member, standing } => {
+            batch.put(group, KEY_IDENTITY.to_vec(), encode_identity(member, standing))
         }
         Op::HardState { group, state } => batch.put_message(group, KEY_HARD_STATE.to_vec(), &state),
         Op::Snapshot { group, snapshot, drop_to } => {
@@ -312,14 +519,42 @@ fn add(batch: &mut LogBatch, engine: &Engine, op: Op) -> raft_engine::Result<()>
     }
 }
 
-/// Removes files that hold nothing live. raft-engine's hints (groups to compact) are not followed here: compaction is a
-/// committed decision of each group's owner; a group that is never compacted is rewritten at the tenth hint.
-fn purge_loop(engine: &Engine, stopped: &Receiver<()>) {
-    while stopped.recv_timeout(PURGE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-        let purged = catch_unwind(AssertUnwindSafe(|| engine.purge_expired_files()));
-        if !matches!(purged, Ok(Ok(_))) {
+/// Removes files that hold nothing live; whether that worked. raft-engine's hints (groups to compact) are not followed here:
+/// compaction is a committed decision of each group's owner; a group that is never compacted is rewritten at the tenth hint.
+pub fn purge<B: FileSystem>(engine: &Engine<B>) -> bool {
+    matches!(catch_unwind(AssertUnwindSafe(|| engine.purge_expired_files())), Ok(Ok(_)))
+}
+
+/// Purges when the log dropped something. Without that there is nothing to free, and raft-engine would only count the purges
+/// after which it writes live entries once more.
+fn purge_loop<B: FileSystem>(engine: &Engine<B>, told: &Receiver<()>) {
+    let mut again = Some(PURGE_AGAIN); // for what an earlier life of the host left
+    loop {
+        let heard = match again {
+            Some(limit) => told.recv_timeout(limit),
+            None => told.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        again = match heard {
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => None,
+            Ok(()) if gather(told) => Some(PURGE_AGAIN),
+            Ok(()) => return,
+        };
+        if !purge(engine) {
             eprintln!("meshraft: purging old log files failed; the directory keeps growing until the host is reopened");
             return;
+        }
+    }
+}
+
+/// Lets more come for a purge delay; false when the log closes.
+fn gather(told: &Receiver<()>) -> bool {
+    let until = Instant::now() + PURGE_DELAY;
+    loop {
+        match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Timeout) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
         }
     }
 }

@@ -16,6 +16,8 @@ pub enum Fault {
         group: u64,
         first: u64,
     },
+    /// The group cannot be opened at that bookmark; it can be opened without.
+    BookmarkRefused(String),
     InvalidFrame(String),
     Backpressure(String),
     /// The caller broke the contract of a call (a ValueError in Python).
@@ -38,6 +40,7 @@ impl fmt::Display for Fault {
             Fault::LogCompacted { group, first } => {
                 write!(f, "group {group} has no entries below {first}; read from there or use the snapshot")
             }
+            Fault::BookmarkRefused(why) => write!(f, "{why}; open the group at an older bookmark or without one"),
             Fault::InvalidFrame(why) => write!(f, "the frame is invalid: {why}"),
             Fault::Backpressure(why) => write!(f, "{why}; retry after the next pump"),
             Fault::BadArgument(why) => f.write_str(why),

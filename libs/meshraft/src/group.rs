@@ -3,6 +3,7 @@
 //! The loop that turns raft-rs's Ready into writes, messages and committed entries is in `ready`.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use protobuf::RepeatedField;
@@ -10,11 +11,15 @@ use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole, INVALID_ID};
 
 use crate::admission;
+use crate::bookmark;
 use crate::conf::Change;
 use crate::config::GroupSettings;
+use crate::doubt::{is_grant, Goal, Grants};
 use crate::errors::Fault;
-use crate::log::Op;
+use crate::log::{Op, Standing};
+use crate::reader::Span;
 use crate::ready::{Held, Installed};
+use crate::sleep::Sleep;
 use crate::snapshot;
 use crate::store::Store;
 use crate::timeouts::Timeouts;
@@ -42,9 +47,14 @@ pub struct Sent {
 pub struct Group {
     pub id: u64,
     pub member: u64,
-    /// False from a blank start until a leader has brought the member up to its own term: an empty disk may be one that
-    /// lost votes and entries that others count on.
-    pub may_vote: bool,
+    /// Full, unless the disk may be one that lost votes and entries that others count on.
+    pub standing: Standing,
+    /// Members that the caller named when it opened the group.
+    pub named: Vec<u64>,
+    pub grants: Grants,
+    pub goal: Option<Goal>,
+    /// Messages that do not come from raft-rs.
+    pub notices: Vec<Message>,
     pub settings: GroupSettings,
     pub node: RawNode<Store>,
     pub timeouts: Timeouts,
@@ -61,12 +71,16 @@ pub struct Group {
     /// The newest term that is durable here.
     pub durable_term: u64,
     pub applied: u64,
+    /// The newest commit index that the followers were told for its own sake.
+    pub commit_told: u64,
     /// Proposals that were numbered and are stepped together.
     pub proposals: Vec<Entry>,
     pub proposal_bytes: u64,
     /// Read points that wait for the applied index: (index, token).
     pub reads: Vec<(u64, u64)>,
     pub read_count: u64,
+    /// Differs between any two openings of the group: an answer to a read of an earlier one is old, and must answer no other.
+    pub life: u64,
     pub snapshots_sent: BTreeMap<u64, Sent>,
     pub role_told: (StateRole, bool, u64, u64),
     pub ticks: u64,
@@ -74,6 +88,9 @@ pub struct Group {
     pub heard: BTreeMap<u64, u64>,
     pub leader_heard: u64,
     pub releases_early: bool,
+    /// What readers on other threads may see.
+    pub span: Arc<Span>,
+    pub sleep: Sleep,
 }
 
 impl Group {
@@ -91,11 +108,24 @@ impl Group {
     }
 
     pub fn has_work(&self) -> bool {
-        !self.proposals.is_empty() || self.node.has_ready() || self.role() != self.role_told || self.read_is_due()
+        !self.proposals.is_empty()
+            || !self.notices.is_empty()
+            || self.node.has_ready()
+            || self.role() != self.role_told
+            || self.read_is_due()
     }
 
     pub fn conf(&self) -> &ConfState {
         &self.confs.last().expect("the snapshot's configuration is always there").conf
+    }
+
+    /// Proposals that this leader has taken and no quorum confirmed; those of a lost leadership are not ours any more.
+    pub fn uncommitted_bytes(&self) -> u64 {
+        if self.is_leader() {
+            self.node.raft.uncommitted_size() as u64 + self.proposal_bytes
+        } else {
+            0
+        }
     }
 
     /// Overwrites the election timeout that raft-rs may have drawn from its thread RNG.
@@ -108,14 +138,18 @@ impl Group {
         self.ticks += 1;
         self.flush_proposals();
         self.give_up_on_snapshots();
+        self.doze();
+        if self.sleep.is_asleep {
+            return;
+        }
         // An election reads the log from the applied index on, which an uninstalled snapshot has cut off.
-        if self.installing.is_none() && self.may_vote {
+        if self.installing.is_none() && self.takes_part() {
             self.node.tick();
             self.settle_timeout();
         }
     }
 
-    pub fn propose(&mut self, data: &[u8]) -> Result<(u64, u64), Fault> {
+    pub fn propose(&mut self, data: Bytes) -> Result<(u64, u64), Fault> {
         self.check_leads()?;
         let waiting = self.node.raft.uncommitted_size() as u64 + self.proposal_bytes;
         if waiting > 0 && waiting + data.len() as u64 > self.settings.max_uncommitted_bytes {
@@ -127,8 +161,7 @@ impl Group {
         }
         // A mark on empty data: without it the entry could not be told from a new leader's first one.
         let mark: &'static [u8] = if data.is_empty() { &[1] } else { &[] };
-        let (data, context) = (Bytes::copy_from_slice(data), Bytes::from_static(mark));
-        let entry = Entry { data, context, ..Entry::default() };
+        let entry = Entry { data, context: Bytes::from_static(mark), ..Entry::default() };
         self.proposal_bytes += entry.data.len() as u64;
         self.proposals.push(entry);
         Ok((self.node.raft.term, self.node.raft.raft_log.last_index() + self.proposals.len() as u64))
@@ -176,7 +209,7 @@ impl Group {
 
     pub fn campaign(&mut self) -> Result<(), Fault> {
         // raft-rs would let a member without a vote elect itself in an empty configuration, and panic.
-        if !self.is_voter() || self.installing.is_some() || !self.may_vote {
+        if !self.is_voter() || self.installing.is_some() || !self.takes_part() {
             return Err(Fault::BadArgument("only a voter can campaign".into()));
         }
         self.flush_proposals();
@@ -192,7 +225,7 @@ impl Group {
         }
         // raft-rs drops a request whose context it has already: make it unique over members and restarts of a token.
         self.read_count += 1;
-        let context = [self.member, self.read_count, token].map(u64::to_be_bytes).concat();
+        let context = [self.member, self.read_count, token, self.life].map(u64::to_be_bytes).concat();
         self.node.read_index(context);
         Ok(())
     }
@@ -208,7 +241,10 @@ impl Group {
         self.flush_proposals();
         let kind = message.get_msg_type();
         let raft = &self.node.raft;
-        if kind == MessageType::MsgHeartbeat && message.term >= raft.term && message.commit > raft.raft_log.last_index()
+        if kind == MessageType::MsgHeartbeat
+            && !self.in_doubt()
+            && message.term >= raft.term
+            && message.commit > raft.raft_log.last_index()
         {
             // The leader names an index that this member once confirmed: its disk lost synced data. raft-rs panics here.
             panic!("the leader knows entries up to {} of this member, it has lost some", message.commit);
@@ -216,7 +252,15 @@ impl Group {
         if kind == MessageType::MsgTimeoutNow && self.installing.is_some() {
             return Ok(());
         }
-        if !self.may_vote && asks_for_a_vote(kind) {
+        if asks_for_a_vote(kind) && !self.takes_part() {
+            return Ok(());
+        }
+        if kind == MessageType::MsgTimeoutNow && self.in_doubt() {
+            return Ok(());
+        }
+        self.hear_leader(&mut message);
+        self.take_word(&mut message);
+        if self.take_notice(&message) {
             return Ok(());
         }
         if kind == MessageType::MsgSnapshot {
@@ -226,10 +270,13 @@ impl Group {
         // A member that joined lately may lead before its configuration entry is applied here; answers must reach it.
         self.peers.entry(from).or_insert(peer);
         self.heard.insert(from, self.ticks);
-        match self.node.step(message) {
-            // Strays of a former membership or leadership: normal on a network.
-            Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
-            Err(e) => return Err(Fault::InvalidFrame(e.to_string())),
+        let counted = if is_grant(&message) { self.weigh_grant(message) } else { vec![message] };
+        for message in counted {
+            match self.node.step(message) {
+                // Strays of a former membership or leadership: normal on a network.
+                Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
+                Err(e) => return Err(Fault::InvalidFrame(e.to_string())),
+            }
         }
         if self.node.raft.leader_id == from {
             self.leader_heard = self.ticks;
@@ -250,12 +297,27 @@ impl Group {
         let at = self.confs.partition_point(|conf| conf.index <= index) - 1;
         let built = snapshot::build(index, term, &self.confs[at].conf, &self.peers, data);
         self.confs.drain(..at);
+        // All that is kept of the group beside its entries is written anew: one old key would hold back every file after it.
+        ops.push(Op::Identity { group: self.id, member: self.member, standing: self.standing });
         ops.push(Op::Snapshot { group: self.id, snapshot: built.clone(), drop_to: index + 1 });
         // The commit index on disk must not stay behind the snapshot's.
         ops.push(Op::HardState { group: self.id, state: self.hard.clone() });
         self.hard_unwritten = false;
         self.node.mut_store().compact(built);
+        self.show_readers();
         Ok(())
+    }
+
+    /// What the group needs to be opened at its applied index; none while a snapshot is on its way to the disk.
+    pub fn bookmark(&self) -> Option<Bytes> {
+        let term = self.node.store().term_at(self.applied)?;
+        (self.installing.is_none() && self.applied > 0)
+            .then(|| bookmark::encode(self.applied, term, &self.peers, &self.confs))
+    }
+
+    /// Tells readers on other threads what can be read.
+    pub fn show_readers(&self) {
+        self.span.set(self.node.store().first(), self.applied);
     }
 
     /// What has to be written before the group is let go.
@@ -279,9 +341,9 @@ impl Group {
     pub fn earn_vote(&mut self, ops: &mut Vec<Op>) {
         let raft = &self.node.raft;
         let follows = raft.leader_id != INVALID_ID && raft.leader_id != self.member;
-        if !self.may_vote && follows && self.node.store().term_at(self.applied) == Some(raft.term) {
-            self.may_vote = true;
-            ops.push(Op::Identity { group: self.id, member: self.member, may_vote: true });
+        if self.standing == Standing::Blank && follows && self.node.store().term_at(self.applied) == Some(raft.term) {
+            self.standing = Standing::Full;
+            ops.push(Op::Identity { group: self.id, member: self.member, standing: Standing::Full });
         }
     }
 

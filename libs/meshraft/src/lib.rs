@@ -7,19 +7,32 @@
 //! Sources: Ongaro, "Consensus: Bridging Theory and Practice" (2014); raft-rs 0.7; raft-engine 0.4.
 
 mod admission;
+mod batches;
 mod birth;
+mod bookmark;
 mod conf;
 mod config;
 mod damage;
+mod disk_journal;
+mod doubt;
+mod engine_disk;
 mod engine_log;
+mod engine_reader;
 mod errors;
+mod feed;
+mod feeding;
 mod frame;
 mod group;
 mod host;
 mod log;
+mod log_files;
 mod python;
+mod reader;
 mod ready;
+mod salvage;
+mod sheaf;
 mod sim_log;
+mod sleep;
 mod snapshot;
 mod store;
 mod timeouts;

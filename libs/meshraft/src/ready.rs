@@ -56,6 +56,14 @@ pub struct RoleChange {
     pub leader: u64,
 }
 
+/// Entries up to `last`, sent to a member.
+pub struct Appended {
+    pub peer: u64,
+    pub member: u64,
+    pub last: u64,
+    pub bytes: u64,
+}
+
 /// What one turn of one group produced.
 #[derive(Default)]
 pub struct Turn {
@@ -65,6 +73,8 @@ pub struct Turn {
     pub installed: Option<Installed>,
     pub role: Option<RoleChange>,
     pub reads: Vec<(u64, u64, u64)>,
+    /// Appends that were sent, for the count of what is on its way.
+    pub appends: Vec<Appended>,
     messages: Vec<Message>,
     committed_bytes: usize,
 }
@@ -75,15 +85,38 @@ impl Group {
         let mut turn = Turn::default();
         self.flush_proposals();
         self.settle(done, &mut turn);
-        while self.node.has_ready() && turn.committed_bytes < COMMITTED_BYTES_PER_TURN {
-            self.handle_ready(sequence, &mut turn);
+        loop {
+            while self.node.has_ready() && turn.committed_bytes < COMMITTED_BYTES_PER_TURN {
+                self.handle_ready(sequence, &mut turn);
+            }
+            if !self.tell_commit() {
+                break;
+            }
         }
+        self.show_readers();
         self.settle_timeout();
         self.earn_vote(&mut turn.ops);
+        self.lift_doubt(&mut turn.ops);
+        turn.messages.append(&mut self.notices);
+        self.ask_to_sleep(&mut turn.messages);
+        self.nod_off(&mut turn.messages);
         self.answer_reads(&mut turn);
         self.tell_role(&mut turn);
         self.route(&mut turn);
         turn
+    }
+
+    /// Tells the followers what is committed when no entry is on its way that would carry it. raft-rs by itself sends every
+    /// step of the commit index in a message of its own, which each follower answers: twice the frames for nothing.
+    fn tell_commit(&mut self) -> bool {
+        let log = &self.node.raft.raft_log;
+        let (committed, last) = (log.committed, log.last_index());
+        if !self.is_leader() || committed <= self.commit_told || committed < last {
+            return false;
+        }
+        self.commit_told = committed;
+        self.node.raft.bcast_append();
+        true
     }
 
     /// Releases what waited for writes up to `done`.
@@ -111,7 +144,9 @@ impl Group {
         let number = ready.number();
         self.take_reads(ready.take_read_states());
         let mut waiting = ready.take_persisted_messages();
-        let now = ready.take_messages();
+        let mut now = ready.take_messages();
+        self.mark_grants(&mut waiting);
+        self.mark_grants(&mut now);
         if let Some(state) = ready.hs() {
             self.hard = state.clone();
             self.hard_unwritten = true;
@@ -204,8 +239,11 @@ impl Group {
 
     fn take_reads(&mut self, states: Vec<ReadState>) {
         for state in states {
-            let token = state.request_ctx.get(16..24).and_then(|part| part.try_into().ok()).map(u64::from_be_bytes);
-            self.reads.extend(token.map(|token| (state.index, token)));
+            let number = |part: Option<&[u8]>| part.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+            let (token, life) = (number(state.request_ctx.get(16..24)), number(state.request_ctx.get(24..32)));
+            if life == Some(self.life) {
+                self.reads.extend(token.map(|token| (state.index, token)));
+            }
         }
     }
 
@@ -235,6 +273,10 @@ impl Group {
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 self.note_snapshot_sent(message.to);
             }
+            if let Some(last) = message.entries.last().filter(|_| message.get_msg_type() == MessageType::MsgAppend) {
+                let bytes = message.entries.iter().map(|entry| entry.data.len() as u64 + 32).sum();
+                turn.appends.push(Appended { peer, member: message.to, last: last.index, bytes });
+            }
             let matched = self.node.raft.prs().get(message.to).map_or(0, |progress| progress.matched);
             let class = class_of(&message, message.index > matched);
             turn.outgoing.push(Outgoing { peer, class, group: self.id, message });
@@ -248,6 +290,13 @@ pub fn kind_of(entry: &Entry) -> u8 {
         EntryType::EntryNormal if entry.data.is_empty() && entry.context.is_empty() => KIND_EMPTY,
         EntryType::EntryNormal => KIND_NORMAL,
     }
+}
+
+/// An entry as its reader wants it: a configuration change shows its caller's context only.
+pub fn as_committed(group: u64, entry: Entry) -> Committed {
+    let kind = kind_of(&entry);
+    let context = if kind == KIND_CONF { conf::decode(&entry).map(|(_, _, context)| context) } else { None };
+    Committed { group, index: entry.index, term: entry.term, kind, data: context.unwrap_or(entry.data) }
 }
 
 pub fn role_name(state: StateRole, voter: bool) -> &'static str {

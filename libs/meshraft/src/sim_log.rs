@@ -4,10 +4,45 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protobuf::Message as _;
-use raft::eraftpb::Entry;
+use raft::eraftpb::{Entry, HardState};
 
 use crate::errors::Fault;
-use crate::log::{Log, LogReader, Op, Stored};
+use crate::log::{Fetch, Fetched, Log, LogReader, Op, Standing, Stored};
+
+/// A known bug, planted to prove that checkers see it. Only this disk has any: a host on a real one cannot carry them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// Messages that must wait for the disk are let go at once.
+    ReleaseBeforeFsync,
+    /// Every write counts as durable as soon as it is queued.
+    FsyncLies,
+    VoteNotSaved,
+    /// Terms, votes and commit indexes are kept from a group's first write only.
+    HardStateNotWritten,
+    /// Of entries that replace others, only those past the stored end are kept.
+    ConflictNotReplaced,
+    /// A sleeping follower hears nobody but its leader, and does not miss it.
+    DeafSleepers,
+}
+
+impl Mutant {
+    const ALL: [(&'static str, Mutant); 6] = [
+        ("release_before_fsync", Mutant::ReleaseBeforeFsync),
+        ("fsync_lies", Mutant::FsyncLies),
+        ("vote_not_saved", Mutant::VoteNotSaved),
+        ("hard_state_not_written", Mutant::HardStateNotWritten),
+        ("conflict_not_replaced", Mutant::ConflictNotReplaced),
+        ("deaf_sleepers", Mutant::DeafSleepers),
+    ];
+
+    pub fn names() -> Vec<&'static str> {
+        Self::ALL.iter().map(|(name, _)| *name).collect()
+    }
+
+    pub fn named(name: &str) -> Option<Mutant> {
+        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, mutant)| *mutant)
+    }
+}
 
 #[derive(Default, Clone)]
 struct GroupFiles {
@@ -16,11 +51,20 @@ struct GroupFiles {
 }
 
 impl GroupFiles {
-    fn apply(&mut self, op: &Op) {
+    fn apply(&mut self, op: &Op, mutant: Option<Mutant>) {
         match op {
-            Op::Identity { member, may_vote, .. } => {
+            Op::HardState { .. } if mutant == Some(Mutant::HardStateNotWritten) && self.stored.hard.term > 0 => {}
+            Op::HardState { state, .. } if mutant == Some(Mutant::VoteNotSaved) => {
+                self.stored.hard = HardState { vote: 0, ..state.clone() };
+            }
+            Op::Entries { entries, .. } if mutant == Some(Mutant::ConflictNotReplaced) => {
+                for entry in entries {
+                    self.entries.entry(entry.index).or_insert_with(|| entry.clone());
+                }
+            }
+            Op::Identity { member, standing, .. } => {
                 self.stored.member = *member;
-                self.stored.may_vote = *may_vote;
+                self.stored.standing = *standing;
             }
             Op::HardState { state, .. } => self.stored.hard = state.clone(),
             Op::Snapshot { snapshot, drop_to, .. } => {
@@ -46,21 +90,45 @@ impl GroupFiles {
     }
 }
 
+/// What waits for the disk.
+enum Job {
+    Write(u64, Vec<Op>),
+    Read(Fetch),
+}
+
 #[derive(Default)]
 struct State {
     /// Rises when a host attaches or the disk crashes; a host with an older number is detached.
     attachment: u64,
     groups: BTreeMap<u64, GroupFiles>,
-    waiting: VecDeque<(u64, Vec<Op>)>,
+    waiting: VecDeque<Job>,
+    fetched: Vec<Fetched>,
     completed: u64,
-    release_early: bool,
+    mutant: Option<Mutant>,
+    /// All that was ever synced, if it is kept.
+    history: Option<Vec<Vec<Op>>>,
+    is_cut: bool,
 }
 
 impl State {
+    fn read(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, String> {
+        let files = self.groups.get(&group).ok_or_else(|| format!("group {group} is not on the disk"))?;
+        let mut bytes = 0u64;
+        let mut found = Vec::new();
+        for entry in files.entries.range(low..high).map(|(_, e)| e) {
+            bytes += u64::from(entry.compute_size());
+            if bytes > max_bytes && !found.is_empty() {
+                break;
+            }
+            found.push(entry.clone());
+        }
+        Ok(found)
+    }
+
     fn write(&mut self, ops: &[Op]) {
         for op in ops {
-            let group = group_of(op);
-            self.groups.entry(group).or_default().apply(op);
+            let group = op.group();
+            self.groups.entry(group).or_default().apply(op, self.mutant);
             if matches!(op, Op::Destroy { .. }) {
                 self.groups.remove(&group);
             }
@@ -73,8 +141,10 @@ impl State {
 pub struct SimDisk(Arc<Mutex<State>>);
 
 impl SimDisk {
-    pub fn new(release_early: bool) -> Self {
-        SimDisk(Arc::new(Mutex::new(State { release_early, ..State::default() })))
+    /// `keeps_history`: without it `cut` cannot go back.
+    pub fn new(mutant: Option<Mutant>, keeps_history: bool) -> Self {
+        let history = keeps_history.then(Vec::new);
+        SimDisk(Arc::new(Mutex::new(State { mutant, history, ..State::default() })))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -90,17 +160,50 @@ impl SimDisk {
         let mut state = self.lock();
         let count = writes.unwrap_or(usize::MAX).min(state.waiting.len());
         for _ in 0..count {
-            if let Some((sequence, ops)) = state.waiting.pop_front() {
-                state.write(&ops);
-                state.completed = sequence;
+            match state.waiting.pop_front() {
+                Some(Job::Write(sequence, ops)) => {
+                    state.write(&ops);
+                    if let Some(history) = &mut state.history {
+                        history.push(ops);
+                    }
+                    state.completed = state.completed.max(sequence);
+                }
+                Some(Job::Read(fetch)) => {
+                    let entries = state.read(fetch.group, fetch.low, fetch.high, fetch.max_bytes);
+                    state.fetched.push(Fetched { fetch, entries });
+                }
+                None => break,
             }
         }
         count
     }
 
+    /// Another disk that holds what is durable on this one now.
+    pub fn copy(&self) -> SimDisk {
+        let state = self.lock();
+        let copied = State { groups: state.groups.clone(), mutant: state.mutant, ..State::default() };
+        SimDisk(Arc::new(Mutex::new(copied)))
+    }
+
+    /// Crashes, loses the newest `writes` that were synced too, and puts every group in doubt, as a damaged log does.
+    /// False when no history is kept.
+    pub fn cut(&self, writes: usize) -> bool {
+        self.crash();
+        let mut state = self.lock();
+        let Some(mut history) = state.history.take() else { return false };
+        history.truncate(history.len().saturating_sub(writes));
+        state.groups.clear();
+        history.iter().for_each(|ops| state.write(ops));
+        state.groups.values_mut().for_each(|files| files.stored.standing = Standing::Doubtful);
+        state.history = Some(history);
+        state.is_cut = true;
+        true
+    }
+
     pub fn crash(&self) {
         let mut state = self.lock();
         state.waiting.clear();
+        state.fetched.clear();
         state.attachment += 1;
     }
 }
@@ -131,18 +234,7 @@ impl SimLog {
 
 impl LogReader for SimDisk {
     fn entries(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, String> {
-        let state = self.lock();
-        let files = state.groups.get(&group).ok_or_else(|| format!("group {group} is not on the disk"))?;
-        let mut bytes = 0u64;
-        let mut found = Vec::new();
-        for entry in files.entries.range(low..high).map(|(_, e)| e) {
-            bytes += u64::from(entry.compute_size());
-            if bytes > max_bytes && !found.is_empty() {
-                break;
-            }
-            found.push(entry.clone());
-        }
-        Ok(found)
+        self.lock().read(group, low, high, max_bytes)
     }
 }
 
@@ -152,7 +244,11 @@ impl Log for SimLog {
     }
 
     fn submit(&mut self, sequence: u64, ops: Vec<Op>) -> Result<(), String> {
-        self.attached()?.waiting.push_back((sequence, ops));
+        let mut state = self.attached()?;
+        state.waiting.push_back(Job::Write(sequence, ops));
+        if state.mutant == Some(Mutant::FsyncLies) {
+            state.completed = sequence;
+        }
         Ok(())
     }
 
@@ -164,12 +260,30 @@ impl Log for SimLog {
         self.attached().map(|state| state.completed).unwrap_or(0)
     }
 
+    fn fetch(&mut self, fetch: Fetch) {
+        if let Ok(mut state) = self.attached() {
+            state.waiting.push_back(Job::Read(fetch));
+        }
+    }
+
+    fn take_fetched(&mut self) -> Vec<Fetched> {
+        self.attached().map(|mut state| std::mem::take(&mut state.fetched)).unwrap_or_default()
+    }
+
+    fn has_fetched(&self) -> bool {
+        self.attached().is_ok_and(|state| !state.fetched.is_empty())
+    }
+
     fn load(&self, group: u64, _submitted: u64) -> Result<Option<Stored>, Fault> {
         // The view after all that was submitted, as the real log gives it, without making any of it durable.
         let state = self.attached().map_err(Fault::HostPoisoned)?;
         let mut files = state.groups.get(&group).cloned().unwrap_or_default();
-        for op in state.waiting.iter().flat_map(|(_, ops)| ops).filter(|op| group_of(op) == group) {
-            files.apply(op);
+        let writes = state.waiting.iter().filter_map(|job| match job {
+            Job::Write(_, ops) => Some(ops),
+            Job::Read(_) => None,
+        });
+        for op in writes.flatten().filter(|op| op.group() == group) {
+            files.apply(op, state.mutant);
         }
         Ok(files.load())
     }
@@ -186,8 +300,20 @@ impl Log for SimLog {
         0
     }
 
+    fn damage(&self) -> Option<String> {
+        self.was_damaged().then(|| "the simulated disk was cut".into())
+    }
+
+    fn was_damaged(&self) -> bool {
+        self.disk.lock().is_cut
+    }
+
     fn releases_early(&self) -> bool {
-        self.disk.lock().release_early
+        self.disk.lock().mutant == Some(Mutant::ReleaseBeforeFsync)
+    }
+
+    fn has_deaf_sleepers(&self) -> bool {
+        self.disk.lock().mutant == Some(Mutant::DeafSleepers)
     }
 
     fn close(&mut self) -> Result<(), String> {
@@ -195,15 +321,5 @@ impl Log for SimLog {
         self.disk.sync(None);
         self.disk.crash();
         Ok(())
-    }
-}
-
-fn group_of(op: &Op) -> u64 {
-    match op {
-        Op::Identity { group, .. }
-        | Op::HardState { group, .. }
-        | Op::Snapshot { group, .. }
-        | Op::Entries { group, .. }
-        | Op::Destroy { group } => *group,
     }
 }

@@ -4,37 +4,46 @@
 //! applied only when durable), plus as many applied ones as the host's cache budget allows.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use protobuf::Message as _;
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::eraftpb::{Entry, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
+use crate::feeding::Serving;
 use crate::log::LogReader;
 
 pub struct Store {
     group: u64,
     reader: Arc<dyn LogReader>,
-    initial: HardState,
+    initial: RaftState,
     snapshot: Snapshot,
     tail: VecDeque<Entry>,
     tail_first: u64,
     tail_bytes: usize,
     /// First index of each run of equal terms, from the snapshot's index on. Terms never fall, so this is short.
     terms: Vec<(u64, u64)>,
+    /// Only this group's thread takes it; raft-rs hands out `&self`.
+    serving: Mutex<Serving>,
 }
 
 impl Store {
-    /// `terms` begins with the snapshot's own index and term; `last` is the last stored index.
+    /// `initial` is what raft-rs starts from, its configuration that of the applied index; `terms` begins with the
+    /// snapshot's own index and term; `last` is the last stored index.
     pub fn new(
         group: u64,
         reader: Arc<dyn LogReader>,
-        initial: HardState,
+        initial: RaftState,
         snapshot: Snapshot,
         terms: Vec<(u64, u64)>,
         last: u64,
     ) -> Self {
-        Store { group, reader, initial, snapshot, tail: VecDeque::new(), tail_first: last + 1, tail_bytes: 0, terms }
+        let (tail, serving) = (VecDeque::new(), Mutex::default());
+        Store { group, reader, initial, snapshot, tail, tail_first: last + 1, tail_bytes: 0, terms, serving }
+    }
+
+    pub fn serving(&mut self) -> &mut Serving {
+        self.serving.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn snapshot_index(&self) -> u64 {
@@ -47,6 +56,10 @@ impl Store {
 
     pub fn last(&self) -> u64 {
         self.tail_first + self.tail.len() as u64 - 1
+    }
+
+    pub fn tail_first(&self) -> u64 {
+        self.tail_first
     }
 
     pub fn tail_bytes(&self) -> usize {
@@ -130,16 +143,20 @@ impl Store {
                 return Ok(found);
             }
         }
-        let start = low.max(self.tail_first);
-        for entry in self.tail.iter().skip((start - self.tail_first) as usize).take(high.saturating_sub(start) as usize)
-        {
+        self.add_from_tail(low.max(self.tail_first), high, max_bytes, bytes, &mut found);
+        Ok(found)
+    }
+
+    /// Adds entries of the tail to what was found, which has so many `bytes`.
+    fn add_from_tail(&self, low: u64, high: u64, max_bytes: u64, mut bytes: u64, found: &mut Vec<Entry>) {
+        let (skipped, count) = ((low - self.tail_first) as usize, high.saturating_sub(low) as usize);
+        for entry in self.tail.iter().skip(skipped).take(count) {
             bytes += u64::from(entry.compute_size());
             if bytes > max_bytes && !found.is_empty() {
                 break;
             }
             found.push(entry.clone());
         }
-        Ok(found)
     }
 
     fn clear_tail(&mut self, first: u64) {
@@ -151,8 +168,7 @@ impl Store {
 
 impl Storage for Store {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        let conf: ConfState = self.snapshot.get_metadata().get_conf_state().clone();
-        Ok(RaftState::new(self.initial.clone(), conf))
+        Ok(self.initial.clone())
     }
 
     fn entries(
@@ -160,7 +176,7 @@ impl Storage for Store {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
         if low < self.first() {
             return Err(Error::Store(StorageError::Compacted));
@@ -169,7 +185,25 @@ impl Storage for Store {
             return Err(Error::Store(StorageError::Unavailable));
         }
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
-        self.read(low, high, max_bytes).map_err(|why| Error::Store(StorageError::Other(why.into())))
+        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_at_hand = low >= self.tail_first && serving.may_send_to_all();
+        let Some(member) = (!is_at_hand).then(|| recipient(&context)).flatten() else {
+            return self.read(low, high, max_bytes).map_err(|why| Error::Store(StorageError::Other(why.into())));
+        };
+        let sent = if low < self.tail_first {
+            serving.take_fetched(member, low, high.min(self.tail_first), max_bytes)
+        } else if serving.may_send(member) {
+            let mut found = Vec::new();
+            self.add_from_tail(low, high, max_bytes, 0, &mut found);
+            serving.spend(member, found.iter().map(|entry| weight(entry) as u64).sum());
+            Some(found)
+        } else {
+            None
+        };
+        sent.ok_or_else(|| {
+            serving.put_off(member, context);
+            Error::Store(StorageError::LogTemporarilyUnavailable)
+        })
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {
@@ -194,6 +228,13 @@ impl Storage for Store {
         }
         Ok(self.snapshot.clone())
     }
+}
+
+/// For whom raft-rs wants the entries; none when it cannot wait for them. Only its debug form tells.
+fn recipient(context: &GetEntriesContext) -> Option<u64> {
+    let text = context.can_async().then(|| format!("{context:?}"))?;
+    let (_, rest) = text.split_once("to: ")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 fn weight(entry: &Entry) -> usize {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from libs.meshraft.tests.messages import Message, unpack
-from meshraft import KIND_CONF, KIND_NORMAL, GroupConfig, GroupStatus, Pump, RaftHost, SimDisk
+from meshraft import KIND_CONF, KIND_NORMAL, BookmarkRefused, GroupConfig, GroupStatus, Pump, RaftHost, SimDisk
 
 GROUP = 7
 CONFIG = GroupConfig(election_ticks=10, heartbeat_ticks=1)
@@ -58,11 +58,22 @@ class Application:
 class Cluster:
     """Hosts, disks, applications and the network between them."""
 
-    def __init__(self, nodes: int = 3, *, seed: int = 1, mutant: str | None = None, create: bool = True) -> None:
+    def __init__(
+        self,
+        nodes: int = 3,
+        *,
+        seed: int = 1,
+        mutant: str | None = None,
+        create: bool = True,
+        damages: bool = False,
+        config: GroupConfig = CONFIG,
+    ) -> None:
         self.seed = seed
+        self.config = config
+        self.starts = 0
         self.nodes = list(range(1, nodes + 1))
         self.peers = {member_of(node): node for node in self.nodes}
-        self.disks = {node: SimDisk(mutant=mutant) for node in self.nodes}
+        self.disks = {node: SimDisk(mutant=mutant, keeps_history=damages) for node in self.nodes}
         self.hosts: dict[int, RaftHost] = {}
         self.apps: dict[int, Application] = {}
         self.network: list[Letter] = []
@@ -74,21 +85,27 @@ class Cluster:
         self.installs = 0
         self.joined: set[int] = set()
         self.reads: list[tuple[int, int, int]] = []
+        self.kept: dict[int, list[tuple[bytes, bytes]]] = {}
+        self.resumed = 0
         self.trace: list[tuple[object, ...]] = []
         if create:
             for node in self.nodes:
                 self.found(node)
 
-    def found(self, node: int) -> None:
+    def found(self, node: int, host: RaftHost | None = None) -> None:
         """Creates the group on the node: blank if it joined late, else with the common state at index 1."""
         founders = [] if node in self.joined else sorted(m for m, n in self.peers.items() if n not in self.joined)
-        self.attach(node).create_group(GROUP, member_of(node), self.peers, voters=founders, config=CONFIG)
+        host = host or self.attach(node)
+        host.create_group(GROUP, member_of(node), self.peers, voters=founders, config=self.config)
         self.apps[node].applied = 1 if founders else 0
 
     def attach(self, node: int) -> RaftHost:
         """A host on the node's disk with no group open yet."""
         self.disks.setdefault(node, SimDisk())
-        self.hosts[node] = RaftHost.simulated(self.disks[node], seed=self.seed * 1000 + node)
+        # Sleeping groups know a process by its seed: every one has its own.
+        restarts = max(0, self.starts + 1 - len(self.nodes)) if self.config.sleeps else 0
+        self.starts += 1
+        self.hosts[node] = RaftHost.simulated(self.disks[node], seed=self.seed * 1000 + node + 1_000_000 * restarts)
         self.apps[node] = Application()
         return self.hosts[node]
 
@@ -105,15 +122,37 @@ class Cluster:
         del self.hosts[node]
         self.network = [letter for letter in self.network if letter.source != node]
 
+    def damage(self, node: int, batches: int) -> None:
+        """The node dies, and the newest `batches` that it had synced cannot be read any more. Needs `damages`."""
+        if node in self.hosts:
+            self.crash(node)
+        self.disks[node].cut(batches)
+
     def restart(self, node: int) -> None:
         host = self.attach(node)
         if GROUP not in host.stored_groups():
             # The crash came before its creation was durable; nothing was promised to anybody.
-            self.found(node)
+            self.found(node, host)
             return
-        installed = host.open_group(GROUP, member_of(node), self.peers, config=CONFIG)
-        self.apps[node] = Application.restore(installed.data)
-        self.apps[node].applied = installed.index
+        for kept, state in reversed(self.kept.get(node, [])):
+            try:
+                host.open_group(GROUP, member_of(node), self.peers, bookmark=kept, config=self.config)
+            except BookmarkRefused:
+                continue
+            self.apps[node] = Application.restore(state)
+            self.resumed += 1
+            break
+        else:
+            installed = host.open_group(GROUP, member_of(node), self.peers, config=self.config)
+            self.apps[node] = Application.restore(installed.data)
+            self.apps[node].applied = installed.index
+        assert host.status(GROUP).applied == self.apps[node].applied
+
+    def keep(self, node: int) -> None:
+        """Keeps the application's state with a bookmark where no crash loses it, be the log synced so far or not."""
+        bookmark = self.hosts[node].bookmark(GROUP)
+        if bookmark is not None:
+            self.kept.setdefault(node, []).append((bookmark, self.apps[node].dump()))
 
     def isolate(self, node: int) -> None:
         self.cut |= {(node, other) for other in self.nodes} | {(other, node) for other in self.nodes}
@@ -131,17 +170,17 @@ class Cluster:
         for frame in turn.frames:
             self.network.append(Letter(node, frame.peer, frame.cls, frame.data))
         app = self.apps[node]
-        for installed in turn.installed:
+        for installed in (it for it in turn.installed if it.group == GROUP):
             app = self.apps[node] = Application.restore(installed.data)
             app.applied = installed.index
             self.installs += 1
-        for entry in turn.committed:
+        for entry in (entry for entry in turn.committed if entry.group == GROUP):
             self._apply(node, app, entry.index, entry.term, entry.kind, entry.data)
-        for role in turn.roles:
+        for role in (role for role in turn.roles if role.group == GROUP):
             self.trace.append((node, role.role, role.term, role.leader))
             if role.role == "leader" and self.leaders.setdefault(role.term, node) != node:
                 raise UnsafeError(f"two leaders in term {role.term}: {self.leaders[role.term]} and {node}")
-        self.reads += [(node, token, index) for _, token, index in turn.reads]
+        self.reads += [(node, token, index) for group, token, index in turn.reads if group == GROUP]
         return turn
 
     def _apply(self, node: int, app: Application, index: int, term: int, kind: int, data: bytes) -> None:

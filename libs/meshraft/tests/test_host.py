@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import meshraft
 from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster
 from libs.meshraft.tests.messages import Kind, LogEntry, Message, frame
 from meshraft import (
+    Backpressure,
     GroupConfig,
     GroupExists,
     GroupPoisoned,
@@ -39,6 +42,7 @@ def test_every_error_has_a_stable_code() -> None:
     }
     assert codes == {
         "Backpressure": "BACKPRESSURE",
+        "BookmarkRefused": "BOOKMARK_REFUSED",
         "GroupExists": "GROUP_EXISTS",
         "GroupPoisoned": "GROUP_POISONED",
         "HostPoisoned": "HOST_POISONED",
@@ -115,7 +119,7 @@ def test_a_group_that_cannot_be_is_refused_and_leaves_nothing(
         {"election_ticks": 2_000_000},
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused(bad: dict[str, int]) -> None:
+def test_a_configuration_that_cannot_be_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         GroupConfig(**bad)
 
@@ -300,3 +304,32 @@ def test_an_idle_leader_does_not_grow() -> None:
     cluster.tick(2000)
     assert cluster.leader() == 1
     assert cluster.status(1).last_index == 2
+
+
+def test_uncommitted_bytes_are_bounded_over_all_groups_of_a_host() -> None:
+    disk = SimDisk()
+    host = RaftHost.simulated(disk, seed=1)
+    for group in (1, 2, 3):
+        host.create_group(group, 11, {11: 1}, voters=[11], config=CONFIG)
+        host.campaign(group)
+    while host.has_work():
+        host.pump()
+        disk.sync()
+    entry = bytes(4 << 20)
+    for number in range(16):
+        host.propose(1 + number % 2, entry)
+    for group in (1, 2):
+        with pytest.raises(Backpressure, match="this host"):
+            host.propose(group, b"x")
+    # A third group gets what each of the three would have if they shared, however greedy the others were.
+    taken = 0
+    with pytest.raises(Backpressure, match="this host"):  # noqa: PT012 - the last of many is refused
+        while True:
+            host.propose(3, entry)
+            taken += len(entry)
+    assert (64 << 20) / 4 <= taken <= (64 << 20) / 2
+    while host.has_work():
+        host.pump()
+        disk.sync()
+    for group in (1, 2, 3):
+        host.propose(group, entry)

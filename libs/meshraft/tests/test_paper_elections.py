@@ -9,9 +9,9 @@ from libs.meshraft.tests.messages import Kind, LogEntry, Message, frame, unpack
 from meshraft import NotLeader, RaftHost, SimDisk
 
 
-def lone_follower() -> tuple[RaftHost, SimDisk]:
+def lone_follower(disk: SimDisk | None = None) -> tuple[RaftHost, SimDisk]:
     """Member 11 of three, alone with its disk."""
-    disk = SimDisk()
+    disk = disk or SimDisk()
     host = RaftHost.simulated(disk, seed=1)
     host.create_group(GROUP, 11, {11: 1, 12: 2, 13: 3}, voters=[11, 12, 13], config=CONFIG)
     host.pump()
@@ -95,15 +95,23 @@ def test_a_vote_is_not_sent_before_it_is_durable() -> None:
     assert [m.kind for f in host.pump().frames for _, m in unpack(f.data)] == [Kind.REQUEST_VOTE_RESPONSE]
 
 
-def test_a_vote_survives_a_restart() -> None:
-    host, disk = lone_follower()
-    host.step(2, vote_request(12, 2))
-    answers(host, disk)
+@pytest.mark.parametrize("mutant", [None, "vote_not_saved", "hard_state_not_written"])
+def test_a_vote_survives_a_restart(mutant: str | None) -> None:
+    # §5.2: one vote in a term, across restarts. The planted bugs show that this test can fail.
+    disk = SimDisk(mutant=mutant)
+    host, _ = lone_follower(disk)
+    host.step(2, vote_request(12, 5))
+    granted = [m for m in answers(host, disk) if m.kind is Kind.REQUEST_VOTE_RESPONSE]
+    assert [(m.to, m.term, m.reject) for m in granted] == [(12, 5, False)]
     disk.crash()
-    host = RaftHost.simulated(disk, seed=1)
+    host = RaftHost.simulated(disk, seed=2)
     host.open_group(GROUP, 11, {11: 1, 12: 2, 13: 3}, config=CONFIG)
-    host.step(3, vote_request(13, 2))
-    assert [m.reject for m in answers(host, disk)] == [True]
+    host.step(3, vote_request(13, 5))
+    answer = [m for m in answers(host, disk) if m.kind is Kind.REQUEST_VOTE_RESPONSE]
+    assert [(m.to, m.reject) for m in answer] == [(13, mutant is None)]
+    host.step(2, vote_request(12, 5))
+    again = [m for m in answers(host, disk) if m.kind is Kind.REQUEST_VOTE_RESPONSE]
+    assert [(m.to, m.reject) for m in again] == [(12, mutant is not None)]
 
 
 def test_an_unsynced_vote_was_never_given() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from libs.meshraft.tests.cluster import GROUP, Cluster
+from libs.meshraft.tests.cluster import GROUP, Cluster, Letter
 from libs.meshraft.tests.messages import Kind
 from meshraft import Backpressure, RaftHost, SimDisk
 
@@ -103,3 +103,33 @@ def test_a_lone_voter_answers_at_once() -> None:
     cluster.hosts[1].read_index(GROUP, 2**64 - 1)
     cluster.settle()
     assert cluster.reads == [(1, 2**64 - 1, 2)]
+
+
+def test_a_late_answer_to_a_read_before_a_restart_answers_no_new_read() -> None:
+    # Else the new read, with the token of the old one, would miss what was committed in between.
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.commit("a")
+    late: list[Letter] = []
+
+    def holds_back(letter: Letter) -> bool:
+        is_answer = letter.target == 3 and any(
+            message.kind is Kind.READ_INDEX_RESPONSE for message in letter.messages()
+        )
+        late.extend([letter] if is_answer else [])
+        return is_answer
+
+    cluster.loses = holds_back
+    cluster.hosts[3].read_index(GROUP, 7)
+    cluster.tick(2)
+    assert len(late) == 1
+    cluster.crash(3)
+    cluster.seed += 1  # a process draws a new one at each start
+    cluster.restart(3)
+    cluster.commit("b")
+    cluster.tick(2)
+    cluster.hosts[3].read_index(GROUP, 7)
+    cluster.pump(3)
+    cluster.hosts[3].step(1, late[0].data)
+    cluster.settle()
+    assert cluster.reads == []

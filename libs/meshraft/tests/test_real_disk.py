@@ -12,14 +12,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from libs.meshraft.tests.cluster import CONFIG, GROUP
-from meshraft import KIND_NORMAL, HostPoisoned, LogCorrupt, RaftError, RaftHost
+from meshraft import KIND_NORMAL, HostPoisoned, RaftHost
 
 DEADLINE_S = 20.0
+FILE_HEAD_BYTES = 69
+FULL_FILE_BYTES = 64 << 20
+NUMBER = 64
 
 # A lone voter that acknowledges each payload on stdout once it is applied, until it is killed.
 WRITER = """
@@ -63,7 +67,7 @@ except HostPoisoned as error:
     try:
         host.status(7)
     except HostPoisoned as again:
-        print(acknowledged, error.code, again.code)
+        print(acknowledged, error.code, again.code, *(word for word in str(error).split() if "raftlog" in word))
 host.close()
 """
 
@@ -121,6 +125,64 @@ def test_everything_committed_is_there_after_a_reopen(tmp_path: Path) -> None:
         assert host.disk_bytes() > 0
 
 
+def test_files_come_free_as_the_log_is_compacted(tmp_path: Path) -> None:
+    """The directory takes what is retained, half as much again, and 512 MB at most."""
+    retained_entries, entry_bytes = 128, 512 << 10
+    with opened(tmp_path) as host:
+        lead_alone(host)
+        host.create_group(GROUP + 1, 12, {12: 1}, voters=[12], config=CONFIG)  # idle: it must not hold back old files
+        payload = bytes(entry_bytes)
+        for _ in range(30):
+            last = host.status(GROUP).last_index + 64
+            for _ in range(64):
+                host.propose(GROUP, payload)
+            settle(host, [], last)
+            host.compact(GROUP, max(2, last - retained_entries), b"state")
+            host.pump()
+        limit_bytes = retained_entries * entry_bytes * 3 // 2 + 512_000_000
+        written_bytes = 30 * 64 * entry_bytes
+        assert written_bytes > 1.5 * limit_bytes
+        deadline = time.monotonic() + DEADLINE_S
+        while host.disk_bytes() > limit_bytes:
+            assert time.monotonic() < deadline, f"{host.disk_bytes()} bytes are left, {limit_bytes} may be"
+            select.select([host.fileno()], [], [], 0.1)
+            host.pump()
+        first = host.status(GROUP).first_index
+        assert host.entries(GROUP, first, first + 1, 1)[0].data == payload
+
+
+def test_a_crash_after_a_purge_is_no_damage(tmp_path: Path) -> None:
+    """Of files that come free at once some are kept and some go; what a kill leaves of them is not taken for a lost file."""
+    directory, crashed = tmp_path / "log", tmp_path / "crashed"
+    with opened(directory) as host:
+        lead_alone(host)
+        last = 0
+        for _ in range(11):
+            for _ in range(64):
+                host.propose(GROUP, bytes(1 << 20))
+            settle(host, [], host.status(GROUP).last_index)
+        last = host.status(GROUP).last_index
+        full_bytes = host.disk_bytes()
+        host.compact(GROUP, last, b"state")
+        deadline = time.monotonic() + DEADLINE_S
+        while host.disk_bytes() > full_bytes * 2 // 3:
+            assert time.monotonic() < deadline
+            select.select([host.fileno()], [], [], 0.1)
+            host.pump()
+        host.propose(GROUP, b"acknowledged")
+        settle(host, [], last + 1)
+        # The same files under the names of this moment: what a kill would leave.
+        crashed.mkdir()
+        for file in directory.iterdir():
+            if file.name != "LOCK":
+                (crashed / file.name).hardlink_to(file)
+    with opened(crashed) as host:
+        host.open_group(GROUP, 11, {11: 1}, config=CONFIG)
+        applied: list[bytes] = []
+        settle(host, applied, last + 1)
+    assert applied == [b"acknowledged"]
+
+
 def test_a_commit_is_signalled_on_the_descriptor(tmp_path: Path) -> None:
     with opened(tmp_path) as host:
         lead_alone(host)
@@ -170,8 +232,9 @@ def test_a_failed_write_poisons_the_host_and_keeps_what_was_acknowledged(tmp_pat
         [sys.executable, "-c", FILLER, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    acknowledged, *codes = done.stdout.split()
+    acknowledged, *codes, file = done.stdout.split()
     assert codes == ["HOST_POISONED", "HOST_POISONED"]
+    assert Path(file) == log_files(tmp_path)[-1].resolve()
     assert 10 < int(acknowledged) < 250
     with opened(tmp_path) as host:
         host.open_group(GROUP, 11, {11: 1}, config=CONFIG)
@@ -260,22 +323,6 @@ def test_many_groups_share_the_log(tmp_path: Path) -> None:
         assert host.stored_groups() == list(range(1, 101))
 
 
-def outcome(path: Path) -> str:
-    """How a damaged directory opens: a typed error, or with what is left."""
-    try:
-        with opened(path) as host:
-            for group in host.stored_groups():
-                host.open_group(group, 11, {11: 1}, config=CONFIG)
-                host.campaign(group)
-                host.pump()
-                status = host.status(group)
-                host.entries(group, status.first_index, status.last_index + 1, 1 << 20)
-                assert status.last_index >= 42, "synced entries are gone without a word"
-    except RaftError as error:
-        return error.code
-    return "opened"
-
-
 def damaged(source: Path, target: Path, damage: Callable[[bytearray], None]) -> str:
     """Copies a directory, damages its log file, and returns how the copy opens."""
     shutil.copytree(source, target)
@@ -284,9 +331,35 @@ def damaged(source: Path, target: Path, damage: Callable[[bytearray], None]) -> 
     damage(data)
     file.write_bytes(data)
     try:
-        return outcome(target)
+        return outcome(target, bytes(data))
     finally:
         shutil.rmtree(target)
+
+
+def outcome(path: Path, damaged_bytes: bytes) -> str:
+    """Whether the group of a damaged directory opens whole, in doubt, or not at all; checks what is told and kept."""
+    with opened(path) as host:
+        told = host.damage()
+        if GROUP not in host.stored_groups():
+            assert told is not None
+            return "gone"
+        host.open_group(GROUP, 11, {11: 1, 12: 2}, config=CONFIG)
+        status = host.status(GROUP)
+        host.entries(GROUP, status.first_index, status.last_index + 1, 1 << 20)
+        assert status.in_doubt == (told is not None)
+        if told is None:
+            assert status.last_index >= 42, "synced entries are gone without a word"
+            return "whole"
+        (kept,) = [file for file in path.iterdir() if file.suffix == ".damaged"]
+        assert kept.read_bytes() == damaged_bytes
+        assert kept.stem in told
+        with pytest.raises(ValueError, match="only a voter"):
+            host.campaign(GROUP)
+    with opened(path) as host:
+        assert host.damage() is None
+        host.open_group(GROUP, 11, {11: 1, 12: 2}, config=CONFIG)
+        assert host.status(GROUP).in_doubt, "doubt outlives a restart"
+    return "in doubt"
 
 
 @pytest.fixture(name="written", scope="module")
@@ -297,57 +370,174 @@ def written_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_flipped_bit_before_the_last_write_is_never_silent(written: Path, tmp_path: Path) -> None:
-    # raft-engine alone would cut the file there: one bit lost 512 synced entries and the votes after them.
-    rng = random.Random(1)
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Where one write lies in a log file."""
+
+    start: int
+    footer: int
+    end: int
+
+
+def batches_of(data: bytes) -> list[Batch]:
+    """The writes in a log file, by raft-engine's format: length and kind, offset of the footer."""
+    found, at = [], FILE_HEAD_BYTES
+    while at + 16 <= len(data) and any(data[at : at + 16]):
+        length, footer = int.from_bytes(data[at : at + 7]), int.from_bytes(data[at + 8 : at + 16])
+        found.append(Batch(at, at + footer, at + length))
+        at += length
+    return found
+
+
+def test_a_flipped_bit_anywhere_puts_the_group_in_doubt(written: Path, tmp_path: Path) -> None:
+    """I1: header, head, entries, footer and checksum of the first, a middle and the last write; the hard state is in footers."""
     (file,) = log_files(written)
-    size = file.stat().st_size
-    for number in range(60):
-        position = rng.randrange(size - 600)
+    batches = batches_of(file.read_bytes())
+    assert len(batches) > 40
+    assert batches[-1].end == file.stat().st_size
+    places = {0, 30, 53, FILE_HEAD_BYTES - 1}
+    for batch in (batches[0], batches[len(batches) // 2], batches[-2], batches[-1]):
+        places |= {batch.start + byte for byte in range(16)}
+        places |= {min(batch.start + 16, batch.end - 1), (batch.start + batch.footer) // 2, batch.footer, batch.end - 1}
+        places |= {(batch.footer + batch.end) // 2, batch.end - 4}
+    rng = random.Random(1)
+    places |= {rng.randrange(file.stat().st_size) for _ in range(30)}
+    for number, position in enumerate(sorted(places)):
 
         def flip(data: bytearray, position: int = position) -> None:
             data[position] ^= 1 << rng.randrange(8)
 
-        assert damaged(written, tmp_path / str(number), flip) == "LOG_CORRUPT", position
+        expected = {"gone"} if position < batches[0].end else {"in doubt"}
+        assert damaged(written, tmp_path / str(number), flip) in expected, position
 
 
-def test_other_damage_gives_a_typed_error_or_recovers(written: Path, tmp_path: Path) -> None:
+def test_other_damage_puts_the_group_in_doubt_too(written: Path, tmp_path: Path) -> None:
     rng = random.Random(2)
 
     def scramble(data: bytearray) -> None:
-        start = rng.randrange(len(data) - 700)
+        start = rng.randrange(len(data) // 2, len(data) - 700)
         data[start : start + 64] = rng.randbytes(64)
 
     def grow(data: bytearray) -> None:
         data += rng.randbytes(200)
 
+    def tear(data: bytearray) -> None:
+        del data[-rng.randrange(1, 20) :]
+
     def zeros(data: bytearray) -> None:
         data += bytes(1 << 20)
 
     for number in range(10):
-        assert damaged(written, tmp_path / f"scramble{number}", scramble) == "LOG_CORRUPT"
-        assert damaged(written, tmp_path / f"grow{number}", grow) == "opened"
-    assert damaged(written, tmp_path / "zeros", zeros) == "opened"
-    assert damaged(written, tmp_path / "unchanged", lambda _: None) == "opened"
+        for damage in (scramble, grow, tear):
+            assert damaged(written, tmp_path / f"{damage.__name__}{number}", damage) == "in doubt"
+    assert damaged(written, tmp_path / "zeros", zeros) == "whole"
+    assert damaged(written, tmp_path / "unchanged", lambda _: None) == "whole"
+
+
+def test_what_a_file_held_before_it_was_used_again_is_no_damage(written: Path, tmp_path: Path) -> None:
+    """Its batches are signed with the number of that time; a damaged batch of now is told from them by its head."""
+    (file,) = log_files(written)
+    fresh = file.read_bytes()
+    batches = batches_of(fresh)
+    former = fresh[FILE_HEAD_BYTES : batches[20].end]
+
+    def used_again(data: bytearray, start: int) -> None:
+        shifted = former[start:]
+        data += shifted * (FULL_FILE_BYTES // len(shifted) + 1)
+        del data[FULL_FILE_BYTES + 1000 :]
+
+    def numbered(directory: Path, damage: Callable[[bytearray], None], start: int) -> str | None:
+        """The same log under a number that no former batch has, in a full-sized file."""
+        directory.mkdir()
+        data = bytearray(fresh)
+        for batch in batches:
+            checksum = int.from_bytes(data[batch.end - 4 : batch.end], "little") ^ 1 ^ NUMBER
+            data[batch.end - 4 : batch.end] = checksum.to_bytes(4, "little")
+        damage(data)
+        used_again(data, start)
+        (directory / f"{NUMBER:016}.raftlog").write_bytes(data)
+        with opened(directory) as host:
+            host.open_group(GROUP, 11, {11: 1}, config=CONFIG)
+            return host.damage()
+
+    def flip(data: bytearray, position: int) -> None:
+        data[position] ^= 4
+
+    last = batches[-1]
+    assert numbered(tmp_path / "aligned", lambda _: None, 0) is None
+    assert numbered(tmp_path / "shifted", lambda _: None, 7) is None
+    for position in (last.start + 6, last.start + 15, last.footer, last.end - 1):
+        told = numbered(tmp_path / f"flip{position}", lambda data, at=position: flip(data, at), 7)  # type: ignore[misc]
+        assert told is not None
+        assert f"byte {last.start}" in told
+
+
+def test_damage_in_an_older_file_keeps_what_is_before_it(tmp_path: Path) -> None:
+    write(tmp_path, 150, size=1 << 20)
+    files = log_files(tmp_path)
+    assert len(files) == 3
+    data = bytearray(files[1].read_bytes())
+    last = batches_of(bytes(data))[-1]
+    data[last.footer] ^= 1
+    files[1].write_bytes(data)
+    with opened(tmp_path) as host:
+        told = host.damage() or ""
+        assert f"{files[1].name} is damaged at byte {last.start}" in told
+        host.open_group(GROUP, 11, {11: 1}, config=CONFIG)
+        assert host.status(GROUP).in_doubt
+        assert 64 < host.status(GROUP).last_index < 130
+    assert {file.stem for file in tmp_path.iterdir() if file.suffix == ".damaged"} == {files[1].name, files[2].name}
+
+
+def test_a_crash_while_damage_is_put_aside_loses_no_doubt(written: Path, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    shutil.copytree(written, path)
+    (path / "IN_DOUBT").write_text("seen before the crash")
+    with opened(path) as host:
+        assert host.damage() == "seen before the crash"
+        host.open_group(GROUP, 11, {11: 1}, config=CONFIG)
+        assert host.status(GROUP).in_doubt
+    assert not (path / "IN_DOUBT").exists()
+
+
+def test_a_new_group_of_a_damaged_host_is_in_doubt(written: Path, tmp_path: Path) -> None:
+    """Its founding may be what the damaged log no longer tells of, votes included."""
+    path = tmp_path / "log"
+    shutil.copytree(written, path)
+    (file,) = log_files(path)
+    data = bytearray(file.read_bytes())
+    data[FILE_HEAD_BYTES + 20] ^= 1
+    file.write_bytes(data)
+    with opened(path) as host:
+        assert host.stored_groups() == []
+        host.create_group(GROUP, 11, {11: 1, 12: 2}, voters=[11, 12], config=CONFIG)
+        assert host.status(GROUP).in_doubt
 
 
 def test_a_torn_last_write_is_cut_off(tmp_path: Path) -> None:
+    """A lone voter asks nobody: it goes on with what is valid."""
     payloads = write(tmp_path, 5)
     (file,) = log_files(tmp_path)
     data = file.read_bytes()
     file.write_bytes(data[:-3])
     with opened(tmp_path) as host:
         host.open_group(GROUP, 11, {11: 1}, config=CONFIG)
+        assert host.status(GROUP).in_doubt
         applied: list[bytes] = []
         host.campaign(GROUP)
         settle(host, applied, 7)
         assert applied[:5] == payloads
+        assert not host.status(GROUP).in_doubt
 
 
-def test_a_log_with_a_file_missing_in_the_middle_is_corrupt(tmp_path: Path) -> None:
+def test_a_log_with_a_file_missing_keeps_what_is_before_the_hole(tmp_path: Path) -> None:
     # raft-engine would forget what lies before the hole, votes included, without a word.
-    for number in (1, 2, 4):
-        (tmp_path / f"{number:016}.raftlog").write_bytes(b"")
-    with pytest.raises(LogCorrupt, match="file 3 is missing") as caught:
-        RaftHost.open(str(tmp_path), seed=1)
-    assert caught.value.code == "LOG_CORRUPT"
+    write(tmp_path, 5)
+    (first,) = log_files(tmp_path)
+    number = int(first.stem)
+    shutil.copy(first, tmp_path / f"{number + 2:016}.raftlog")
+    with opened(tmp_path) as host:
+        assert f"file {number + 1} is missing" in (host.damage() or "")
+        host.open_group(GROUP, 11, {11: 1}, config=CONFIG)
+        assert host.status(GROUP).in_doubt
+        assert host.status(GROUP).last_index == 7

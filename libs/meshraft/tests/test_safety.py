@@ -16,6 +16,7 @@ from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, UnsafeError, mem
 from meshraft import Backpressure, GroupPoisoned, NotLeader
 
 STEPS = 2000
+DAMAGE_CHANCE = 0.005
 NODES_MAX = 7
 
 
@@ -23,13 +24,15 @@ class Lost(AssertionError):
     """An acknowledged payload is gone."""
 
 
-def storm(seed: int, *, nodes: int, mutant: str | None = None, steps: int = STEPS) -> Cluster:
-    """Runs one random schedule and returns the healed cluster."""
+def storm(seed: int, *, nodes: int, mutant: str | None = None, steps: int = STEPS, damages: bool = False) -> Cluster:
+    """Runs one random schedule and returns the healed cluster. `damages`: the disk of node 1 loses what it synced."""
     rng = random.Random(seed)
-    cluster = Cluster(nodes, seed=seed, mutant=mutant)
+    cluster = Cluster(nodes, seed=seed, mutant=mutant, damages=damages)
     cluster.auto_sync = False
     acknowledged: set[str] = set()
     for step in range(steps):
+        if damages and rng.random() < DAMAGE_CHANCE:
+            cluster.damage(1, rng.randrange(1, 40))
         act(cluster, rng, f"s{step}")
         acknowledged |= {payload for app in cluster.apps.values() for payload in app.payloads}
     heal(cluster)
@@ -40,6 +43,8 @@ def storm(seed: int, *, nodes: int, mutant: str | None = None, steps: int = STEP
     if missing:
         raise Lost(f"lost {sorted(missing)} (seed {seed})")
     assert [cluster.payloads(node) for node in members(cluster)] == [agreed] * len(members(cluster))
+    configurations = {(tuple(cluster.status(n).voters), tuple(cluster.status(n).learners)) for n in members(cluster)}
+    assert len(configurations) == 1, f"members disagree on who they are: {configurations} (seed {seed})"
     return cluster
 
 
@@ -117,6 +122,12 @@ def compact_one(cluster: Cluster, rng: random.Random, _: str) -> None:
         cluster.hosts[node].compact(GROUP, cluster.apps[node].applied, cluster.apps[node].dump())
 
 
+def keep_one(cluster: Cluster, rng: random.Random, _: str) -> None:
+    """An application writes its state down; a later restart begins there."""
+    if cluster.hosts:
+        cluster.keep(rng.choice(sorted(cluster.hosts)))
+
+
 def hand_over(cluster: Cluster, rng: random.Random, _: str) -> None:
     leader = cluster.leader()
     if leader is not None:
@@ -157,6 +168,7 @@ ACTIONS: dict[Callable[[Cluster, random.Random, str], None], int] = {
     cut_some: 2,
     heal_network: 4,
     compact_one: 6,
+    keep_one: 6,
     change_membership: 2,
     hand_over: 1,
 }
@@ -183,12 +195,21 @@ def test_no_committed_entry_is_lost_and_states_agree(seed: int) -> None:
 
 
 @pytest.mark.sim
+@pytest.mark.parametrize("seed", range(30))
+def test_one_damaged_disk_loses_no_committed_entry(seed: int) -> None:
+    """Again and again the same disk loses what it synced, votes included, amid crashes, cuts and new members."""
+    cluster = storm(1000 + seed, nodes=3 if seed % 3 else 5, damages=True)
+    assert not any(cluster.status(node).in_doubt for node in members(cluster))
+
+
+@pytest.mark.sim
 def test_the_storms_reach_commits_elections_and_snapshots() -> None:
     # Otherwise the test above would pass on an idle cluster.
     ended = [storm(seed, nodes=3) for seed in range(10)]
     assert sum(len(cluster.contents) for cluster in ended) > 1000
     assert sum(len(cluster.leaders) for cluster in ended) > 30
     assert sum(cluster.installs for cluster in ended) > 10
+    assert sum(cluster.resumed for cluster in ended) > 10
     assert sum(len(cluster.joined & set(members(cluster))) for cluster in ended) > 5
 
 

@@ -2,7 +2,8 @@
 
 C1: an acknowledged record is readable at its offset on every member. C2: no duplicate, no gap, no reorder per producer,
 no offset that moves. C4: equal state hashes at equal applied index. A checker returns findings in words; none is a pass.
-C3 (linearizability) and C5 (progress) come with the engine's work. Pure; used by the simulator and by end-to-end tests.
+C3 (linearizability) and C5 (progress) look at calls in time: `histories`. Pure; used by the simulator and by end-to-end
+tests.
 """
 
 from __future__ import annotations

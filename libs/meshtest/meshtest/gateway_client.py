@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -71,6 +71,28 @@ class Gateway:
         """Creates a stream and waits until it has formed."""
         request = mesh_pb2.CreateStreamRequest(name=name, members=members, retained_bytes_max=retained_bytes_max)
         return await _call(self.mesh.CreateStream(request, timeout=30))
+
+    async def change_members(
+        self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), renew: Sequence[str] = ()
+    ) -> view_pb2.StreamView:
+        """Commits the members that a stream should have."""
+        request = mesh_pb2.ChangeStreamMembersRequest(name=name, add=add, remove=remove, renew=renew)
+        response = await _call(self.mesh.ChangeStreamMembers(request, timeout=30))
+        return response.stream
+
+    async def transfer_leader(self, stream: str, node: str) -> int:
+        """Hands a leadership over; returns the term."""
+        request = data_pb2.TransferLeaderRequest(stream=stream, node=node)
+        response = await _call(self.data.TransferLeader(request, timeout=30))
+        return response.term
+
+    async def replicas(self) -> data_pb2.ListReplicasResponse:
+        """Replicas of the node."""
+        return await _call(self.data.ListReplicas(data_pb2.ListReplicasRequest(), timeout=30))
+
+    async def audit(self, stream: str) -> data_pb2.AuditStreamResponse:
+        """Compares the members of a stream and verifies their logs."""
+        return await _call(self.data.AuditStream(data_pb2.AuditStreamRequest(stream=stream), timeout=30))
 
     async def delete_stream(self, name: str) -> mesh_pb2.DeleteStreamResponse:
         """Deletes a stream."""

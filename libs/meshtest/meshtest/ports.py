@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import random
 import socket
+from collections import deque
 from typing import Final
 
 FIRST: Final = 20_000
 LAST: Final = 32_000
 _TRIES: Final = 1_000
+_AGAIN: Final = 4_000
+"""How many ports this process asks for before it may get one again: nobody listens on one that was just handed out."""
+
+_recent: deque[int] = deque(maxlen=_AGAIN)
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different ports on which nobody listens right now.
+    """`count` different ports on which nobody listens right now, none of which this process was given lately.
 
     Raises:
         RuntimeError: The range is full.
@@ -26,8 +31,9 @@ def free_ports(count: int) -> list[int]:
         if len(chosen) == count:
             return chosen
         port = draw.randint(FIRST, LAST)
-        if port not in chosen and is_free(port):
+        if port not in _recent and is_free(port):
             chosen.append(port)
+            _recent.append(port)
     raise RuntimeError(f"no {count} free ports between {FIRST} and {LAST}")
 
 

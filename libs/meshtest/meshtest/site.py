@@ -34,6 +34,7 @@ _PORTS: Final = (
     "routing_admin",
     "data_grpc",
     "data_admin",
+    "data_client",
     "peer",
     "gateway_http",
     "gateway_grpc",
@@ -70,6 +71,11 @@ class SiteConfig:
         return f"127.0.0.1:{self.ports['gateway_grpc']}"
 
     @property
+    def client(self) -> str:
+        """Address of the data plane for `meshclient`."""
+        return f"ws://127.0.0.1:{self.ports['data_client']}"
+
+    @property
     def rest(self) -> str:
         """Base URL of the gateway's REST API."""
         return f"http://127.0.0.1:{self.ports['gateway_http']}"
@@ -97,6 +103,7 @@ class SiteConfig:
             "MESH_ROUTING_DATA_TARGET": at("data_grpc"),
             "MESH_DATA_GRPC_LISTEN": at("data_grpc"),
             "MESH_DATA_ADMIN_LISTEN": at("data_admin"),
+            "MESH_DATA_CLIENT_LISTEN": at("data_client"),
             "MESH_DATA_PEER_LISTEN": at("peer") if self.is_listening else "",
             "MESH_DATA_DIAL": ",".join(f"{node}={address}" for node, address in self.dial.items()),
             "MESH_GATEWAY_HTTP_LISTEN": at("gateway_http"),

@@ -29,10 +29,14 @@ _STATE: Final = "sites.json"
 
 
 def _load() -> dict[str, Any]:
+    count = len(NODES) * PORTS_PER_SITE
     try:
         state: dict[str, Any] = json.loads((DIRECTORY / _STATE).read_text())
     except FileNotFoundError:
-        return {"ports": free_ports(len(NODES) * PORTS_PER_SITE), "processes": {}}
+        return {"ports": free_ports(count), "processes": {}}
+    if len(state["ports"]) != count and not _running(state):
+        # Written by a version whose services had another number of ports.
+        state["ports"] = free_ports(count)
     return state
 
 
@@ -72,7 +76,8 @@ async def up() -> int:
         mesh_id = await form_mesh(sites, gateways, print)
     print(f"\nmesh {mesh_id} is HEALTHY; data in {DIRECTORY}/, logs in {DIRECTORY}/*/log/")
     for name, site in sites.items():
-        print(f"  node {name}   API page {site.config.rest}/docs   gRPC {site.config.gateway}")
+        addresses = f"API page {site.config.rest}/docs   gRPC {site.config.gateway}   meshclient {site.config.client}"
+        print(f"  node {name}   {addresses}")
     print(f"\ntry:   .venv/bin/meshctl --gateway {sites['a'].config.gateway} status\nstop:  make down")
     return 0
 

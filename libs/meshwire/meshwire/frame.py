@@ -73,7 +73,12 @@ def decode_handshake(data: Buffer) -> memoryview:
 
 
 def encode_packets(packets: Sequence[Buffer]) -> bytes:
-    """Frame around encoded packets, in their order.
+    """Frame around encoded packets, in their order. Raises WireError as `frame_parts`."""
+    return b"".join(frame_parts(packets))
+
+
+def frame_parts(packets: Sequence[Buffer]) -> list[Buffer]:
+    """The same not yet joined, so that whoever carries the frame can join it behind a head of its own.
 
     Raises:
         WireError: TOO_LARGE when the frame would exceed `MAX_FRAME_BYTES` or a packet `MAX_PACKET_BYTES`; BAD_FIELD for
@@ -88,7 +93,7 @@ def encode_packets(packets: Sequence[Buffer]) -> bytes:
         parts.append(_LENGTH.pack(length))
         parts.append(packet)
     _check_size(size, MAX_FRAME_BYTES)
-    return b"".join(parts)
+    return parts
 
 
 def decode_packets(data: Buffer) -> list[memoryview]:

@@ -6,16 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwire.batch import HEADER_BYTES, MAX_BATCH_BYTES
+from meshwire.batch import HEADER_BYTES, MAX_BATCH_BYTES, Record, decode_header, encode_batch
 from meshwire.entry import (
     MAX_ENTRY_BYTES,
     BatchEntry,
+    BatchLine,
     Entry,
     InitProducerEntry,
     MoveFloorEntry,
     SealEntry,
     decode_entry,
     encode_entry,
+    peek_batch,
 )
 from meshwire.errors import WireCode, WireError
 
@@ -91,3 +93,42 @@ def test_encode_refuses_numbers_out_of_range(number: int) -> None:
         with pytest.raises(WireError) as caught:
             encode_entry(entry)
         assert caught.value.code is WireCode.BAD_FIELD
+
+
+def parsed(data: bytes) -> BatchLine | None:
+    """What `peek_batch` is to find, by way of the two decoders."""
+    try:
+        entry = decode_entry(data)
+        if not isinstance(entry, BatchEntry):
+            return None
+        header = decode_header(entry.batch)
+    except WireError:
+        return None
+    return BatchLine(
+        entry.stamp_ms, header.producer_id, header.producer_epoch, header.base_sequence, header.record_count
+    )
+
+
+@given(
+    values=st.lists(st.binary(max_size=40), min_size=1, max_size=5),
+    numbers=st.tuples(*(st.integers(0, 2**width - 1) for width in (64, 64, 32))),
+    base_sequence=st.integers(0, 2**63),
+    flips=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=2),
+    cut=st.integers(-3, 60),
+)
+def test_peeking_at_a_batch_agrees_with_decoding_it(
+    values: list[bytes],
+    numbers: tuple[int, int, int],
+    base_sequence: int,
+    flips: list[tuple[int, int]],
+    cut: int,
+) -> None:
+    stamp_ms, producer_id, epoch = numbers
+    batch = encode_batch([Record(value) for value in values], producer_id, epoch, base_sequence)
+    whole = encode_entry(BatchEntry(stamp_ms, batch))
+    assert peek_batch(whole) == BatchLine(stamp_ms, producer_id, epoch, base_sequence, len(values))
+    damaged = bytearray(whole)
+    for at, value in flips:
+        damaged[at % len(damaged)] = value
+    data = bytes(damaged[:-cut]) if cut > 0 else bytes(damaged) + bytes(-cut)
+    assert peek_batch(data) == parsed(data)

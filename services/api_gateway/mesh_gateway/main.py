@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from mesh_gateway.core.admission import check_listen
 from mesh_gateway.settings import GatewaySettings
 from mesh_gateway.shell.app import build_app
 from mesh_gateway.shell.backends import Backends, watch_health
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.proxy import pass_through
+from meshcommon.address import check_listen
 from meshcommon.admin import Readiness, admin_app, serve_asgi
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.lifecycle import Stop, run_service

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mesh_gateway.core.admission import check_caller, check_listen, is_loopback
+from mesh_gateway.core.admission import check_caller
 from meshapi.supervisor.v1 import mesh_pb2
+from meshcommon.address import check_listen, is_loopback
 from meshcommon.errors import MeshError
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ OPERATIONS = {
     "/v1/forwarding": {"get"},
     "/v1/streams": {"get", "post"},
     "/v1/streams/{namespace}/{name}": {"get", "delete"},
+    "/v1/streams/{namespace}/{name}/members": {"patch"},
+    "/v1/streams/{namespace}/{name}/leader": {"put"},
+    "/v1/streams/{namespace}/{name}/audit": {"get"},
+    "/v1/raft": {"get"},
     "/v1/streams/{namespace}/{name}/producers": {"post"},
     "/v1/streams/{namespace}/{name}/records": {"get", "post"},
 }

@@ -315,3 +315,28 @@ async def test_bad_numbers_are_400(gateway: Gateway, query: str) -> None:
     answer = await gateway.http.get(f"{RECORDS}?{query}")
     assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_ARGUMENT")
     assert query.partition("=")[0] in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("age_ms", [None, 12])
+async def test_read_that_may_be_stale_says_how_old_it_is(gateway: Gateway, age_ms: int | None) -> None:
+    asked: list[data_pb2.ReadRequest] = []
+
+    async def read(request: Any, _context: Any) -> AsyncIterator[data_pb2.ReadResponse]:
+        asked.append(request)
+        if request.consistency == data_pb2.READ_CONSISTENCY_STALE_OK:
+            yield data_pb2.ReadResponse(next_offset=1, view=data_pb2.ReplicaView(applied_index=7, age_ms_max=age_ms))
+        yield data_pb2.ReadResponse(records=[data_pb2.ReadRecord(offset=0, value=b"x")], next_offset=1)
+
+    gateway.data.answers["Read"] = read
+    path = "/v1/streams/demo/lines/records"
+    answer = await gateway.http.get(path, params={"from": 0, "consistency": "stale_ok"})
+    view = {"applied_index": 7} if age_ms is None else {"applied_index": 7, "age_ms_max": age_ms}
+    assert answer.json()["view"] == view
+    assert [record["value"] for record in answer.json()["records"]] == ["x"]
+    assert "view" not in (await gateway.http.get(path, params={"from": 0})).json()
+    refused = await gateway.http.get(path, params={"from": 0, "consistency": "eventual"})
+    assert (refused.status_code, refused.json()["code"]) == (400, "INVALID_ARGUMENT")
+    assert [request.consistency for request in asked] == [
+        data_pb2.READ_CONSISTENCY_STALE_OK,
+        data_pb2.READ_CONSISTENCY_UNSPECIFIED,
+    ]

@@ -20,6 +20,7 @@ from mesh_control.shell.overlay_client import OverlayClient
 from mesh_control.shell.peer_calls import PeerCalls
 from mesh_control.shell.projection import Projection
 from mesh_control.shell.proposals import Proposals
+from mesh_control.shell.renewal import Renewal
 from mesh_control.shell.routing_client import RoutingClient
 from mesh_control.shell.settings import ControlSettings
 from meshapi.supervisor.v1 import mesh_pb2_grpc
@@ -67,8 +68,7 @@ async def main(stop: Stop) -> None:
     calls = PeerCalls(overlay, first_id=rng.getrandbits(62))
     proposals = Proposals(node, calls, rng)
     JoinService(node, calls, proposals)
-    data = DataClient(data_channel, node, readiness)
-    routing = RoutingClient(routing_channel, node, readiness)
+    data, routing = DataClient(data_channel, node, readiness), RoutingClient(routing_channel, node, readiness)
     lifecycle = Lifecycle(node, data, calls, proposals, (data.push, routing.push))
     overlay.handle(Protocol.RAFT_MCG, lambda packet: node.receive_raft(NodeId(packet.source), packet.payload))
     overlay.handle(Protocol.JOIN, calls.receive)
@@ -84,6 +84,7 @@ async def main(stop: Stop) -> None:
         "data plane": data.run(),
         "routing": routing.run(),
         "group watch": GroupWatch(node, data, proposals).run(),
+        "renewal": Renewal(node, calls, readiness, rng).run(),
         "gauges": Gauges(node).run(),
         "admin": serve_asgi(admin_app(readiness), own.admin_listen, "The control plane's admin page"),
     }

@@ -8,10 +8,14 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from mesh_data.core.disk_room import RoomLimits
 from mesh_data.core.stream_timing import StreamTiming
-from mesh_data.core.view import Member, Node, NodeState, Stream, StreamState, View
+from mesh_data.core.view import Member, Node, NodeState, Retiring, Stream, StreamState, View
 from mesh_data.shell.data_api import StreamsApi
-from mesh_data.shell.groups import Groups, ReplicaState
+from mesh_data.shell.group_reports import ReplicaState
+from mesh_data.shell.groups import Groups
+from mesh_data.shell.raft_api import RaftApi
+from mesh_data.shell.raft_serving import RaftServing
 from mesh_data.shell.replica import Replica
 from mesh_data.shell.streams_catalogue import StreamsCatalogue
 from mesh_data.shell.streams_serving import StreamsServing
@@ -20,7 +24,15 @@ from meshcommon.admin import Readiness
 from meshcommon.ids import MemberId, NodeId, StreamId
 from meshtest.fake_overlay import FakeNetwork, FakeOverlay
 
-TIMING = StreamTiming(tick_s=0.02, election_ticks=10, heartbeat_ticks=2, publish_deadline_s=4.0, attempt_s=0.5)
+TIMING = StreamTiming(
+    tick_s=0.02,
+    election_ticks=10,
+    heartbeat_ticks=2,
+    publish_deadline_s=4.0,
+    attempt_s=0.5,
+    read_barrier_s=2.0,
+    boot_raise_s=0.2,
+)
 STREAM = StreamId(1)
 NAME = "demo/lines"
 COMMITTED = data_pb2.PUBLISH_WAIT_COMMITTED
@@ -28,8 +40,14 @@ A, B, C, D = NodeId(1), NodeId(2), NodeId(3), NodeId(4)
 
 
 def make_view(
-    revision: int = 1, state: StreamState = StreamState.FORMING, members: Iterable[NodeId] = (A, B, C)
+    revision: int = 1,
+    state: StreamState = StreamState.FORMING,
+    members: Iterable[NodeId] = (A, B, C),
+    *,
+    retiring: Iterable[Retiring] = (),
+    is_sealed: bool = False,
 ) -> View:
+    """A view with one stream; the member id of a node is 10 more than its own."""
     nodes = {node: Node(node, f"n{node}", bytes(32), "", NodeState.ACTIVE) for node in (A, B, C, D)}
     stream = Stream(
         STREAM,
@@ -38,6 +56,8 @@ def make_view(
         state,
         revision,
         64 * 1024 * 1024,
+        tuple(retiring),
+        is_sealed,
     )
     return View(revision, "mesh", 1, nodes, {STREAM: stream})
 
@@ -55,10 +75,13 @@ class Site:
             seed=node,
             wall_clock_ms=lambda: int(time.time() * 1000),
             readiness=self.readiness,
+            room=RoomLimits(),
         )
         self.catalogue = StreamsCatalogue(self.overlay, self.groups)
         self.serving = StreamsServing(self.catalogue)
+        self.raft_serving = RaftServing(self.catalogue)
         self.api = StreamsApi(self.catalogue)
+        self.raft_api = RaftApi(self.catalogue)
         self._running = asyncio.create_task(self.groups.run(), name=f"groups of {node}")
 
     @property
@@ -177,6 +200,15 @@ async def read(site: Site, from_offset: int = 0, records_max: int = 0, *, follow
         assert response.records[0].offset == from_offset + len(values)
         values += [record.value for record in response.records]
     return values
+
+
+async def read_stale(site: Site, from_offset: int = 0) -> tuple[list[bytes], data_pb2.ReplicaView]:
+    """What the site's replica has, and how new that is."""
+    asked = data_pb2.ReadRequest(stream=NAME, from_offset=from_offset, consistency=data_pb2.READ_CONSISTENCY_STALE_OK)
+    first, *others = [response async for response in site.api.Read(asked, None)]
+    assert not first.records
+    assert not any(response.HasField("view") for response in others)
+    return [record.value for response in others for record in response.records], first.view
 
 
 def numbered(count: int, start: int = 0) -> list[bytes]:

@@ -1,5 +1,7 @@
 //! The Python face: classes and exceptions over the driver. Holds no decision of its own.
 
+mod batches;
+mod disks;
 mod errors;
 mod raft_host;
 mod values;
@@ -15,7 +17,9 @@ pub fn fill(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("KIND_CONF", KIND_CONF)?;
     module.add("CLASS_CONTROL", CLASS_CONTROL)?;
     module.add("CLASS_BULK", CLASS_BULK)?;
+    batches::fill(module)?;
     errors::fill(module)?;
     values::fill(module)?;
+    disks::fill(module)?;
     raft_host::fill(module)
 }

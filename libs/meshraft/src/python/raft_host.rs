@@ -1,48 +1,36 @@
-//! `RaftHost` and `SimDisk`. Calls return without waiting for the disk, so the GIL is kept; only open, close and the
-//! reading of a stored group may wait, and release it.
+//! `RaftHost`. Calls return without waiting for the disk, so the GIL is kept; only open, close and the
+//! reading of a stored group or of entries through a `LogReader` may wait, and release it.
 
 use std::collections::BTreeMap;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
+use crate::batches;
 use crate::birth::Founders;
 use crate::conf::Change;
 use crate::config::GroupSettings;
 use crate::engine_log::EngineLog;
 use crate::errors::{panic_text, Fault};
 use crate::host::Host;
+use crate::python::batches::{contiguous, PublishRun};
+use crate::python::disks::AnyDisk;
 use crate::python::values::{Entry, GroupConfig, GroupStatus, Installed, Pump};
-use crate::sim_log;
+use crate::reader::Reads;
 
 #[pyclass(frozen, module = "meshraft")]
-pub struct SimDisk(sim_log::SimDisk);
+pub struct LogReader(Arc<Reads>);
 
 #[pymethods]
-impl SimDisk {
-    #[new]
-    #[pyo3(signature = (*, mutant=None))]
-    fn new(mutant: Option<&str>) -> PyResult<Self> {
-        match mutant {
-            None => Ok(SimDisk(sim_log::SimDisk::new(false))),
-            Some("release_before_fsync") => Ok(SimDisk(sim_log::SimDisk::new(true))),
-            Some(other) => Err(PyValueError::new_err(format!("unknown mutant {other:?}; use release_before_fsync"))),
-        }
-    }
-
-    fn pending(&self) -> usize {
-        self.0.pending()
-    }
-
-    #[pyo3(signature = (batches=None))]
-    fn sync(&self, batches: Option<usize>) -> usize {
-        self.0.sync(batches)
-    }
-
-    fn crash(&self) {
-        self.0.crash();
+impl LogReader {
+    fn entries(&self, py: Python<'_>, group: u64, low: u64, high: u64, max_bytes: u64) -> PyResult<Vec<Entry>> {
+        let found = py.detach(|| self.0.entries(group, low, high, max_bytes))?;
+        Ok(found.iter().map(|entry| Entry::new(py, entry)).collect())
     }
 }
 
@@ -70,12 +58,16 @@ impl RaftHost {
 
     #[staticmethod]
     #[pyo3(signature = (disk, *, seed))]
-    fn simulated(disk: &SimDisk, seed: u64) -> Self {
-        RaftHost(Host::new(Box::new(sim_log::SimLog::attach(&disk.0)), seed))
+    fn simulated(disk: AnyDisk<'_>, seed: u64) -> PyResult<Self> {
+        Ok(RaftHost(Host::new(disk.attach()?, seed)))
     }
 
     fn fileno(&self) -> i32 {
         self.0.fileno()
+    }
+
+    fn damage(&self) -> Option<String> {
+        self.0.damage()
     }
 
     fn stored_groups(&mut self) -> PyResult<Vec<u64>> {
@@ -98,18 +90,25 @@ impl RaftHost {
         Ok(self.call(|host| host.create_group(group, member, peers, &founders, settings(config)))?)
     }
 
-    #[pyo3(signature = (group, member, peers, *, config=None))]
+    #[pyo3(signature = (group, member, peers, *, bookmark=None, config=None))]
     fn open_group(
         &mut self,
         py: Python<'_>,
         group: u64,
         member: u64,
         peers: BTreeMap<u64, u64>,
+        bookmark: Option<&[u8]>,
         config: Option<&GroupConfig>,
     ) -> PyResult<Installed> {
         let settings = settings(config);
-        let opened = py.detach(|| self.call(|host| host.open_group(group, member, peers, settings)))?;
+        let bookmark = bookmark.map(Bytes::copy_from_slice);
+        let opened = py.detach(|| self.call(|host| host.open_group(group, member, peers, bookmark, settings)))?;
         Ok(Installed::new(py, &opened))
+    }
+
+    fn bookmark(&mut self, py: Python<'_>, group: u64) -> PyResult<Option<Py<PyBytes>>> {
+        let made = self.call(|host| Ok(host.group(group)?.bookmark()))?;
+        Ok(made.map(|data| PyBytes::new(py, &data).unbind()))
     }
 
     fn close_group(&mut self, group: u64) -> PyResult<()> {
@@ -124,16 +123,41 @@ impl RaftHost {
         Ok(self.call(|host| host.set_peers(group, peers))?)
     }
 
+    fn is_asleep(&self, group: u64) -> PyResult<bool> {
+        Ok(self.0.group(group)?.sleep.is_asleep)
+    }
+
     fn tick(&mut self) -> PyResult<()> {
         Ok(self.call(Host::tick)?)
     }
 
-    fn step(&mut self, peer: u64, frame: &[u8]) -> PyResult<Vec<u64>> {
-        Ok(self.call(|host| host.step(peer, Bytes::copy_from_slice(frame)))?)
+    fn step(&mut self, py: Python<'_>, peer: u64, frame: PyBuffer<u8>) -> PyResult<Vec<u64>> {
+        let frame = Bytes::copy_from_slice(contiguous(py, &frame)?);
+        Ok(self.call(|host| host.step(peer, frame))?)
     }
 
     fn propose(&mut self, group: u64, data: &[u8]) -> PyResult<(u64, u64)> {
-        Ok(self.call(|host| host.propose(group, data))?)
+        Ok(self.call(|host| host.propose(group, Bytes::copy_from_slice(data)))?)
+    }
+
+    fn propose_run(
+        &mut self,
+        py: Python<'_>,
+        group: u64,
+        stamp_ms: u64,
+        run: &PublishRun,
+    ) -> PyResult<(u64, u64, usize)> {
+        let mut taken: Option<(u64, u64, usize)> = None;
+        for batch in run.batches(py) {
+            match (self.call(|host| host.propose(group, batches::entry(stamp_ms, batch))), taken) {
+                (Ok((term, index)), None) => taken = Some((term, index, 1)),
+                (Ok(_), Some((term, index, count))) => taken = Some((term, index, count + 1)),
+                (Err(fault), None) => return Err(fault.into()),
+                // What was taken stays taken; the rest would be refused alike.
+                (Err(_), Some(_)) => break,
+            }
+        }
+        taken.ok_or_else(|| PyValueError::new_err("the run is empty"))
     }
 
     #[pyo3(signature = (group, change, member, peer, context=Vec::new()))]
@@ -175,12 +199,24 @@ impl RaftHost {
         Ok(found.iter().map(|entry| Entry::new(py, entry)).collect())
     }
 
+    fn first_in_memory(&mut self, group: u64) -> PyResult<u64> {
+        Ok(self.call(|host| host.first_in_memory(group))?)
+    }
+
+    fn reader(&self) -> LogReader {
+        LogReader(self.0.reads())
+    }
+
     fn compact(&mut self, group: u64, index: u64, snapshot: &[u8]) -> PyResult<()> {
         Ok(self.call(|host| host.compact(group, index, snapshot))?)
     }
 
     fn status(&self, py: Python<'_>, group: u64) -> PyResult<GroupStatus> {
         GroupStatus::new(py, self.0.group(group)?)
+    }
+
+    fn feeding(&self) -> Vec<(u64, u64, u64, usize)> {
+        self.0.feeding()
     }
 
     fn disk_bytes(&mut self) -> PyResult<u64> {
@@ -197,6 +233,6 @@ fn settings(config: Option<&GroupConfig>) -> GroupSettings {
 }
 
 pub fn fill(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<SimDisk>()?;
+    module.add_class::<LogReader>()?;
     module.add_class::<RaftHost>()
 }

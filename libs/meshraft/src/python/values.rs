@@ -1,12 +1,14 @@
 //! Plain values that cross into Python.
 
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyList};
 
 use crate::config::GroupSettings;
 use crate::frame;
 use crate::group::Group;
 use crate::host::Output;
+use crate::python::batches::Entries;
 use crate::ready::{self, role_name};
 
 #[pyclass(get_all, set_all, module = "meshraft")]
@@ -16,19 +18,21 @@ pub struct GroupConfig {
     pub max_bytes_per_append: u64,
     pub max_inflight_appends: usize,
     pub max_uncommitted_bytes: u64,
+    pub sleeps: bool,
 }
 
 #[pymethods]
 impl GroupConfig {
     #[new]
     #[pyo3(signature = (*, election_ticks=10, heartbeat_ticks=1, max_bytes_per_append=262_144, max_inflight_appends=16,
-        max_uncommitted_bytes=67_108_864))]
+        max_uncommitted_bytes=67_108_864, sleeps=false))]
     fn new(
         election_ticks: usize,
         heartbeat_ticks: usize,
         max_bytes_per_append: u64,
         max_inflight_appends: usize,
         max_uncommitted_bytes: u64,
+        sleeps: bool,
     ) -> PyResult<Self> {
         let config = GroupConfig {
             election_ticks,
@@ -36,6 +40,7 @@ impl GroupConfig {
             max_bytes_per_append,
             max_inflight_appends,
             max_uncommitted_bytes,
+            sleeps,
         };
         config.settings().check()?;
         Ok(config)
@@ -50,6 +55,7 @@ impl GroupConfig {
             max_bytes_per_append: self.max_bytes_per_append,
             max_inflight_appends: self.max_inflight_appends,
             max_uncommitted_bytes: self.max_uncommitted_bytes,
+            sleeps: self.sleeps,
         }
     }
 }
@@ -94,14 +100,22 @@ pub struct Frame {
     data: Py<PyBytes>,
 }
 
-#[pyclass(frozen, get_all, module = "meshraft")]
+#[pyclass(frozen, module = "meshraft")]
 pub struct Pump {
+    #[pyo3(get)]
     frames: Py<PyList>,
+    #[pyo3(get)]
     installed: Py<PyList>,
-    committed: Py<PyList>,
+    #[pyo3(get)]
+    entries: Py<Entries>,
+    #[pyo3(get)]
     roles: Py<PyList>,
+    #[pyo3(get)]
     reads: Py<PyList>,
+    #[pyo3(get)]
     closed: Py<PyList>,
+    /// The same as `entries`, made when it is asked for.
+    committed: PyOnceLock<Py<PyList>>,
 }
 
 #[pyclass(frozen, get_all, module = "meshraft")]
@@ -109,6 +123,7 @@ pub struct Progress {
     member: u64,
     peer: u64,
     matched: u64,
+    commit: u64,
     voter: bool,
     state: &'static str,
     quiet_ticks: u64,
@@ -127,9 +142,19 @@ pub struct GroupStatus {
     first_index: u64,
     last_index: u64,
     persisted: u64,
+    in_doubt: bool,
+    asleep: bool,
+    silent: Vec<u64>,
     voters: Vec<u64>,
     learners: Vec<u64>,
     progress: Py<PyList>,
+}
+
+impl Committed {
+    pub fn new(py: Python<'_>, value: &ready::Committed) -> Self {
+        let data = bytes(py, &value.data);
+        Committed { group: value.group, index: value.index, term: value.term, kind: value.kind, data }
+    }
 }
 
 impl Entry {
@@ -146,23 +171,28 @@ impl Installed {
 
 impl Pump {
     pub fn new(py: Python<'_>, output: Output) -> PyResult<Self> {
-        let committed = |c: ready::Committed| {
-            Py::new(
-                py,
-                Committed { group: c.group, index: c.index, term: c.term, kind: c.kind, data: bytes(py, &c.data) },
-            )
-        };
         let frame = |f: frame::Frame| Py::new(py, Frame { peer: f.peer, cls: f.class, data: bytes(py, &f.data) });
         let role =
             |r: ready::RoleChange| Py::new(py, Role { group: r.group, role: r.role, term: r.term, leader: r.leader });
         Ok(Pump {
             frames: list(py, output.frames, frame)?,
             installed: list(py, output.installed, |i| Py::new(py, Installed::new(py, &i)))?,
-            committed: list(py, output.committed, committed)?,
+            entries: Py::new(py, Entries::new(output.committed))?,
             roles: list(py, output.roles, role)?,
             reads: PyList::new(py, output.reads)?.unbind(),
             closed: PyList::new(py, output.closed)?.unbind(),
+            committed: PyOnceLock::new(),
         })
+    }
+}
+
+#[pymethods]
+impl Pump {
+    #[getter]
+    fn committed(&self, py: Python<'_>) -> PyResult<Py<PyList>> {
+        let make = |entry: &ready::Committed| Py::new(py, Committed::new(py, entry));
+        let made = self.committed.get_or_try_init(py, || list(py, self.entries.get().all().iter().collect(), make))?;
+        Ok(made.clone_ref(py))
     }
 }
 
@@ -192,6 +222,9 @@ impl GroupStatus {
             first_index: store.first(),
             last_index: log.last_index() + group.proposals.len() as u64,
             persisted: log.persisted,
+            in_doubt: group.in_doubt(),
+            asleep: group.sleep.is_asleep,
+            silent: group.silent(),
             voters,
             learners,
             progress: list(py, members, progress)?,
@@ -207,6 +240,7 @@ impl Progress {
             member,
             peer: group.peers.get(&member).copied().unwrap_or(0),
             matched: found.map_or(0, |p| p.matched),
+            commit: found.map_or(0, |p| p.committed_index),
             voter: group.conf().voters.contains(&member),
             state: match found.map(|p| p.state) {
                 Some(raft::ProgressState::Replicate) => "replicate",

@@ -9,42 +9,10 @@ RFC 6454 (Origin).
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import urlsplit
 
-from meshcommon.address import split
+from meshcommon.address import is_loopback
 from meshcommon.errors import ErrorCode, MeshError
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is `localhost` or a loopback address; other names count as not, whatever they resolve to."""
-    if host.lower() in {"localhost", "localhost."}:
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def check_listen(listen: str, what: str, *, is_insecure_dev: bool) -> None:
-    """Refuses an address that others than this machine can reach.
-
-    Args:
-        listen: `host:port`.
-        what: Name of the listener, for the text.
-        is_insecure_dev: Whether the operator accepts that.
-
-    Raises:
-        MeshError: INSECURE_NOT_ALLOWED.
-    """
-    host, _ = split(listen)
-    if not is_insecure_dev and not is_loopback(host):
-        raise MeshError(
-            ErrorCode.INSECURE_NOT_ALLOWED,
-            f"{what} would listen on {listen}, where other machines reach it, but cannot authenticate anyone yet: "
-            "listen on 127.0.0.1, or set MESH_INSECURE_DEV=1 on a network you trust.",
-            {"address": listen},
-        )
 
 
 def check_caller(host: str, origin: str | None, *, is_insecure_dev: bool) -> None:

@@ -19,6 +19,7 @@ from mesh_gateway.shell.follow import follow_router
 from mesh_gateway.shell.mesh_routes import mesh_router, topology_router
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.openapi import add_schema
+from mesh_gateway.shell.raft_routes import raft_router
 from mesh_gateway.shell.stream_routes import catalogue_router, records_router
 from meshcommon.errors import MeshError
 from meshcommon.logging import correlation_id
@@ -51,6 +52,7 @@ def build_app(
         mesh_router(calls),
         topology_router(calls),
         catalogue_router(calls),
+        raft_router(calls),
         records_router(calls),
         follow_router(calls, metrics),
     ):

@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 
 PAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 _CONNECT_TIMEOUT_S: Final = 1.0
+_AUDIT_EXTRA_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Records of one read, in order, and the stream's end as known where it was read."""
+    """Records of one read, in order, the stream's end as known where it was read, and how new that is if it may be old."""
 
     records: list[data_pb2.ReadRecord]
     next_offset: int
+    view: data_pb2.ReplicaView | None = None
 
 
 class Calls:
@@ -78,6 +80,25 @@ class Calls:
     async def get_stream(self, name: str) -> mesh_pb2.GetStreamResponse:
         """A stream of the catalogue."""
         return await self._control(self._backends.mesh_service.GetStream, mesh_pb2.GetStreamRequest(name=name))
+
+    async def change_members(
+        self, request: mesh_pb2.ChangeStreamMembersRequest
+    ) -> mesh_pb2.ChangeStreamMembersResponse:
+        """Changes the members that a stream should have."""
+        return await self._control(self._backends.mesh_service.ChangeStreamMembers, request)
+
+    async def transfer_leader(self, stream: str, node: str) -> data_pb2.TransferLeaderResponse:
+        """Hands a leadership over."""
+        request = data_pb2.TransferLeaderRequest(stream=stream, node=node)
+        return await self._data(self._backends.data_service.TransferLeader, request)
+
+    async def replicas(self) -> data_pb2.ListReplicasResponse:
+        """Replicas of this node."""
+        return await self._data(self._backends.data_service.ListReplicas, data_pb2.ListReplicasRequest())
+
+    async def audit(self, request: data_pb2.AuditStreamRequest) -> data_pb2.AuditStreamResponse:
+        """Compares the members of a stream; reading gigabytes back takes its time."""
+        return await self._data(self._backends.data_service.AuditStream, request, extra_s=_AUDIT_EXTRA_S)
 
     async def delete_stream(self, name: str) -> None:
         """Deletes a stream."""
@@ -143,16 +164,21 @@ class Calls:
         finally:
             call.cancel()
 
-    async def read(self, stream: str, from_offset: int, records_max: int) -> Page:
+    async def read(self, stream: str, from_offset: int, records_max: int, *, is_stale_ok: bool = False) -> Page:
         """One page, without waiting for records to come; it ends early at PAGE_BYTES_MAX."""
         request = data_pb2.ReadRequest(stream=stream, from_offset=from_offset, records_max=records_max)
+        if is_stale_ok:
+            request.consistency = data_pb2.READ_CONSISTENCY_STALE_OK
         call = self._backends.data_service.Read(request, timeout=self._timeout_s, metadata=call_metadata())
         records: list[data_pb2.ReadRecord] = []
+        view: data_pb2.ReplicaView | None = None
         next_offset = from_offset
         size = 0
         try:
             async for answer in call:
                 records.extend(answer.records)
+                if answer.HasField("view"):
+                    view = answer.view
                 next_offset = max(next_offset, answer.next_offset)
                 size += answer.ByteSize()
                 if size >= PAGE_BYTES_MAX:
@@ -161,7 +187,7 @@ class Calls:
             raise mesh_error(error, self._backends.data.name) from error
         finally:
             call.cancel()
-        return Page(records, next_offset)
+        return Page(records, next_offset, view)
 
     async def first_offset(self, stream: str) -> int:
         """First retained offset."""

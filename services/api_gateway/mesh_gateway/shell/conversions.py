@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mesh_gateway.shell import models
+from mesh_gateway.shell import models, raft_models
 from meshapi.common.v1 import view_pb2
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2
 
@@ -67,6 +67,10 @@ def stream_model(stream: view_pb2.StreamView, names: dict[int, str]) -> models.S
                 {"node": names.get(member.node_id, ""), "node_id": member.node_id, "is_voter": member.is_voter}
                 for member in stream.members
             ],
+            "retiring": [
+                {"node": names.get(item.node_id, ""), "node_id": item.node_id, "is_out": item.is_out}
+                for item in stream.retiring
+            ],
             "revision": stream.revision,
             "retained_bytes_max": stream.retained_bytes_max,
             "created_at_ms": stream.created_at_ms,
@@ -83,16 +87,71 @@ def live_model(answer: data_pb2.DescribeStreamResponse) -> models.StreamLive:
         term=answer.term,
         applied_index=answer.applied_index,
         state_hash=answer.state_hash.hex(),
+        members=_progress(answer.members),
+        retained_bytes=answer.retained_bytes,
+        change=answer.change,
+    )
+
+
+def _progress(members: Iterable[data_pb2.MemberProgress]) -> list[models.MemberProgress]:
+    return [
+        models.MemberProgress(
+            node=member.node,
+            is_voter=member.is_voter,
+            matched_index=member.matched_index,
+            quiet_ms=member.quiet_ms,
+        )
+        for member in members
+    ]
+
+
+def replicas_model(answer: data_pb2.ListReplicasResponse) -> raft_models.Replicas:
+    """Replicas of a node."""
+    return raft_models.Replicas(
+        node=answer.node,
+        log_bytes=answer.log_bytes,
+        replicas=[
+            raft_models.Replica(
+                stream=item.stream,
+                stream_id=item.stream_id,
+                member_id=item.member_id,
+                role=item.role,
+                leader=item.leader,
+                term=item.term,
+                commit_index=item.commit_index,
+                applied_index=item.applied_index,
+                first_index=item.first_index,
+                last_index=item.last_index,
+                voters=list(item.voters),
+                learners=list(item.learners),
+                retained_bytes=item.retained_bytes,
+                members=_progress(item.members),
+                change=item.change,
+                reason=item.reason,
+            )
+            for item in answer.replicas
+        ],
+    )
+
+
+def audit_model(answer: data_pb2.AuditStreamResponse) -> raft_models.Audit:
+    """What an audit found."""
+    return raft_models.Audit(
+        stream=answer.stream,
+        compared_index=answer.compared_index,
+        is_divergent=answer.is_divergent,
         members=[
-            models.MemberProgress(
+            raft_models.MemberAudit(
                 node=member.node,
-                is_voter=member.is_voter,
-                matched_index=member.matched_index,
-                quiet_ms=member.quiet_ms,
+                problem=member.problem,
+                is_damaged=member.is_damaged,
+                applied_index=member.applied_index,
+                chain=member.chain.hex(),
+                verified_entries=member.verified_entries,
+                verified_bytes=member.verified_bytes,
             )
             for member in answer.members
         ],
-        retained_bytes=answer.retained_bytes,
     )
 
 

@@ -156,13 +156,24 @@ class StreamMember(BaseModel):
     is_voter: bool = Field(description="Whether it votes in the stream's group.")
 
 
+class RetiringMember(BaseModel):
+    """A former member whose removal or whose data are not gone yet."""
+
+    node: str = Field(description="Name of the node; empty while this node does not know it.")
+    node_id: int = Field(description="Id of the node.")
+    is_out: bool = Field(description="Whether the group runs without it: only its data are left.")
+
+
 class Stream(BaseModel):
     """A stream of the catalogue."""
 
     stream_id: int = Field(description="Id, never used again.")
     name: StreamName
     state: Literal["UNSPECIFIED", "FORMING", "ACTIVE", "DELETING"] = Field(description="Where it is in its life.")
-    members: list[StreamMember] = Field(description="The preferred leader first.")
+    members: list[StreamMember] = Field(
+        description="Who should hold it, the preferred leader first; the group follows step by step."
+    )
+    retiring: list[RetiringMember] = Field(description="Former members that are on their way out.")
     revision: int = Field(description="Revision of the mesh at which this entry last changed.")
     retained_bytes_max: int = Field(description="Bytes that each member retains.")
     created_at_ms: int = Field(description="Time of creation, milliseconds since 1970.")
@@ -200,6 +211,9 @@ class StreamLive(BaseModel):
     state_hash: str = Field(description="Hash chain over the batches at `applied_index`, hexadecimal.")
     members: list[MemberProgress] = Field(description="Members by name.")
     retained_bytes: int = Field(description="Bytes retained at the leader.")
+    change: str = Field(
+        description="What the leader does, or waits for, to bring the group to its members; empty when nothing is left."
+    )
 
 
 class StreamInfo(Stream):
@@ -280,6 +294,16 @@ class ReadRecord(BaseModel):
     key_base64: str | None = Field(default=None, description="Key, if it is not.")
 
 
+class ReplicaView(BaseModel):
+    """How new a replica's view of its stream is."""
+
+    applied_index: int = Field(description="Log index of the last entry that it had applied.")
+    age_ms_max: int | None = Field(
+        None,
+        description="Every record acknowledged so many milliseconds before, or earlier, is in it; absent when not known.",
+    )
+
+
 class Records(BaseModel):
     """A page of records."""
 
@@ -288,6 +312,7 @@ class Records(BaseModel):
         description="Offset that the stream's next new record will get, as known where it was read."
     )
     continue_from: int = Field(description="`from` of the next page.")
+    view: ReplicaView | None = Field(None, description="With `consistency=stale_ok`: what was read.")
 
 
 class ProblemBody(BaseModel):

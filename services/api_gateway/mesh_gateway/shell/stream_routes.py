@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import pydantic
 from fastapi import APIRouter, Path, Query, Request, status
@@ -143,21 +143,34 @@ def records_router(calls: Calls) -> APIRouter:
         name: Name,
         from_offset: From = None,
         records_max: Annotated[int, Query(alias="max", ge=1, le=1_000, description="Records at most.")] = 100,
+        consistency: Annotated[
+            Literal["linearizable", "stale_ok"],
+            Query(
+                description="`linearizable`: everything acknowledged before is in it, or STREAM_UNAVAILABLE when no leader "
+                "confirms that in time. `stale_ok`: what this site's replica has; `view` says how old that is at most."
+            ),
+        ] = "linearizable",
     ) -> models.Records:
         """Reads committed records in order; an empty page means that the end is reached.
 
-        Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR.
+        Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR, STREAM_UNAVAILABLE.
         """
         stream = f"{namespace}/{name}"
         first = await calls.first_offset(stream) if from_offset is None else from_offset
-        page = await calls.read(stream, first, records_max)
+        page = await calls.read(stream, first, records_max, is_stale_ok=consistency == "stale_ok")
         return models.Records(
             records=[models.ReadRecord.model_validate(record_json(record)) for record in page.records],
             next_offset=page.next_offset,
             continue_from=page.records[-1].offset + 1 if page.records else first,
+            view=None if page.view is None else _view(page.view),
         )
 
     return router
+
+
+def _view(view: data_pb2.ReplicaView) -> models.ReplicaView:
+    age_ms_max = view.age_ms_max if view.HasField("age_ms_max") else None
+    return models.ReplicaView(applied_index=view.applied_index, age_ms_max=age_ms_max)
 
 
 async def _publish_request(request: Request) -> data_pb2.PublishRequest:

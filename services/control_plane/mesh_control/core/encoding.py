@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from mesh_control.core.model import Member, MeshStatus, Node, NodeState, Stream, StreamState
+from mesh_control.core.model import Member, MeshStatus, Node, NodeState, Retiring, Stream, StreamState
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import mcg_pb2
 from meshcommon.ids import MemberId, NodeId, StreamId
@@ -60,6 +60,13 @@ def stream_view(stream: Stream) -> view_pb2.StreamView:
         revision=stream.revision,
         retained_bytes_max=stream.retained_bytes_max,
         created_at_ms=stream.created_at_ms,
+        retiring=[
+            view_pb2.RetiringMember(
+                node_id=item.node_id, member_id=item.member_id, revision=item.revision, is_out=item.is_out
+            )
+            for item in stream.retiring
+        ],
+        is_sealed=stream.is_sealed,
     )
 
 
@@ -105,4 +112,9 @@ def _stream(message: view_pb2.StreamView, destroyed: frozenset[NodeId]) -> Strea
         message.retained_bytes_max,
         message.created_at_ms,
         destroyed,
+        tuple(
+            Retiring(NodeId(item.node_id), MemberId(item.member_id), item.revision, item.is_out)
+            for item in message.retiring
+        ),
+        message.is_sealed,
     )

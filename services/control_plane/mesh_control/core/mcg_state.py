@@ -17,7 +17,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from mesh_control.core import encoding, rules
+from mesh_control.core import encoding, member_changes, rules
 from mesh_control.core.model import (
     RETAINED_BYTES_DEFAULT,
     STREAM_VOTERS_MAX,
@@ -88,6 +88,10 @@ class McgState:
             "stream_formed": self._stream_formed,
             "delete_stream": self._delete_stream,
             "replica_destroyed": self._replica_destroyed,
+            "change_members": self._change_members,
+            "member_out": self._member_out,
+            "stream_sealed": self._stream_sealed,
+            "renew_member": self._renew_member,
         }
 
     @property
@@ -284,8 +288,18 @@ class McgState:
         del self._now.nodes[node.node_id]
         self._changed()
         for stream in list(self._now.streams.values()):
-            self._bury(stream)
+            forgotten = member_changes.forget_node(stream, node.node_id, self._now.nodes)
+            if forgotten != stream:
+                self._put_stream(forgotten)
+            self._bury(self._now.streams[stream.stream_id])
         return 0
+
+    def _renew_member(self, command: mcg_pb2.Command) -> int:
+        node, counters = rules.check_node(self._now.nodes, NodeId(command.renew_member.node_id)), self._now.counters
+        renewed = replace(node, mcg_member=MemberId(counters.mcg_member))
+        counters.mcg_member += 1
+        self._put_node(renewed)
+        return renewed.mcg_member
 
     def _set_node_state(self, command: mcg_pb2.Command) -> int:
         node = rules.check_node(self._now.nodes, NodeId(command.set_node_state.node_id))
@@ -346,14 +360,54 @@ class McgState:
         rules.check_not_critical(self.status)
         stream = rules.check_stream(self._now.streams, StreamId(command.delete_stream.stream_id))
         if stream.state is not StreamState.DELETING:
-            self._put_stream(replace(stream, state=StreamState.DELETING))
+            # A group that never formed may never have a quorum that could seal it, and has acknowledged nothing.
+            is_sealed = stream.state is StreamState.FORMING
+            self._put_stream(replace(stream, state=StreamState.DELETING, is_sealed=is_sealed))
+        return 0
+
+    def _stream_sealed(self, command: mcg_pb2.Command) -> int:
+        stream = self._now.streams.get(StreamId(command.stream_sealed.stream_id))
+        if stream is not None and stream.state is StreamState.DELETING and not stream.is_sealed:
+            self._put_stream(replace(stream, is_sealed=True))
+        return 0
+
+    def _change_members(self, command: mcg_pb2.Command) -> int:
+        change, now = command.change_members, self._now
+        stream = rules.check_stream(now.streams, StreamId(change.stream_id))
+        wish = member_changes.Wish(
+            [NodeId(node_id) for node_id in change.add_nodes],
+            [NodeId(node_id) for node_id in change.remove_nodes],
+            frozenset(MemberId(member_id) for member_id in change.renew_members),
+            is_risk_accepted=change.accept_risk,
+        )
+        if not wish.renew:  # a node heals its own memberships whatever became of the others
+            rules.check_not_critical(self.status)
+        changed, next_member = member_changes.change_members(
+            stream, now.nodes, wish, now.revision + 1, now.counters.member_id
+        )
+        if changed != stream:
+            now.counters.member_id = next_member
+            self._put_stream(changed)
+        return 0
+
+    def _member_out(self, command: mcg_pb2.Command) -> int:
+        stream = self._now.streams.get(StreamId(command.member_out.stream_id))
+        if stream is not None:
+            changed = member_changes.member_out(stream, MemberId(command.member_out.member_id), self._now.nodes)
+            if changed != stream:
+                self._put_stream(changed)
         return 0
 
     def _replica_destroyed(self, command: mcg_pb2.Command) -> int:
         confirmed = command.replica_destroyed
         stream = self._now.streams.get(StreamId(confirmed.stream_id))
         # The last confirmation ends the tombstone, so a repeated one finds nothing: it is no error.
-        if stream is None or not stream.has_member(NodeId(confirmed.node_id)):
+        if stream is None or NodeId(confirmed.node_id) not in stream.holders:
+            return 0
+        if confirmed.member_id:
+            changed = member_changes.member_destroyed(stream, MemberId(confirmed.member_id))
+            if changed != stream:
+                self._put_stream(changed)
             return 0
         if stream.state is not StreamState.DELETING:
             raise MeshError(ErrorCode.INVALID_ARGUMENT, f"{stream.name!r} is not being deleted: nothing to confirm.")
@@ -367,7 +421,7 @@ class McgState:
         """Keeps a tombstone up to date, or removes it when every member confirmed or is no longer there."""
         if stream.state is not StreamState.DELETING:
             return
-        missing = {member.node_id for member in stream.members} & self._now.nodes.keys() - stream.destroyed
+        missing = stream.holders & self._now.nodes.keys() - stream.destroyed
         if not missing:
             del self._now.streams[stream.stream_id]
             self._changed()

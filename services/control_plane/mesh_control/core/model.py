@@ -79,14 +79,34 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Retiring:
+    """A membership that ends.
+
+    Attributes:
+        node_id: where its replica is.
+        member_id: never used again.
+        revision: catalogue revision that retired it.
+        is_out: the group has committed its removal; what is left is its data.
+    """
+
+    node_id: NodeId
+    member_id: MemberId
+    revision: int
+    is_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Stream:
     """One stream; the first of `members` is the preferred leader.
 
     Attributes:
+        members: who the group should have; the group's own configuration follows.
         revision: catalogue revision of its last change.
         retained_bytes_max: bytes that each member keeps.
         created_at_ms: leader's stamp, milliseconds since 1970.
         destroyed: members that confirmed the end of their replica, while DELETING.
+        retiring: former members whose removal or whose data are not gone yet.
+        is_sealed: while DELETING: the group takes nothing more, its replicas may be destroyed.
     """
 
     stream_id: StreamId
@@ -97,6 +117,13 @@ class Stream:
     retained_bytes_max: int
     created_at_ms: int
     destroyed: frozenset[NodeId] = frozenset()
+    retiring: tuple[Retiring, ...] = ()
+    is_sealed: bool = False
+
+    @property
+    def holders(self) -> frozenset[NodeId]:
+        """Nodes where there may be data of the stream."""
+        return frozenset(item.node_id for item in self.members) | {item.node_id for item in self.retiring}
 
     def has_member(self, node_id: NodeId) -> bool:
         """Whether the node holds a replica."""

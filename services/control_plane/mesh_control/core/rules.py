@@ -105,16 +105,21 @@ def check_removable(nodes: Nodes, streams: Streams, node_id: NodeId) -> Node:
     at_risk = sorted(
         stream.name
         for stream in streams.values()
-        if stream.state is not StreamState.DELETING and stream.has_member(node_id)
+        if stream.state is not StreamState.DELETING and _is_needed(stream, node_id)
     )
     if at_risk:
         raise MeshError(
             ErrorCode.STREAMS_AT_RISK,
             f"{node.name!r} holds replicas of {len(at_risk)} streams, which would lose one ({', '.join(at_risk[:5])}"
-            f"{', …' if len(at_risk) > 5 else ''}): delete these streams first.",
+            f"{', …' if len(at_risk) > 5 else ''}): remove it from these streams first, or delete them.",
             {"streams": ",".join(at_risk)},
         )
     return node
+
+
+def _is_needed(stream: Stream, node_id: NodeId) -> bool:
+    """Whether the stream's group counts, or should count, on the node."""
+    return stream.has_member(node_id) or any(item.node_id == node_id and not item.is_out for item in stream.retiring)
 
 
 def check_new_stream(

@@ -21,7 +21,7 @@ from meshapi.data.v1 import data_pb2, data_pb2_grpc
 from meshapi.overlay.v1 import overlay_pb2, overlay_pb2_grpc
 from meshcommon.admin import Readiness
 from meshcommon.grpc_client import call_metadata, mesh_error
-from meshcommon.ids import NodeId, StreamId
+from meshcommon.ids import MemberId, NodeId, StreamId
 from meshcommon.logging import get_logger
 
 DIAL_TIMEOUT_S: Final = 10.0
@@ -30,6 +30,7 @@ SERVICE: Final = "data plane"
 _STATES: Final = {
     data_pb2.GROUP_STATE_OPEN: "open",
     data_pb2.GROUP_STATE_DESTROYED: "destroyed",
+    data_pb2.GROUP_STATE_SEALED: "sealed",
 }
 _log = get_logger(__name__)
 
@@ -105,7 +106,12 @@ class DataClient:
                 async for response in self._data.WatchGroups(data_pb2.WatchGroupsRequest(), wait_for_ready=True):
                     self._reports = {
                         StreamId(item.stream_id): Report(
-                            _STATES.get(item.state, "other"), NodeId(item.leader_node), item.reason
+                            _STATES.get(item.state, "other"),
+                            NodeId(item.leader_node),
+                            item.reason,
+                            MemberId(item.member_id),
+                            tuple(map(MemberId, item.members_out)),
+                            item.is_distrusted,
                         )
                         for item in response.groups
                     }

@@ -18,6 +18,7 @@ from mesh_control.shell.changes import Changes
 from mesh_control.shell.identity import Identity
 from mesh_control.shell.leadership import Leadership
 from mesh_control.shell.mcg import Birth, Mcg, SendFrame
+from mesh_control.shell.mcg_store import McgStore
 from mesh_control.shell.membership import MembershipFile
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import mcg_pb2
@@ -26,7 +27,7 @@ from meshcommon.datadir import DataDir
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NO_NODE, MemberId, NodeId
 from meshcommon.logging import get_logger
-from meshraft import RaftError, RaftHost
+from meshraft import CLASS_CONTROL, RaftError, RaftHost
 
 HAND_OVER_S: Final = 0.5
 FOUNDING_INDEX: Final = 1
@@ -60,6 +61,9 @@ class LocalNode:
         self._data_dir = data_dir
         self._send = send
         self._now_ms = now_ms
+        self.store = McgStore(
+            data_dir.path / _RAFT_DIR, timing, lambda peer, payload: send(peer, CLASS_CONTROL, payload)
+        )
         self._seed = seed
         self._file = MembershipFile(data_dir.path)
         self._membership = self._file.read()
@@ -112,8 +116,21 @@ class LocalNode:
             return False
         return not self.is_listed and mcg.state.revision >= membership.first_view.revision
 
+    @property
+    def is_distrusted(self) -> bool:
+        """Whether the log of the control group forgot what it confirmed, so that this node is silent in the group."""
+        return self._mcg is not None and self.store.is_distrusted
+
+    def known_peers(self) -> list[NodeId]:
+        """The other nodes of the mesh, as far as known here: a founder that lost its log knows those that spoke to it."""
+        view = self.view()
+        listed = {NodeId(node.node_id) for node in view.nodes} if view else set()
+        return sorted((listed | self.store.keeper.acquainted) - {self.node_id})
+
     def require_mcg(self) -> Mcg:
-        """The replica, or NOT_A_MEMBER."""
+        """The replica, or NOT_A_MEMBER; UNAVAILABLE while it is replaced."""
+        if self._mcg is None and self._membership is not None and not self._membership.is_leaving:
+            raise MeshError(ErrorCode.UNAVAILABLE, "This node's replica of the control group is replaced: try again.")
         if self._mcg is None:
             raise MeshError(ErrorCode.NOT_A_MEMBER, "This node is in no mesh: seed one, or join one.")
         return self._mcg
@@ -186,19 +203,48 @@ class LocalNode:
         self._write(updated)
         self.changed.notify()
 
+    async def renew(self, member_id: MemberId) -> None:
+        """Becomes another member of the control group, blank: the former one is over, and its log goes.
+
+        Raises:
+            MeshError: STORAGE_FAILED, DATA_DIR_UNWRITABLE.
+        """
+        if self._membership is None:
+            return
+        updated = Membership()
+        updated.CopyFrom(self._membership)
+        updated.mcg_member, updated.is_founder = member_id, False
+        if (newest := self.view()) is not None:
+            updated.first_view.CopyFrom(newest)
+        await self._close()
+        try:
+            async with self.store.keeper.one_at_a_time:
+                await asyncio.to_thread(self.store.forget_log)
+        except OSError as error:
+            raise MeshError(
+                ErrorCode.STORAGE_FAILED, f"The log of the control group cannot be given up ({error}): check the disk."
+            ) from error
+        self._write(updated)
+        self._open()
+        self.changed.notify()
+
+    async def _close(self) -> None:
+        # Nobody may ask a replica that is closing.
+        mcg, self._mcg, self._leadership = self._mcg, None, None
+        if mcg is not None:
+            await mcg.stop()
+        self.store.keeper.close()
+
     async def forget(self) -> None:
         """Forgets the mesh: closes the replica, empties the data directory, makes a new key."""
-        if self._mcg is not None:
-            await self._mcg.stop()
-            self._mcg = None
-            self._leadership = None
+        await self._close()
         self._clear()
         self.identity = Identity.load_or_make(self._data_dir.path)
         self.changed.notify()
 
     def receive_raft(self, peer: NodeId, frame: bytes) -> None:
         """A Raft frame from a node; one that arrives before or after a membership is dropped."""
-        if self._mcg is not None:
+        if self._mcg is not None and self.store.takes(peer, frame):
             self._mcg.receive(peer, frame)
 
     async def hand_over(self) -> None:
@@ -211,13 +257,19 @@ class LocalNode:
         if heirs:
             mcg.transfer_leadership(heirs[0])
             await self.changed.wait_until(lambda: not mcg.standing().is_leader, HAND_OVER_S)
+        await self.store.keeper.farewell()
 
     async def run(self) -> None:
-        """Drives the replica whenever there is one; until cancelled.
+        """Drives the replica whenever there is one, and its store; until cancelled.
 
         Raises:
             MeshError: STORAGE_FAILED.
         """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.store.keeper.run(), name="mcg store")
+            await self._run_replicas()
+
+    async def _run_replicas(self) -> None:
         while True:
             mcg, leadership = self._mcg, self._leadership
             if mcg is None or leadership is None:
@@ -235,8 +287,18 @@ class LocalNode:
     async def _pass_on(self, mcg: Mcg) -> None:
         while True:
             await mcg.changed.wait()
+            self.store.keeper.written()
+            self._follow(mcg)
             self._end_founding(mcg)
             self.changed.notify()
+
+    def _follow(self, mcg: Mcg) -> None:
+        if self._membership is not None:
+            self.store.follow(self._membership.first_view, mcg.state, self.node_id)
+
+    def _send_frame(self, peer: NodeId, frame_class: int, data: bytes) -> None:
+        if self.store.may_send(peer):
+            self._send(peer, frame_class, data)
 
     def _end_founding(self, mcg: Mcg) -> None:
         """The log holds more than the founding: if it is ever lost, the others have it, and founding anew would split the mesh."""
@@ -278,7 +340,13 @@ class LocalNode:
             {node.mcg_member: node.node_id for node in first.nodes},
         )
         host = _open_host(self._data_dir.path / _RAFT_DIR, self._seed)
-        self._mcg = Mcg.open(host, place, birth, self.timing, self._send, self._now_ms)
+        try:
+            self.store.open()
+        except OSError as error:
+            host.close()
+            raise _not_opened(self._data_dir.path / _RAFT_DIR, error) from error
+        self._mcg = Mcg.open(host, place, birth, self.timing, self._send_frame, self._now_ms)
+        self._follow(self._mcg)
         self._mcg.set_ticking(membership.is_running)
         self._leadership = Leadership(self._mcg, self.timing)
 
@@ -286,14 +354,21 @@ class LocalNode:
 def _open_host(path: Path, seed: int) -> RaftHost:
     try:
         path.mkdir(exist_ok=True)
-        return RaftHost.open(str(path), seed=seed)
+        host = RaftHost.open(str(path), seed=seed)
     except (RaftError, OSError) as error:
-        raise MeshError(
-            ErrorCode.STORAGE_FAILED,
-            f"The log of the control group in {path} cannot be opened ({error}): check the disk; "
-            "if the log is damaged, empty this service's data directory and join again.",
-            {"path": str(path)},
-        ) from error
+        raise _not_opened(path, error) from error
+    if damage := host.damage():
+        _log.error("raft_log_damaged", damage=damage, effect="the control group here is in doubt until it is repaired")
+    return host
+
+
+def _not_opened(path: Path, error: Exception) -> MeshError:
+    return MeshError(
+        ErrorCode.STORAGE_FAILED,
+        f"The log of the control group in {path} cannot be opened ({error}): check the disk; "
+        "if the log is damaged, empty this service's data directory and join again.",
+        {"path": str(path)},
+    )
 
 
 def _founding_snapshot(view: view_pb2.MeshView) -> bytes:

@@ -22,6 +22,7 @@ from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId, StreamId, check_stream_name
 
 READ_BARRIER_S: Final = 2.0
+_TWO_MEMBERS: Final = "The stream has two members: the loss of either one stops its writes."
 
 
 class MeshService(mesh_pb2_grpc.MeshServiceServicer):
@@ -93,7 +94,7 @@ class MeshService(mesh_pb2_grpc.MeshServiceServicer):
         stream = await self._wait_until_formed(StreamId(result.allocated_id), request.name)
         response = mesh_pb2.CreateStreamResponse(stream=stream_view(stream))
         if len(stream.members) == 2:
-            response.warnings.append("The stream has two members: the loss of either one stops its writes.")
+            response.warnings.append(_TWO_MEMBERS)
         return response
 
     async def ListStreams(  # noqa: N802
@@ -112,14 +113,41 @@ class MeshService(mesh_pb2_grpc.MeshServiceServicer):
         """One stream."""
         return mesh_pb2.GetStreamResponse(stream=stream_view(await self._stream(request.name)))
 
+    async def ChangeStreamMembers(  # noqa: N802
+        self, request: mesh_pb2.ChangeStreamMembersRequest, context: Any
+    ) -> mesh_pb2.ChangeStreamMembersResponse:
+        """Commits the members that the stream should have; its group follows by itself."""
+        if not (request.add or request.remove or request.renew):
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, "The change names no node: say which to add, remove or renew.")
+        stream = await self._stream(request.name)
+        renew = set(self._node_ids(request.renew))
+        change = mcg_pb2.ChangeMembers(
+            stream_id=stream.stream_id,
+            add_nodes=self._node_ids(request.add),
+            remove_nodes=self._node_ids(request.remove),
+            renew_members=[member.member_id for member in stream.members if member.node_id in renew],
+            accept_risk=request.accept_risk,
+        )
+        if len(change.renew_members) != len(renew):
+            raise MeshError(ErrorCode.UNKNOWN_NODE, f"Not all nodes to renew hold {request.name!r}: see its members.")
+        result = await self._proposals.propose(mcg_pb2.Command(change_members=change))
+        await self._proposals.wait_for_revision(result.revision, READ_BARRIER_S)
+        changed = await self._stream(request.name)
+        response = mesh_pb2.ChangeStreamMembersResponse(stream=stream_view(changed))
+        if len(changed.members) == 2:
+            response.warnings.append(_TWO_MEMBERS)
+        return response
+
     async def DeleteStream(  # noqa: N802
         self, request: mesh_pb2.DeleteStreamRequest, context: Any
     ) -> mesh_pb2.DeleteStreamResponse:
-        """Commits the deletion."""
+        """Commits the deletion, and waits a moment for the members to end, so that the name is free again."""
         stream = await self._stream(request.name)
+        state = self._node.require_mcg().state
         command = mcg_pb2.Command(delete_stream=mcg_pb2.DeleteStream(stream_id=stream.stream_id))
         result = await self._proposals.propose(command)
         await self._proposals.wait_for_revision(result.revision, READ_BARRIER_S)
+        await self._node.changed.wait_until(lambda: stream.stream_id not in state.streams, READ_BARRIER_S)
         return mesh_pb2.DeleteStreamResponse()
 
     def _node_ids(self, names: Any) -> list[NodeId]:

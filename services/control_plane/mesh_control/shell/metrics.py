@@ -7,6 +7,10 @@ from typing import Final
 from prometheus_client import Counter, Gauge
 
 INVALID_FRAMES: Final = Counter("mesh_control_invalid_frames_total", "Raft frames from peers that were refused.")
+DISTRUSTED_FRAMES: Final = Counter(
+    "mesh_control_distrusted_frames_total",
+    "Raft frames dropped because the log of the peer, or of this node, is not what it was.",
+)
 INVALID_REQUESTS: Final = Counter("mesh_control_invalid_requests_total", "Requests from peers that do not parse.")
 PACKETS_DROPPED: Final = Counter(
     "mesh_control_packets_dropped_total", "Packets dropped because the data plane is away."

@@ -89,14 +89,13 @@ class Proposals:
 
     async def _until_certain(self, command: mcg_pb2.Command) -> Result:
         while True:
-            mcg = self._node.require_mcg()
             if self._node.is_removed:
                 # Nobody answers a stranger: waiting for them would only hide the reason.
                 raise MeshError(
                     ErrorCode.UNKNOWN_NODE, "This node is no longer a member of the mesh: leave it here too."
                 )
-            standing = mcg.standing()
             try:
+                standing = self._node.require_mcg().standing()
                 if standing.is_leader:
                     return _unless_refused(await self._node.require_leadership().propose(command))
                 if standing.leader:
@@ -126,6 +125,8 @@ class Proposals:
         command.proposal_id = request.proposal_id
         if command.WhichOneof("kind") in (None, "found_mesh", "set_voters", "set_reachability"):
             raise MeshError(ErrorCode.INVALID_ARGUMENT, "Only the leader itself proposes this.")
+        if command.HasField("renew_member") and command.renew_member.node_id != peer:
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, "Only the node itself proposes this.")
         result = _unless_refused(await self._node.require_leadership().propose(command))
         return join_pb2.ProposeResponse(revision=result.revision, allocated_id=result.allocated_id).SerializeToString()
 

@@ -3,89 +3,37 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
+from control_plane_testing.mcg_commands import (
+    MESH_ID,
+    accept,
+    add,
+    apply,
+    change,
+    create,
+    delete,
+    destroyed,
+    formed,
+    found,
+    out,
+    reach,
+    refusal,
+    remove,
+    renew,
+    sealed,
+    set_state,
+)
 from mesh_control.core.mcg_state import REMEMBERED_PROPOSALS_MAX, McgState, Result
 from mesh_control.core.model import RETAINED_BYTES_DEFAULT, RETAINED_BYTES_MIN, MeshStatus, StreamState
 from meshapi.control.v1 import mcg_pb2
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.ids import NodeId, StreamId
-
-MESH_ID = "6f0d6c52-0000-4000-8000-000000000001"
-
-
-def key(number: int) -> bytes:
-    return bytes([number]) * 32
-
-
-def found(name: str = "a") -> mcg_pb2.Command:
-    command = mcg_pb2.Command(stamp_ms=1000)
-    command.found_mesh.mesh_id = MESH_ID
-    command.found_mesh.node.name = name
-    command.found_mesh.node.public_key = key(1)
-    return command
-
-
-def add(name: str, number: int, address: str = "", **fields: Any) -> mcg_pb2.Command:
-    node = mcg_pb2.AddNode(name=name, public_key=key(number), peer_address=address)
-    return mcg_pb2.Command(add_node=node, **fields)
-
-
-def remove(node_id: int) -> mcg_pb2.Command:
-    return mcg_pb2.Command(remove_node=mcg_pb2.RemoveNode(node_id=node_id))
-
-
-def reach(node_id: int, is_reachable: bool) -> mcg_pb2.Command:
-    change = mcg_pb2.SetReachability(node_id=node_id, is_reachable=is_reachable)
-    return mcg_pb2.Command(set_reachability=change)
-
-
-def set_state(node_id: int, state: int) -> mcg_pb2.Command:
-    command = mcg_pb2.Command()
-    command.set_node_state.node_id = node_id
-    command.set_node_state.state = state  # type: ignore[assignment]
-    return command
-
-
-def create(name: str, members: list[int], retained: int = 0, **fields: Any) -> mcg_pb2.Command:
-    stream = mcg_pb2.CreateStream(name=name, node_ids=members, retained_bytes_max=retained)
-    return mcg_pb2.Command(create_stream=stream, **fields)
-
-
-def formed(stream_id: int) -> mcg_pb2.Command:
-    return mcg_pb2.Command(stream_formed=mcg_pb2.StreamFormed(stream_id=stream_id))
-
-
-def delete(stream_id: int) -> mcg_pb2.Command:
-    return mcg_pb2.Command(delete_stream=mcg_pb2.DeleteStream(stream_id=stream_id))
-
-
-def destroyed(stream_id: int, node_id: int) -> mcg_pb2.Command:
-    return mcg_pb2.Command(replica_destroyed=mcg_pb2.ReplicaDestroyed(stream_id=stream_id, node_id=node_id))
-
-
-def apply(state: McgState, command: mcg_pb2.Command) -> Result:
-    return state.apply(state.applied_index + 1, command)
-
-
-def accept(state: McgState, command: mcg_pb2.Command) -> int:
-    result = apply(state, command)
-    assert result.refusal is None, result.refusal
-    return result.allocated_id
-
-
-def refusal(state: McgState, command: mcg_pb2.Command) -> MeshError:
-    """The refusal, after which nothing but index and time may have changed."""
-    before = state.view().SerializeToString(deterministic=True)
-    result = apply(state, command)
-    assert result.refusal is not None
-    assert state.view().SerializeToString(deterministic=True) == before
-    return result.refusal
+from meshcommon.ids import MemberId, NodeId, StreamId
 
 
 def health(state: McgState) -> MeshStatus:
@@ -129,6 +77,7 @@ def test_commands_before_the_founding_are_refused() -> None:
         (remove(9), ErrorCode.UNKNOWN_NODE),
         (reach(9, False), ErrorCode.UNKNOWN_NODE),
         (set_state(9, 1), ErrorCode.UNKNOWN_NODE),
+        (renew(9), ErrorCode.UNKNOWN_NODE),
         (set_state(1, 0), ErrorCode.INVALID_ARGUMENT),
         (set_state(1, 7), ErrorCode.INVALID_ARGUMENT),
         (create("x/y", []), ErrorCode.MEMBER_COUNT),
@@ -161,6 +110,18 @@ def test_ids_of_removed_nodes_are_not_used_again(state: McgState) -> None:
     accept(state, remove(3))
     assert accept(state, add("c", 4)) == 4
     assert state.nodes[NodeId(4)].mcg_member == 4
+
+
+def test_a_node_that_forgot_becomes_another_member_of_the_group(state: McgState) -> None:
+    before = state.nodes[NodeId(2)]
+    assert accept(state, renew(2, proposal_id=5)) == 4
+    assert state.nodes[NodeId(2)] == replace(before, mcg_member=MemberId(4))
+    revision = state.revision
+    assert accept(state, renew(2, proposal_id=5)) == 4  # its answer was lost
+    assert state.revision == revision
+    assert accept(state, renew(2)) == 5
+    assert accept(state, add("d", 4)) == 4
+    assert state.nodes[NodeId(4)].mcg_member == 6
 
 
 def test_last_node_may_not_go(state: McgState) -> None:
@@ -297,12 +258,19 @@ NUMBERS = st.integers(1, 6)
 COMMANDS = st.one_of(
     st.builds(add, st.sampled_from(["b", "c", "d", "e", "BAD"]), NUMBERS),
     st.builds(remove, NUMBERS),
+    st.builds(renew, NUMBERS),
     st.builds(reach, NUMBERS, st.booleans()),
     st.builds(set_state, NUMBERS, st.integers(0, 3)),
     st.builds(create, st.sampled_from(["x/a", "x/b", "bad"]), st.lists(NUMBERS, max_size=4)),
     st.builds(formed, NUMBERS),
     st.builds(delete, NUMBERS),
     st.builds(destroyed, NUMBERS, NUMBERS),
+    st.builds(sealed, NUMBERS),
+    st.builds(out, NUMBERS, st.integers(1, 20)),
+    st.builds(destroyed, NUMBERS, NUMBERS, st.integers(1, 20)),
+    st.builds(
+        change, NUMBERS, st.lists(NUMBERS, max_size=2), st.lists(NUMBERS, max_size=2), st.lists(NUMBERS, max_size=1)
+    ),
 )
 
 
@@ -316,7 +284,7 @@ class Replicas(RuleBasedStateMachine):
         self.steady, self.restored = McgState(), McgState()
         self.node_ids: set[int] = set()
         self.stream_ids: set[int] = set()
-        self.member_ids: dict[int, int] = {}
+        self.member_ids: dict[int, tuple[int, int]] = {}
         self.next_proposal = 1
         self.both(found())
 
@@ -331,9 +299,11 @@ class Replicas(RuleBasedStateMachine):
         for stream_id in set(self.steady.streams) - known_streams:
             assert stream_id not in self.stream_ids, "a stream id was used again"
             self.stream_ids.add(stream_id)
-            for member in self.steady.streams[stream_id].members:
-                assert member.member_id not in self.member_ids, "a member id was used again"
-                self.member_ids[member.member_id] = stream_id
+        for stream in self.steady.streams.values():
+            for member in stream.members:
+                home = (stream.stream_id, member.node_id)
+                assert self.member_ids.setdefault(member.member_id, home) == home, "a member id was used again"
+                assert member.member_id not in {item.member_id for item in stream.retiring}
         return first
 
     @rule(target=proposals, command=COMMANDS, stamp_ms=st.integers(0, 10_000))
@@ -367,6 +337,10 @@ class Replicas(RuleBasedStateMachine):
         for stream in self.steady.streams.values():
             if stream.state is not StreamState.DELETING:
                 assert all(member.node_id in self.steady.nodes for member in stream.members)
+                assert len({member.node_id for member in stream.members}) == len(stream.members)
+                assert sum(member.is_voter for member in stream.members) == min(len(stream.members), 5)
+                # The group still counts on who retires: its node must not go before.
+                assert all(item.is_out or item.node_id in self.steady.nodes for item in stream.retiring)
 
 
 TestReplicas = Replicas.TestCase

@@ -22,6 +22,7 @@ from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.mesh_service import MeshService
 from mesh_control.shell.peer_calls import PeerCalls
 from mesh_control.shell.proposals import Proposals
+from mesh_control.shell.renewal import Renewal
 from meshapi.overlay.v1 import overlay_pb2
 from meshcommon.admin import Readiness
 from meshcommon.datadir import DataDir
@@ -57,7 +58,9 @@ class OneNode:
         self.proposals = Proposals(self.node, self.calls, rng)
         JoinService(self.node, self.calls, self.proposals)
         self.lifecycle = Lifecycle(self.node, self, self.calls, self.proposals, ())
-        self.service = MeshService(self.node, self.lifecycle, self.proposals, Readiness(), is_insecure=False)
+        self.readiness = Readiness()
+        self.renewal = Renewal(self.node, self.calls, self.readiness, rng)
+        self.service = MeshService(self.node, self.lifecycle, self.proposals, self.readiness, is_insecure=False)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -77,6 +80,7 @@ class OneNode:
             group.create_task(self.node.run(), name="replica")
             group.create_task(self.calls.run(), name="calls")
             group.create_task(self.lifecycle.run(), name="lifecycle")
+            group.create_task(self.renewal.run(), name="renewal")
 
     def _send_raft(self, peer: NodeId, frame_class: int, data: bytes) -> None:
         self.send(Protocol.RAFT_MCG, TrafficClass(frame_class * 2), peer, data)

@@ -2,8 +2,8 @@
 
 A reader goes to the last mark at or before its offset and steps forward through the log. Stepping needs the records per
 entry, which the entries tell, and which batches were refused, which they do not: those are kept here. Memory: 24 bytes
-per mark, 8 per refused batch. Leaves out: reading the log; surviving a restart (replay rebuilds it). Source: Kafka's
-sparse offset index.
+per mark, 8 per refused batch. Leaves out: reading the log; files (an image of it is part of a replica's checkpoint, and
+replay rebuilds the rest). Source: Kafka's sparse offset index.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ MARK_BYTES: Final = 64 * 1024
 MARK_ENTRIES: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Position:
-    """A place in the log from which a reader can step on.
+    """A place in the log from which a reader can step on. Not frozen, because each batch makes one.
 
     Attributes:
         offset: offset of the first record at or after `index`.
@@ -30,6 +30,18 @@ class Position:
     offset: int
     index: int
     time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexImage:
+    """An index at one moment, as it is kept on disk; its arrays are its own."""
+
+    offsets: array[int]
+    indexes: array[int]
+    times: array[int]
+    refused: array[int]
+    bytes_since: int
+    entries_since: int
 
 
 class OffsetIndex:
@@ -43,6 +55,26 @@ class OffsetIndex:
         self._refused = array("Q")
         self._bytes_since = 0
         self._entries_since = 0
+
+    @classmethod
+    def of(cls, image: IndexImage) -> OffsetIndex:
+        """The index in an image, which must not be used any more."""
+        index = cls(Position(0, 0, 0))
+        index._offsets, index._indexes, index._times = image.offsets, image.indexes, image.times
+        index._refused = image.refused
+        index._bytes_since, index._entries_since = image.bytes_since, image.entries_since
+        return index
+
+    def image(self) -> IndexImage:
+        """A copy of everything, for a thread to write down."""
+        return IndexImage(
+            self._offsets[:],
+            self._indexes[:],
+            self._times[:],
+            self._refused[:],
+            self._bytes_since,
+            self._entries_since,
+        )
 
     @property
     def first(self) -> Position:
@@ -64,6 +96,17 @@ class OffsetIndex:
             self._entries_since = 0
         self._bytes_since += size_bytes
         self._entries_since += 1
+
+    @property
+    def run_max(self) -> tuple[int, int]:
+        """Entries and bytes that one `append_run` may bring: behind them, or behind the entry that reaches them, is a mark."""
+        entries, size_bytes = MARK_ENTRIES - self._entries_since, MARK_BYTES - self._bytes_since
+        return (entries, size_bytes) if entries > 0 and size_bytes > 0 else (MARK_ENTRIES, MARK_BYTES)
+
+    def append_run(self, position: Position, entries: int, size_bytes: int) -> None:
+        """Notes so many batches in a row, like `append` of each; the first is at `position`."""
+        self.append(position, size_bytes)
+        self._entries_since += entries - 1
 
     def refuse(self, index: int) -> None:
         """Notes that the batch at log index `index` took no offsets."""

@@ -23,8 +23,9 @@ from mesh_data.core.link import FRAME_BYTES_TARGET, Link
 from mesh_data.core.timing import OverlayTiming
 from meshapi.overlay.v1 import lane_pb2
 from meshcommon.ids import NO_NODE, NodeId
+from meshwire.buffers import Buffer
 from meshwire.errors import WireError
-from meshwire.frame import FRAME_HANDSHAKE, decode_handshake, decode_packets, encode_packets, frame_type
+from meshwire.frame import FRAME_HANDSHAKE, decode_handshake, decode_packets, frame_parts, frame_type
 from meshwire.packet import PREFIX_BYTES, Protocol, TrafficClass, forwarding_view
 
 REASON_DUPLICATE: Final = "duplicate lane"
@@ -192,6 +193,11 @@ class OverlayCore:
 
     def next_frame(self, lane_id: int) -> bytes | None:
         """The next frame to write on a lane, None when nothing waits for it."""
+        parts = self.next_frame_parts(lane_id)
+        return None if parts is None else b"".join(parts)
+
+    def next_frame_parts(self, lane_id: int) -> list[Buffer] | None:
+        """The same, not yet joined."""
         state = self._lanes.get(lane_id)
         packets: list[bytes] = []
         room = FRAME_BYTES_TARGET
@@ -204,10 +210,10 @@ class OverlayCore:
         if not packets:
             self._ready.discard(lane_id)
             return None
-        frame = encode_packets(packets)
+        parts = frame_parts(packets)
         if link is not None:
-            link.bytes_sent += len(frame)
-        return frame
+            link.bytes_sent += sum(map(len, parts))
+        return parts
 
     def take_ready(self) -> set[int]:
         """Lanes for which something waits since the last call."""

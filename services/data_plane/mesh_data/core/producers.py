@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from meshcommon.errors import ErrorCode
 
@@ -19,9 +19,9 @@ RUNS_MAX: Final = 16
 """Runs remembered for a producer. A retry of something older is still recognised; only its offset has to be looked up."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
-    """Records of consecutive sequences at consecutive offsets."""
+    """Records of consecutive sequences at consecutive offsets. Not frozen, because each batch makes one longer."""
 
     sequence: int
     offset: int
@@ -64,7 +64,7 @@ class Producer:
         """Notes that the next `count` records were appended at `offset` by the entry at `index`."""
         last = self.runs[-1] if self.runs else None
         if last is not None and last.offset + last.count == offset:
-            self.runs[-1] = Run(last.sequence, last.offset, last.count + count)
+            last.count += count
         else:
             self.runs.append(Run(self.next_sequence, offset, count))
             del self.runs[:-RUNS_MAX]
@@ -72,8 +72,7 @@ class Producer:
         self.used_index = index
 
 
-@dataclass(frozen=True, slots=True)
-class IsNext:
+class IsNext(NamedTuple):
     """The batch continues its producer's sequence and is to be appended."""
 
     producer: Producer

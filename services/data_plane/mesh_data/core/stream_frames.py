@@ -3,7 +3,9 @@
 Almost every frame is whole; a snapshot with a large producer table need not be. Parts that do not all arrive are dropped:
 Raft sends again. Leaves out: everything a frame means. Source: architecture §5 "Best effort".
 
-Layout: 0 u8, frame; or 1 u8, message u32, part u16, parts u16, bytes (network byte order).
+Layout: a frame as it is, whose first byte is its version, 1; or 0 u8, message u32, part u16, parts u16, bytes (network byte
+order); or 2 u8, a message about stores (`meshwire.store_message`), or 3 u8, "my disk is short of room" (`disk_room`): neither
+is a frame. A whole frame has nothing before it because each byte of it would be copied for that, at both ends.
 """
 
 from __future__ import annotations
@@ -13,8 +15,12 @@ from typing import Final
 
 from meshwire.errors import WireCode, WireError
 
-_WHOLE: Final = b"\x00"
+_WHOLE: Final = 1
+_A_PART: Final = 0
 _PART: Final = Struct("!BIHH")
+_STORE: Final = b"\x02"
+NO_ROOM: Final = b"\x03"
+"""A payload by itself: the disk of the node that sends it is short of room."""
 PART_BYTES: Final = 1536 * 1024
 """Below the largest packet by more than any header."""
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -24,13 +30,23 @@ _PARTS_MAX: Final = FRAME_BYTES_MAX // PART_BYTES
 def split(frame: bytes, message: int, part_bytes: int = PART_BYTES) -> list[bytes]:
     """Payloads for one frame; `message` tells the parts of one frame from those of the next."""
     if len(frame) <= part_bytes:
-        return [_WHOLE + frame]
+        return [frame]
     parts = -(-len(frame) // part_bytes)
     view = memoryview(frame)
     return [
-        _PART.pack(1, message & 0xFFFFFFFF, part, parts) + view[part * part_bytes : (part + 1) * part_bytes]
+        _PART.pack(_A_PART, message & 0xFFFFFFFF, part, parts) + view[part * part_bytes : (part + 1) * part_bytes]
         for part in range(parts)
     ]
+
+
+def store_payload(message: bytes) -> bytes:
+    """The payload that carries a message about stores."""
+    return _STORE + message
+
+
+def is_store_payload(payload: bytes | memoryview) -> bool:
+    """Whether the payload carries such a message, after its first byte."""
+    return len(payload) > 0 and payload[0] == _STORE[0]
 
 
 class FrameJoiner:
@@ -41,17 +57,17 @@ class FrameJoiner:
         self._parts: list[bytes] = []
         self._expected = 0
 
-    def receive(self, payload: bytes | memoryview) -> bytes | None:
-        """The frame that this payload completes, or None.
+    def receive(self, payload: bytes | memoryview) -> bytes | memoryview | None:
+        """The frame that this payload completes, or None. A whole one shares memory with it.
 
         Raises:
             WireError: the payload is malformed.
         """
         if not payload:
             raise WireError("an empty payload carries no Raft frame", WireCode.TRUNCATED)
-        if payload[0] == 0:
-            return bytes(payload[1:])
-        if payload[0] != 1 or len(payload) < _PART.size:
+        if payload[0] == _WHOLE:
+            return payload
+        if payload[0] != _A_PART or len(payload) < _PART.size:
             raise WireError("the payload is not a Raft frame or a part of one")
         _, message, part, parts = _PART.unpack_from(payload)
         if not part < parts <= _PARTS_MAX:

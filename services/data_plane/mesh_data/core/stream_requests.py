@@ -1,4 +1,4 @@
-"""Bodies of the data plane's overlay requests: publish, init producer, fetch, describe, and their answers.
+"""Bodies of the data plane's overlay requests about streams, and of their answers.
 
 Purpose: what a node that does not hold a stream, or does not lead it, asks of one that does. Leaves out: the request frame
 around it (`meshwire.request`) and errors, which travel there. Source: architecture §5 "Overlay request".
@@ -8,9 +8,12 @@ Layout (network byte order)::
     PUBLISH        stream u64, batch                         → base offset u64, count u32, is duplicate u8
     INIT_PRODUCER  stream u64, name in UTF-8                  → id u64, epoch u32, next sequence u64, last offset next u64
     FETCH          stream u64, offset u64, bytes max u32, wait ms u32
-                   → next offset u64, floor offset u64, is confirmed u8,
+                   → next offset u64, floor offset u64, is confirmed u8, applied index u64, has age u8, age ms u64,
                      then per batch: base offset u64, time u64, size u32, batch
     DESCRIBE       stream u64                                 → meshapi.supervisor.v1.DescribeStreamResponse
+    TRANSFER       stream u64, node u64                       → term u64
+    CHAIN          stream u64                                 → meshapi.data.v1.ChainMarks
+    VERIFY_LOG     stream u64, meshapi.data.v1.VerifyLogRequest → meshapi.data.v1.VerifyLogResponse
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ _STREAM: Final = Struct("!Q")
 _PUBLISHED: Final = Struct("!QIB")
 _PRODUCER: Final = Struct("!QIQQ")
 _FETCH: Final = Struct("!QQII")
-_FETCHED: Final = Struct("!QQB")
+_FETCHED: Final = Struct("!QQBQBQ")
 _BATCH: Final = Struct("!QQI")
 
 
@@ -40,11 +43,14 @@ class Method(IntEnum):
     INIT_PRODUCER = 2
     FETCH = 3
     DESCRIBE = 4
+    TRANSFER = 5
+    CHAIN = 6
+    VERIFY_LOG = 7
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Published:
-    """A batch is committed.
+    """A batch is committed. Not frozen, because each batch makes one.
 
     Attributes:
         base_offset: offset of its first record.
@@ -70,13 +76,29 @@ class StoredBatch:
 class Fetch:
     """Asks for batches from the one that holds `offset` on; at the end it waits up to `wait_ms` for more.
 
-    With `bytes_max` 0 it asks for no batch but for the stream's end as the leader confirms it now.
+    With `bytes_max` 0 it asks for no batch but for the stream's end, which the leader may take up to `wait_ms` to confirm.
     """
 
     stream_id: StreamId
     offset: int
     bytes_max: int
     wait_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """How new a replica's view of its stream is.
+
+    Attributes:
+        applied_index: last log index in it.
+        age_ms_max: every record acknowledged so long ago, or earlier, is in it; None when that is not known.
+    """
+
+    applied_index: int
+    age_ms_max: int | None
+
+
+UNKNOWN_FRESHNESS: Final = Freshness(0, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +110,19 @@ class Fetched:
         next_offset: end of the stream as known there.
         floor_offset: first offset that can be read there.
         is_confirmed: the leader confirmed the end: everything acknowledged before the question is below it.
+        freshness: of the replica that answered.
     """
 
     batches: Sequence[StoredBatch]
     next_offset: int
     floor_offset: int
     is_confirmed: bool = False
+    freshness: Freshness = UNKNOWN_FRESHNESS
 
 
 def encode_stream_body(stream_id: StreamId, body: bytes | memoryview = b"") -> bytes:
     """Stream id, then `body`: the requests PUBLISH, INIT_PRODUCER and DESCRIBE."""
-    return _STREAM.pack(stream_id) + body
+    return b"".join((_STREAM.pack(stream_id), body))
 
 
 def decode_stream_body(data: bytes) -> tuple[StreamId, bytes]:
@@ -128,6 +152,16 @@ def decode_producer(data: bytes) -> ProducerReady:
     return ProducerReady(*_unpack(_PRODUCER, data))
 
 
+def encode_number(number: int) -> bytes:
+    """A node, or a term: request and answer of TRANSFER."""
+    return _STREAM.pack(number)
+
+
+def decode_number(data: bytes) -> int:
+    """Request and answer of TRANSFER, without the stream. Raises WireError."""
+    return _unpack(_STREAM, data)[0]
+
+
 def encode_fetch(fetch: Fetch) -> bytes:
     """Request FETCH."""
     return _FETCH.pack(fetch.stream_id, fetch.offset, fetch.bytes_max, fetch.wait_ms)
@@ -141,7 +175,17 @@ def decode_fetch(data: bytes) -> Fetch:
 
 def encode_fetched(fetched: Fetched) -> bytes:
     """Answer to FETCH."""
-    parts: list[bytes | memoryview] = [_FETCHED.pack(fetched.next_offset, fetched.floor_offset, fetched.is_confirmed)]
+    age_ms = fetched.freshness.age_ms_max
+    parts: list[bytes | memoryview] = [
+        _FETCHED.pack(
+            fetched.next_offset,
+            fetched.floor_offset,
+            fetched.is_confirmed,
+            fetched.freshness.applied_index,
+            age_ms is not None,
+            age_ms or 0,
+        )
+    ]
     for item in fetched.batches:
         parts.append(_BATCH.pack(item.base_offset, item.time_ms, len(item.batch)))
         parts.append(item.batch)
@@ -150,7 +194,7 @@ def encode_fetched(fetched: Fetched) -> bytes:
 
 def decode_fetched(data: bytes) -> Fetched:
     """Answer to FETCH. Raises WireError."""
-    next_offset, floor_offset, is_confirmed = _unpack(_FETCHED, data)
+    next_offset, floor_offset, is_confirmed, applied_index, has_age, age_ms = _unpack(_FETCHED, data)
     view = memoryview(data)
     batches: list[StoredBatch] = []
     at = _FETCHED.size
@@ -161,7 +205,8 @@ def decode_fetched(data: bytes) -> Fetched:
             raise WireError("the answer ends inside a batch", WireCode.TRUNCATED)
         batches.append(StoredBatch(base_offset, time_ms, view[at : at + size_bytes]))
         at += size_bytes
-    return Fetched(batches, next_offset, floor_offset, bool(is_confirmed))
+    freshness = Freshness(applied_index, age_ms if has_age else None)
+    return Fetched(batches, next_offset, floor_offset, bool(is_confirmed), freshness)
 
 
 def _unpack(layout: Struct, data: bytes | memoryview) -> tuple[int, ...]:

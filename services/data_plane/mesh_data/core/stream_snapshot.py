@@ -7,7 +7,8 @@ Layout (network byte order)::
 
     magic "MS", version u8, zero u8, crc32c u32 of the rest,
     config   stream id u64, retained bytes max u64, checkpoint bytes u64, producers max u32
-    state    applied index u64, next offset u64, time u64, total bytes u64, sealed revision u64, chain 32 bytes
+    state    applied index u64, next offset u64, time u64, total bytes u64, sealed revision u64, chain 32 bytes,
+             members revision u64 (version 2)
     floor    a checkpoint: index u64, offset u64, time u64, total bytes u64
     count u32, checkpoints
     count u32, producers: id u64, epoch u32, next sequence u64, used index u64, name length u8, run count u8,
@@ -27,7 +28,9 @@ from meshcommon.ids import StreamId
 from meshwire.errors import WireCode, WireError
 
 MAGIC: Final = b"MS"
-VERSION: Final = 1
+VERSION: Final = 2
+_WITHOUT_MEMBERS: Final = 1
+"""Version that did not know the revision of the members; still read."""
 RETAINED_BYTES_DEFAULT: Final = 8 * 1024**3
 CHECKPOINT_BYTES_MIN: Final = 8 * 1024**2
 PRODUCERS_MAX: Final = 10_000
@@ -35,6 +38,7 @@ PRODUCERS_MAX: Final = 10_000
 _LEAD: Final = Struct("!2sBBI")
 _CONFIG: Final = Struct("!QQQI")
 _STATE: Final = Struct("!QQQQQ32s")
+_MEMBERS: Final = Struct("!Q")
 _CHECKPOINT: Final = Struct("!QQQQ")
 _COUNT: Final = Struct("!I")
 _PRODUCER: Final = Struct("!QIQQBB")
@@ -96,6 +100,7 @@ class Snapshot:
     total_bytes: int
     sealed_revision: int
     chain: bytes
+    members_revision: int
     floor: Checkpoint
     checkpoints: tuple[Checkpoint, ...]
     producers: tuple[Producer, ...]
@@ -113,6 +118,7 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
             snapshot.sealed_revision,
             snapshot.chain,
         ),
+        _MEMBERS.pack(snapshot.members_revision),
         _encode_checkpoint(snapshot.floor),
         _COUNT.pack(len(snapshot.checkpoints)),
         *map(_encode_checkpoint, snapshot.checkpoints),
@@ -151,7 +157,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
     magic, version, _, checksum = _LEAD.unpack_from(data)
     if magic != MAGIC:
         raise WireError("these bytes are not a stream's snapshot", WireCode.BAD_MAGIC)
-    if version != VERSION:
+    if version not in (VERSION, _WITHOUT_MEMBERS):
         raise WireError(f"snapshot version {version} is not {VERSION}", WireCode.BAD_VERSION)
     body = memoryview(data)[_LEAD.size :]
     if crc32c(body) != checksum:
@@ -159,6 +165,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
     reader = _Reader(body)
     stream_id, retained, checkpoint_bytes, producers_max = reader.take(_CONFIG)
     applied_index, next_offset, time_ms, total_bytes, sealed_revision, chain = reader.take(_STATE)
+    members_revision = 0 if version == _WITHOUT_MEMBERS else reader.take(_MEMBERS)[0]
     floor = Checkpoint(*reader.take(_CHECKPOINT))
     checkpoints = tuple(Checkpoint(*reader.take(_CHECKPOINT)) for _ in range(reader.take(_COUNT)[0]))
     producers = tuple(_read_producer(reader) for _ in range(reader.take(_COUNT)[0]))
@@ -171,6 +178,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
         total_bytes=total_bytes,
         sealed_revision=sealed_revision,
         chain=chain,
+        members_revision=members_revision,
         floor=floor,
         checkpoints=checkpoints,
         producers=producers,

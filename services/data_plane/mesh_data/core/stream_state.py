@@ -1,6 +1,6 @@
 """The replicated state of one stream group: what every member computes alike from the committed entries.
 
-State: next offset, producers, time, floor, checkpoints, seal, and a hash chain over the entries that members compare.
+State: next offset, producers, time, floor, checkpoints, seal, revision of the members, and a hash chain over the entries that members compare.
 `apply` reads only the entry and the state, so equal entries give equal states (invariant I4). A batch that is refused
 (gap, fenced, expired, repeated) stays in the log but takes no offsets; its result answers the publisher.
 
@@ -15,23 +15,36 @@ Leaves out: records (the log is the stream), reading (`offset_index`), and who p
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-from mesh_data.core.producers import IsNext, IsRepeated, ProducerTable
+from mesh_data.core.producers import IsNext, IsRefused, IsRepeated, ProducerTable
 from mesh_data.core.stream_snapshot import Checkpoint, Snapshot, StreamConfig, decode_snapshot, encode_snapshot
 from meshcommon.errors import ErrorCode
 from meshwire.batch import decode_header
-from meshwire.entry import BatchEntry, Entry, InitProducerEntry, MoveFloorEntry, SealEntry, decode_entry
+from meshwire.entry import (
+    BatchEntry,
+    BatchLine,
+    Entry,
+    InitProducerEntry,
+    MoveFloorEntry,
+    SealEntry,
+    decode_entry,
+    peek_batch,
+)
 from meshwire.errors import WireError
 
 FIRST_INDEX: Final = 1
 """Log index of the initial snapshot: a group's first entry follows it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Appended:
-    """The batch's records have offsets `offset` to `offset + count - 1`."""
+    """The batch's records have offsets `offset` to `offset + count - 1`.
+
+    Not frozen, nor are other values of which each batch makes one: freezing doubles what it costs to make them.
+    """
 
     offset: int
     count: int
@@ -77,6 +90,25 @@ class Unchanged:
     """The entry had no effect (a floor that is not ahead, a second seal)."""
 
 
+class BatchRun(NamedTuple):
+    """Committed batches that change the state like one, as somebody who read them sums them up.
+
+    They are entries of consecutive indexes, of one term, stamp, producer and epoch; with a producer, each begins with the
+    sequence after the one before. `chain` is the hash chain after the last of them.
+    """
+
+    first_index: int
+    last_index: int
+    term: int
+    stamp_ms: int
+    producer_id: int
+    epoch: int
+    sequence: int
+    records: int
+    size_bytes: int
+    chain: bytes
+
+
 Result: TypeAlias = Appended | Repeated | Refused | ProducerReady | FloorMoved | Unchanged
 _UNCHANGED: Final = Unchanged()
 
@@ -93,6 +125,7 @@ class StreamState:
         self.time_ms = 0
         self.total_bytes = 0
         self.sealed_revision = 0
+        self.members_revision = 0
         self.chain = hashlib.sha256(config.encode()).digest()
         self.producers = ProducerTable(config.producers_max)
         self.floor = start
@@ -101,8 +134,8 @@ class StreamState:
         self._snapshots: dict[int, bytes] = {}
 
     @classmethod
-    def restore(cls, data: bytes) -> StreamState:
-        """The state in a snapshot.
+    def restore(cls, data: bytes, kept: Mapping[int, bytes] | None = None) -> StreamState:
+        """The state in a snapshot; `kept` has the snapshots of its checkpoints when this member had applied it itself.
 
         Raises:
             WireError: the bytes are damaged or of another version.
@@ -115,11 +148,12 @@ class StreamState:
         state.total_bytes = snapshot.total_bytes
         state.sealed_revision = snapshot.sealed_revision
         state.chain = snapshot.chain
+        state.members_revision = snapshot.members_revision
         state.producers.load(snapshot.producers)
         state.floor = snapshot.floor
         state.checkpoints = list(snapshot.checkpoints)
         state._last_checkpoint_bytes = (snapshot.checkpoints or (snapshot.floor,))[-1].total_bytes
-        state._snapshots[snapshot.applied_index] = data
+        state._snapshots = {snapshot.applied_index: data} if kept is None else dict(kept)
         return state
 
     def snapshot(self) -> bytes:
@@ -133,6 +167,7 @@ class StreamState:
                 total_bytes=self.total_bytes,
                 sealed_revision=self.sealed_revision,
                 chain=self.chain,
+                members_revision=self.members_revision,
                 floor=self.floor,
                 checkpoints=tuple(self.checkpoints),
                 producers=tuple(self.producers),
@@ -153,6 +188,10 @@ class StreamState:
         """The snapshot of the checkpoint at `index`; None when this member restored a later one."""
         return self._snapshots.get(index)
 
+    def kept_snapshots(self) -> dict[int, bytes]:
+        """Every snapshot that `checkpoint_snapshot` gives, by log index."""
+        return dict(self._snapshots)
+
     def floor_to_propose(self) -> int | None:
         """Index to which the floor should move because more is retained than wished, or None.
 
@@ -165,8 +204,16 @@ class StreamState:
         return next(enough, self.checkpoints[-1]).index
 
     def skip(self, index: int) -> None:
-        """Notes an entry of Raft's own (a leader's first entry, a configuration change)."""
+        """Notes an entry of Raft's own (a leader's first entry)."""
         self.applied_index = index
+
+    def reconfigured(self, index: int, revision: int) -> None:
+        """Notes a configuration change that was made for catalogue `revision`.
+
+        A leader makes no change for an older revision, so that a former wish never undoes a later one.
+        """
+        self.applied_index = index
+        self.members_revision = max(self.members_revision, revision)
 
     def apply(self, index: int, data: bytes) -> Result:
         """Applies the committed entry `data` at log index `index`, which is above `applied_index`."""
@@ -175,20 +222,68 @@ class StreamState:
         digest.update(data)
         self.chain = digest.digest()
         self.total_bytes += len(data)
-        try:
-            entry = decode_entry(data)
-            result = self._apply(index, entry)
-        except WireError as error:
-            # A leader checks what it proposes, so this is a bug or a foreign writer; all members refuse it alike.
-            result = Refused(ErrorCode.INVALID_ARGUMENT, f"The entry cannot be read: {error.reason}.", {})
+        batch = peek_batch(data)
+        if batch is not None:
+            result = self._sealed() if self.is_sealed else self._apply_batch(index, batch)
+        else:
+            try:
+                result = self._apply(index, decode_entry(data))
+            except WireError as error:
+                # A leader checks what it proposes, so this is a bug or a foreign writer; all members refuse it alike.
+                result = Refused(ErrorCode.INVALID_ARGUMENT, f"The entry cannot be read: {error.reason}.", {})
         if self.total_bytes - self._last_checkpoint_bytes >= self.config.checkpoint_bytes:
             self._take_checkpoint()
         return result
 
+    @property
+    def run_bytes_max(self) -> int:
+        """A run has to end with the entry that brings it to so many bytes: the next checkpoint is due there."""
+        return self.config.checkpoint_bytes - self.total_bytes + self._last_checkpoint_bytes
+
+    def apply_run(self, run: BatchRun) -> int | None:
+        """Applies a run, to the same state as `apply` of each of its entries; returns the offset of its first record.
+
+        None when its batches are not all appended; then nothing has changed, and they have to be applied one by one.
+        """
+        if self.is_sealed:
+            return None
+        offset = self.next_offset
+        if run.producer_id:
+            producer = self.producers.get(run.producer_id)
+            if producer is None or run.epoch != producer.epoch or run.sequence != producer.next_sequence:
+                return None
+            producer.append(offset, run.records, run.last_index)
+        self.applied_index = run.last_index
+        self.chain = run.chain
+        self.total_bytes += run.size_bytes
+        self.time_ms = max(self.time_ms, run.stamp_ms)
+        self.next_offset = offset + run.records
+        if self.total_bytes - self._last_checkpoint_bytes >= self.config.checkpoint_bytes:
+            self._take_checkpoint()
+        return offset
+
+    def known(self, producer_id: int, epoch: int, sequence: int, count: int) -> Repeated | Refused | None:
+        """What a batch would come to, if that can never change: one that was committed, one of an epoch that has passed."""
+        producer = self.producers.get(producer_id)
+        if producer is None or (epoch == producer.epoch and sequence >= producer.next_sequence):
+            return None  # the next one, or behind others on their way: only its entry can tell
+        match self.producers.check(producer_id, epoch, sequence, count):
+            case IsRepeated(offset):
+                return Repeated(offset, count)
+            case IsRefused(code, message, details) if epoch < producer.epoch:
+                return Refused(code, message, details)
+            case _:
+                return None
+
     def _apply(self, index: int, entry: Entry) -> Result:
         match entry:
             case BatchEntry(stamp_ms, batch):
-                return self._apply_batch(index, stamp_ms, batch)
+                # Only one that is not well formed comes here: the decoder says what is wrong with it.
+                header = decode_header(batch)
+                line = BatchLine(
+                    stamp_ms, header.producer_id, header.producer_epoch, header.base_sequence, header.record_count
+                )
+                return self._sealed() if self.is_sealed else self._apply_batch(index, line)
             case InitProducerEntry(stamp_ms, name):
                 if self.is_sealed:
                     return self._sealed()
@@ -205,24 +300,26 @@ class StreamState:
                 self.sealed_revision = revision
                 return _UNCHANGED
 
-    def _apply_batch(self, index: int, stamp_ms: int, batch: bytes | memoryview) -> Result:
-        if self.is_sealed:
-            return self._sealed()
-        header = decode_header(batch)
+    def _apply_batch(self, index: int, batch: BatchLine) -> Result:
+        stamp_ms, producer_id, epoch, sequence, count = batch
         self.time_ms = max(self.time_ms, stamp_ms)
-        count = header.record_count
-        if header.producer_id:
-            verdict = self.producers.check(header.producer_id, header.producer_epoch, header.base_sequence, count)
-            match verdict:
-                case IsNext(producer):
-                    producer.append(self.next_offset, count, index)
-                case IsRepeated(offset):
-                    return Repeated(offset, count)
-                case refused:
-                    return Refused(refused.code, refused.message, refused.details)
-        appended = Appended(self.next_offset, count, self.time_ms)
-        self.next_offset += count
-        return appended
+        offset = self.next_offset
+        if producer_id:
+            producer = self.producers.get(producer_id)
+            if producer is None or epoch != producer.epoch or sequence != producer.next_sequence:
+                return self._not_next(producer_id, epoch, sequence, count)
+            producer.append(offset, count, index)
+        self.next_offset = offset + count
+        return Appended(offset, count, self.time_ms)
+
+    def _not_next(self, producer_id: int, epoch: int, sequence: int, count: int) -> Result:
+        match self.producers.check(producer_id, epoch, sequence, count):
+            case IsRepeated(offset):
+                return Repeated(offset, count)
+            case IsRefused(code, message, details):
+                return Refused(code, message, details)
+            case IsNext():
+                raise AssertionError("the batch continues its producer's sequence")
 
     def _sealed(self) -> Refused:
         return Refused(

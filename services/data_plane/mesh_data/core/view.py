@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from meshapi.common.v1 import view_pb2
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.ids import MemberId, NodeId, StreamId
+from meshcommon.ids import NO_NODE, MemberId, NodeId, StreamId
 
 PUBLIC_KEY_BYTES = 32
 
@@ -62,8 +62,24 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Retiring:
+    """A membership that ends: retired by catalogue `revision`; `is_out` once the group has committed its removal."""
+
+    node_id: NodeId
+    member_id: MemberId
+    revision: int
+    is_out: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stream:
-    """One stream of the catalogue; the first of `members` is the preferred leader."""
+    """One stream of the catalogue; the first of `members` is the preferred leader.
+
+    Attributes:
+        members: who the group should have; its own Raft configuration follows.
+        retiring: former members whose removal or whose data are not gone yet.
+        is_sealed: while DELETING: the group takes nothing more, its replicas may be destroyed.
+    """
 
     stream_id: StreamId
     name: str
@@ -71,6 +87,31 @@ class Stream:
     state: StreamState
     revision: int
     retained_bytes_max: int
+    retiring: tuple[Retiring, ...] = ()
+    is_sealed: bool = False
+
+    def member_at(self, node_id: NodeId) -> Member | None:
+        """The membership that the node should have now."""
+        return next((item for item in self.members if item.node_id == node_id), None)
+
+    def retiring_at(self, node_id: NodeId) -> Retiring | None:
+        """The membership of the node that ends, and whose vote may be needed until the group has removed it."""
+        return next((item for item in self.retiring if item.node_id == node_id and not item.is_out), None)
+
+    def ended_at(self, node_id: NodeId) -> frozenset[MemberId]:
+        """Memberships of the node that the group has removed, and whose data have to go."""
+        return frozenset(item.member_id for item in self.retiring if item.node_id == node_id and item.is_out)
+
+    def is_held_by(self, node_id: NodeId) -> bool:
+        """Whether the node has a membership, also one that ends."""
+        homes = {item.node_id for item in self.members} | {item.node_id for item in self.retiring}
+        return node_id in homes
+
+    def node_of(self, member_id: MemberId) -> NodeId:
+        """Where a member lives, 0 when the catalogue does not know it."""
+        homes = {item.member_id: item.node_id for item in self.retiring}
+        homes |= {item.member_id: item.node_id for item in self.members}
+        return homes.get(member_id, NO_NODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,4 +186,9 @@ def _stream(message: view_pb2.StreamView) -> Stream:
         state=StreamState(message.state),
         revision=message.revision,
         retained_bytes_max=message.retained_bytes_max,
+        retiring=tuple(
+            Retiring(NodeId(item.node_id), MemberId(item.member_id), item.revision, item.is_out)
+            for item in message.retiring
+        ),
+        is_sealed=message.is_sealed,
     )

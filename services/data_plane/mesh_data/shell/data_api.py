@@ -10,21 +10,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from mesh_data.core.stream_requests import Method, Published, decode_producer
-from mesh_data.core.stream_state import ProducerReady
-from mesh_data.shell.publish_call import CREDIT_BYTES, Batch, PublishCall
+from mesh_data.core.stream_requests import Published
+from mesh_data.shell.publish_call import CREDIT_BYTES, Batch, PublishCall, count_answer
 from mesh_data.shell.read_call import read_stream
-from mesh_data.shell.replica import Replica
-from mesh_data.shell.streams_asking import ask_leader
+from mesh_data.shell.stream_calls import begin_producer, describe_live
 from mesh_data.shell.streams_catalogue import StreamsCatalogue, shutting_down
-from mesh_data.shell.streams_metrics import (
-    PUBLISH_DUPLICATES,
-    PUBLISH_ERRORS,
-    PUBLISH_SECONDS,
-    PUBLISHED_BYTES,
-    PUBLISHED_RECORDS,
-)
-from mesh_data.shell.streams_serving import describe, init_producer
+from mesh_data.shell.streams_serving import describe
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_server import error_detail
@@ -38,10 +29,8 @@ from meshwire.batch import (
     decode_header,
     encode_batch,
 )
-from meshwire.entry import MAX_PRODUCER_NAME_BYTES
 from meshwire.errors import WireCode, WireError
 
-_DESCRIBE_S: Final = 3.0
 _NO_STREAM: Final = StreamId(0)
 KEY_BYTES_MAX: Final = 32 * 1024
 
@@ -64,25 +53,7 @@ class StreamsApi:
     ) -> data_pb2.InitProducerResponse:
         """Gives out a producer id, or the next epoch of a named one."""
         stream = self._catalogue.named(request.stream)
-        name = request.producer_name
-        if len(name.encode()) > MAX_PRODUCER_NAME_BYTES:
-            raise MeshError(
-                ErrorCode.INVALID_ARGUMENT,
-                f"The producer's name has {len(name.encode())} bytes: use at most {MAX_PRODUCER_NAME_BYTES}.",
-            )
-
-        async def at_leader(replica: Replica) -> ProducerReady:
-            return await init_producer(replica, name)
-
-        ready = await ask_leader(
-            self._catalogue,
-            stream.stream_id,
-            Method.INIT_PRODUCER,
-            name.encode(),
-            at_leader=at_leader,
-            decode=decode_producer,
-            deadline_s=self._catalogue.groups.timing.publish_deadline_s,
-        )
+        ready = await begin_producer(self._catalogue, stream, request.producer_name)
         return data_pb2.InitProducerResponse(
             producer_id=ready.producer_id,
             producer_epoch=ready.epoch,
@@ -124,7 +95,12 @@ class StreamsApi:
         """Streams committed records in order."""
         stream = self._catalogue.named(request.stream)
         responses = read_stream(
-            self._catalogue, stream.stream_id, request.from_offset, request.records_max, follow=request.follow
+            self._catalogue,
+            stream.stream_id,
+            request.from_offset,
+            request.records_max,
+            follow=request.follow,
+            is_stale_ok=request.consistency == data_pb2.READ_CONSISTENCY_STALE_OK,
         )
         async for response in responses:
             yield response
@@ -137,28 +113,7 @@ class StreamsApi:
         if request.is_local:
             return await describe(self._catalogue, self._catalogue.served(stream.stream_id))
 
-        async def at_leader(replica: Replica) -> data_pb2.DescribeStreamResponse:
-            return await describe(self._catalogue, replica)
-
-        try:
-            return await ask_leader(
-                self._catalogue,
-                stream.stream_id,
-                Method.DESCRIBE,
-                b"",
-                at_leader=at_leader,
-                decode=data_pb2.DescribeStreamResponse.FromString,
-                deadline_s=_DESCRIBE_S,
-            )
-        except MeshError as error:
-            replica = self._catalogue.readable(stream.stream_id)
-            if error.code != ErrorCode.NO_QUORUM:
-                raise
-            if replica is None:
-                raise MeshError(
-                    ErrorCode.STREAM_UNAVAILABLE, f"No leader of {stream.name} answers: try again.", error.details
-                ) from error
-            return await describe(self._catalogue, replica)
+        return await describe_live(self._catalogue, stream)
 
 
 class _Requests:
@@ -222,14 +177,9 @@ def _too_large(what: str, size: int, limit: int, unit: str) -> MeshError:
 
 
 def _publish_response(batch: Batch, outcome: Published | MeshError) -> data_pb2.PublishResponse:
+    count_answer(batch, outcome)
     if isinstance(outcome, MeshError):
-        PUBLISH_ERRORS.labels(str(outcome.code)).inc()
         return data_pb2.PublishResponse(error=error_detail(outcome), credit_bytes=CREDIT_BYTES)
-    PUBLISH_SECONDS.observe(asyncio.get_running_loop().time() - batch.arrived)
-    PUBLISHED_RECORDS.labels(batch.stream_name).inc(outcome.count)
-    PUBLISHED_BYTES.labels(batch.stream_name).inc(len(batch.data))
-    if outcome.is_duplicate:
-        PUBLISH_DUPLICATES.labels(batch.stream_name).inc()
     return data_pb2.PublishResponse(
         base_offset=outcome.base_offset,
         count=outcome.count,

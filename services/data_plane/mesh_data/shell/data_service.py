@@ -11,7 +11,8 @@ from typing import Any
 
 from mesh_data.core.handshake import LocalNode
 from mesh_data.core.view import PUBLIC_KEY_BYTES, view_from_proto
-from mesh_data.shell.groups import Groups, Report
+from mesh_data.shell.group_reports import Report
+from mesh_data.shell.groups import Groups
 from mesh_data.shell.overlay import Overlay
 from mesh_data.shell.state_store import StateStore
 from meshapi.data.v1 import data_pb2, data_pb2_grpc
@@ -157,4 +158,7 @@ def _report(report: Report) -> data_pb2.GroupReport:
         state=data_pb2.GroupState.ValueType(report.state),
         leader_node=report.leader_node,
         reason=report.reason,
+        member_id=report.member_id,
+        members_out=report.members_out,
+        is_distrusted=report.is_distrusted,
     )

@@ -11,72 +11,57 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
-from mesh_data.core.stream_frames import FrameJoiner, split
+from mesh_data.core.disk_room import RoomLimits
 from mesh_data.core.stream_snapshot import StreamConfig
 from mesh_data.core.stream_state import FIRST_INDEX
 from mesh_data.core.stream_state import StreamState as GroupContent
 from mesh_data.core.stream_timing import StreamTiming
-from mesh_data.core.view import Member, Stream, StreamState, View
+from mesh_data.core.view import Stream, StreamState, View
+from mesh_data.shell.checkpointing import Checkpointing
+from mesh_data.shell.disk_watch import DiskWatch
+from mesh_data.shell.entry_reader import EntryReader
+from mesh_data.shell.group_frames import GroupFrames
+from mesh_data.shell.group_members import look_after_members
+from mesh_data.shell.group_reports import Failure, ReplicaState, Report, reports_of
 from mesh_data.shell.overlay_port import OverlayPort
-from mesh_data.shell.replica import Replica, storage_failed
-from mesh_data.shell.streams_metrics import (
-    FRAMES_DROPPED,
-    FRAMES_INVALID,
-    FRAMES_UNKNOWN,
-    GROUPS,
-    HOST_FAILED,
-)
+from mesh_data.shell.replica import Replica
+from mesh_data.shell.store_truth import StoreTruth
+from mesh_data.shell.stream_errors import storage_failed, stream_gone
+from mesh_data.shell.streams_metrics import FRAMES_INVALID, FRAMES_UNKNOWN, GROUPS, HOST_FAILED, export_feeding
 from meshcommon.admin import Readiness
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.ids import NO_NODE, NodeId, StreamId
+from meshcommon.ids import MemberId, NodeId, StreamId
 from meshcommon.logging import get_logger
 from meshraft import (
-    CLASS_CONTROL,
-    Committed,
+    Entries,
     GroupConfig,
     HostPoisoned,
     Installed,
     InvalidFrame,
+    LogCorrupt,
+    LogReader,
     Pump,
     RaftError,
     RaftHost,
 )
 from meshwire.errors import WireError
-from meshwire.packet import Protocol, TrafficClass
+from meshwire.packet import Protocol
 
 _BIRTH_TICKS: Final = 3
 """Ticks between two attempts of the preferred leader to lead a new group."""
 _METRICS_TICKS: Final = 21
 """Ticks between two looks at every group; a multiple of the above."""
 _STORAGE: Final = "storage"
+_LOST: Final = "it has lost some"
+"""What meshraft says when a leader knows more of this member than its disk holds."""
 
 _log = get_logger(__name__)
-
-
-class ReplicaState(IntEnum):
-    """What a local replica is doing; the numbers of meshapi.data.v1.GroupState."""
-
-    FORMING = 1
-    OPEN = 2
-    DESTROYED = 3
-    FAILED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One local replica, tombstones included. `leader_node` is 0 when unknown."""
-
-    stream_id: StreamId
-    state: ReplicaState
-    leader_node: NodeId = NO_NODE
-    reason: str = ""
 
 
 class Groups:
@@ -91,8 +76,9 @@ class Groups:
         seed: int,
         wall_clock_ms: Callable[[], int],
         readiness: Readiness,
+        room: RoomLimits,
     ) -> None:
-        """`directory` is made when needed; `seed` feeds the election timeouts; `readiness` gets a failed disk."""
+        """`directory` is made when needed; `seed` feeds the election timeouts; `readiness` gets a failed or a full disk."""
         self.timing = timing
         self._overlay = overlay
         self._directory = directory
@@ -100,14 +86,19 @@ class Groups:
         self._wall_clock_ms = wall_clock_ms
         self._readiness = readiness
         self._host: RaftHost | None = None
+        self._reader: EntryReader
+        """There whenever `_host` is."""
         self._descriptor = -1
         self._membership = ""
         self._failure = ""
         self._replicas: dict[StreamId, Replica] = {}
-        self._failed: dict[StreamId, str] = {}
+        self._failed: dict[StreamId, Failure] = {}
         self._destroyed: set[StreamId] = set()
-        self._joiners: dict[NodeId, FrameJoiner] = {}
-        self._messages = 0
+        self._checkpoints = Checkpointing(directory / "checkpoints")
+        anchor = directory.with_name(f"{directory.name}.anchor")
+        self._truth = StoreTruth(overlay, anchor, timing, readiness, self._disown)
+        self._disk = DiskWatch(overlay, directory, room, readiness)
+        self._frames = GroupFrames(overlay, self._truth, self._disk)
         self._wanted: tuple[View | None, bool] = (None, False)
         self._view_came = asyncio.Event()
         self._is_pump_due = False
@@ -121,6 +112,20 @@ class Groups:
     def replica(self, stream_id: StreamId) -> Replica | None:
         """The open replica of that stream at this node."""
         return self._replicas.get(stream_id)
+
+    def replicas(self) -> tuple[Replica, ...]:
+        """The open replicas of this node, failed ones included until they are closed, by stream id."""
+        return tuple(self._replicas[stream_id] for stream_id in sorted(self._replicas))
+
+    def log_bytes(self) -> int:
+        """Bytes that the log of all groups takes on the disk; 0 while it is closed."""
+        return self._host.disk_bytes() if self._host is not None else 0
+
+    def reader(self) -> LogReader:
+        """Reads the log on other threads. Raises STORAGE_FAILED while it is closed."""
+        if self._host is None:
+            raise MeshError(ErrorCode.STORAGE_FAILED, f"The log of this node is closed ({self._failure or 'stopped'}).")
+        return self._host.reader()
 
     def notify_all(self) -> None:
         """Wakes everybody who waits at a replica, so that they look around."""
@@ -154,6 +159,10 @@ class Groups:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_views(), name="stream groups: views")
                 tasks.create_task(self._keep_time(), name="stream groups: ticks")
+                tasks.create_task(self._truth.keeper.run(), name="stream groups: store")
+                tasks.create_task(self._disk.run(), name="stream groups: disk")
+                checkpoints = self._checkpoints.run(self._replicas, lambda stream_id: stream_id in self._destroyed)
+                tasks.create_task(checkpoints, name="stream groups: checkpoints")
         finally:
             self._close_host()
 
@@ -169,6 +178,7 @@ class Groups:
                     (replica for replica in asked if replica.is_leading or replica.has_pending), None
                 ):
                     await waiting.changed.wait()
+        await self._truth.keeper.farewell()
 
     def _hands_over(self, replica: Replica) -> bool:
         try:
@@ -198,12 +208,13 @@ class Groups:
             self._refresh_reports()
 
     async def _forget(self) -> None:
-        self._close_host()
+        self._close_host(is_kept=False)
         self._failed.clear()
         self._destroyed.clear()
-        self._joiners.clear()
+        self._frames.keep_only(frozenset())
         self._failure = self._membership = ""
         self._readiness.clear(_STORAGE)
+        await self._truth.forget()
         # Gigabytes may go: forwarding must not wait for them.
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
@@ -214,23 +225,33 @@ class Groups:
             self._failure = ""
             self._readiness.clear(_STORAGE)
         if not is_running:
+            self._checkpoints.save_all(self._replicas.values())
             self._close_groups(MeshError(ErrorCode.NODE_STOPPED, "This node was stopped on purpose: start it again."))
             return
         if self._host is None and not self._failure:
-            await self._open_host(membership)
+            await self._open_host(membership, view)
         if self._host is not None:
             self._reconcile(self._host, view)
 
-    async def _open_host(self, membership: str) -> None:
+    async def _open_host(self, membership: str, view: View) -> None:
         path = self._directory / membership
         try:
             path.mkdir(parents=True, exist_ok=True)
             # Reading a large log back takes seconds; lanes and forwarding must not wait for it.
             host = await asyncio.to_thread(RaftHost.open, str(path), seed=self._seed)
+            try:
+                await self._truth.open(path, self._own_groups(host, view), view)
+            except BaseException:
+                host.close()
+                raise
         except (OSError, RaftError) as error:
             self._fail_host(str(error))
             return
+        if damage := host.damage():
+            _log.error("raft_log_damaged", damage=damage, effect="the groups here are in doubt; see meshctl raft ls")
         self._host, self._membership = host, membership
+        self._reader = EntryReader(host)
+        self._checkpoints.use(membership)
         # Kept: a host whose log failed no longer tells it, and a forgotten reader would meet the next socket of that number.
         self._descriptor = host.fileno()
         asyncio.get_running_loop().add_reader(self._descriptor, self.wake)
@@ -238,41 +259,75 @@ class Groups:
     def _reconcile(self, host: RaftHost, view: View) -> None:
         # A tombstone that the catalogue no longer has was confirmed; a node that left sends nothing more.
         self._destroyed &= view.streams.keys()
-        for node in self._joiners.keys() - view.nodes.keys():
-            del self._joiners[node]
+        self._frames.keep_only(view.nodes.keys())
         try:
             stored = set(host.stored_groups())
+            self._truth.follow(view, stored)
             for stream in view.streams.values():
-                member = next((item for item in stream.members if item.node_id == self._overlay.node_id), None)
-                if member is None:
-                    continue
-                if stream.state is StreamState.DELETING:
-                    self._destroy(host, stream, is_stored=int(stream.stream_id) in stored)
-                elif stream.stream_id in self._replicas:
-                    self._replicas[stream.stream_id].stream = stream
-                elif stream.stream_id not in self._failed:
-                    self._open(host, stream, member, is_stored=int(stream.stream_id) in stored)
+                self._reconcile_stream(host, stream, is_stored=int(stream.stream_id) in stored)
         except HostPoisoned as error:
             self._fail_host(str(error))
         self.wake()
 
-    def _open(self, host: RaftHost, stream: Stream, member: Member, *, is_stored: bool) -> None:
+    def _reconcile_stream(self, host: RaftHost, stream: Stream, *, is_stored: bool) -> None:
+        node = self._overlay.node_id
+        if not stream.is_held_by(node):
+            return
+        # Until the group has removed it a former membership goes on: its vote may be needed for just that.
+        goes_on, ended = stream.retiring_at(node), stream.ended_at(node)
+        current = goes_on or stream.member_at(node)
+        is_deleted = stream.state is StreamState.DELETING
+        if is_deleted and stream.is_sealed:
+            self._destroy(host, stream, is_stored=is_stored)
+            return
+        if ended:
+            is_stored = is_stored and current is not None and self._is_successor(host, stream, ended)
+            if not is_stored:
+                self._destroy(host, stream, is_stored=int(stream.stream_id) in host.stored_groups())
+        if current is not None and int(stream.stream_id) in self._truth.keeper.disowned:
+            self._failed[stream.stream_id] = Failure(self._truth.keeper.reason, current.member_id, is_distrusted=True)
+        if current is None or stream.stream_id in self._failed:
+            return
+        if stream.stream_id in self._replicas:
+            self._replicas[stream.stream_id].follow(stream)
+        elif is_stored or not (is_deleted or goes_on):
+            self._destroyed.discard(stream.stream_id)
+            self._open(host, stream, current.member_id, is_stored=is_stored)
+
+    def _is_successor(self, host: RaftHost, stream: Stream, ended: AbstractSet[MemberId]) -> bool:
+        """Whether what is stored of a stream belongs to the membership after those that have `ended`."""
+        replica, failed = self._replicas.get(stream.stream_id), self._failed.get(stream.stream_id)
+        member = replica.member_id if replica is not None else failed and failed.member_id
+        if member is not None:
+            return member not in ended
+        for former in ended:
+            try:
+                host.open_group(int(stream.stream_id), int(former), {})
+            except HostPoisoned:
+                raise
+            except RaftError:
+                continue  # not this one's; if it is unreadable, opening it as the successor's will tell
+            return False
+        return True
+
+    def _open(self, host: RaftHost, stream: Stream, member_id: MemberId, *, is_stored: bool) -> None:
         group = int(stream.stream_id)
         peers = {int(item.member_id): int(item.node_id) for item in stream.members}
-        replica = Replica(host, stream, member.member_id, self.wake, self._wall_clock_ms)
+        peers |= {int(item.member_id): int(item.node_id) for item in stream.retiring}
+        replica = Replica(
+            host, self._reader, stream, member_id, self.wake, self._wall_clock_ms, refusal=self._disk.refusal
+        )
         config = self._group_config()
         try:
             if is_stored:
-                installed = host.open_group(group, int(member.member_id), peers, config=config)
-                if installed.index:
-                    replica.restore(installed.data, installed.index)
+                self._checkpoints.open(host, replica, peers, config)
             elif stream.state is StreamState.FORMING:
                 snapshot = GroupContent(StreamConfig.of(stream.stream_id, stream.retained_bytes_max)).snapshot()
                 voters = [int(item.member_id) for item in stream.members if item.is_voter]
                 learners = [int(item.member_id) for item in stream.members if not item.is_voter]
                 host.create_group(
                     group,
-                    int(member.member_id),
+                    int(member_id),
                     peers,
                     voters=voters,
                     learners=learners,
@@ -281,11 +336,11 @@ class Groups:
                 )
                 replica.restore(snapshot, FIRST_INDEX)
             else:
-                host.create_group(group, int(member.member_id), peers, voters=[], config=config)
+                host.create_group(group, int(member_id), peers, voters=[], config=config)
         except HostPoisoned:
             raise
         except (RaftError, WireError) as error:
-            self._failed[stream.stream_id] = str(error)
+            self._failed[stream.stream_id] = Failure(str(error), member_id, isinstance(error, LogCorrupt))
             _log.error("stream_group_failed", stream=stream.name, reason=str(error))
             return
         self._replicas[stream.stream_id] = replica
@@ -296,19 +351,40 @@ class Groups:
             election_ticks=self.timing.election_ticks,
             heartbeat_ticks=self.timing.heartbeat_ticks,
             max_uncommitted_bytes=self.timing.uncommitted_bytes_max,
+            sleeps=True,
         )
 
     def _destroy(self, host: RaftHost, stream: Stream, *, is_stored: bool) -> None:
         replica = self._replicas.pop(stream.stream_id, None)
         if replica is not None:
-            replica.fail(MeshError(ErrorCode.STREAM_NOT_FOUND, f"{stream.name} was deleted."))
+            replica.fail(stream_gone(stream))
         if is_stored or replica is not None:
             host.destroy_group(int(stream.stream_id))
-            _log.info("stream_group_destroyed", stream=stream.name)
+            self._checkpoints.forget(stream.stream_id)
+            _log.info("stream_group_destroyed", stream=stream.name, is_deleted=stream.state is StreamState.DELETING)
         self._failed.pop(stream.stream_id, None)
+        self._truth.destroyed(stream.stream_id)
         self._destroyed.add(stream.stream_id)
 
     # Closing
+
+    def _own_groups(self, host: RaftHost, view: View) -> set[int]:
+        """Groups that are stored here or should be."""
+        own = self._overlay.node_id
+        listed = {int(stream.stream_id) for stream in view.streams.values() if stream.is_held_by(own)}
+        return listed | set(host.stored_groups())
+
+    def _disown(self, reason: str) -> set[int]:
+        """What the log says cannot be counted on: closes every replica; the view is looked at again."""
+        view = self._wanted[0]
+        if self._host is None or view is None:
+            return set()
+        self._close_groups(storage_failed("every stream", reason))
+        self._view_came.set()
+        try:
+            return self._own_groups(self._host, view)
+        except HostPoisoned:
+            return {int(stream_id) for stream_id in view.streams}  # the pump finds out as well, and closes the host
 
     def _close_groups(self, error: MeshError) -> None:
         for replica in self._replicas.values():
@@ -319,7 +395,9 @@ class Groups:
         self._replicas.clear()
         self._failed.clear()
 
-    def _close_host(self) -> None:
+    def _close_host(self, *, is_kept: bool = True) -> None:
+        if self._host is not None and is_kept:
+            self._checkpoints.save_all(self._replicas.values())
         self._close_groups(
             MeshError(
                 ErrorCode.UNAVAILABLE, "This node is shutting down; whether the batch was committed is not known."
@@ -329,10 +407,12 @@ class Groups:
         if host is None:
             return
         self._stop_watching()
+        self._truth.keeper.close()
         try:
             host.close()
         except RaftError as error:
             _log.error("raft_log_close_failed", reason=str(error))
+        self._reader.close()
 
     def _fail_host(self, reason: str) -> None:
         _log.error("raft_host_failed", reason=reason)
@@ -344,13 +424,15 @@ class Groups:
             "the data plane. Packets are forwarded meanwhile.",
         )
         for stream_id, replica in self._replicas.items():
-            self._failed[stream_id] = reason
+            self._failed[stream_id] = Failure(reason, replica.member_id)
             replica.fail(storage_failed(replica.stream.name, reason))
         host, self._host = self._host, None
+        self._truth.keeper.close()
         if host is not None:
             self._stop_watching()
             with suppress(RaftError):
                 host.close()
+            self._reader.close()
         self._refresh_reports()
 
     def _stop_watching(self) -> None:
@@ -374,20 +456,25 @@ class Groups:
                     self._host.tick()
                 self._ticks += 1
                 if self._ticks % _BIRTH_TICKS == 0:
-                    self._look_after_groups(is_full=self._ticks % _METRICS_TICKS == 0)
+                    self._look_after_groups(self._host, is_full=self._ticks % _METRICS_TICKS == 0)
+                    export_feeding(self._host.feeding())
             except HostPoisoned as error:
                 self._fail_host(str(error))
             self.wake()
 
-    def _look_after_groups(self, *, is_full: bool) -> None:
+    def _look_after_groups(self, host: RaftHost, *, is_full: bool) -> None:
         for replica in self._replicas.values():
             is_forming = replica.stream.state is StreamState.FORMING
-            if replica.failure is not None or not (is_full or is_forming):
+            is_due = is_full or is_forming or (replica.is_leading and not replica.is_settled)
+            if replica.failure is not None or not is_due:
                 continue
             try:
-                status = replica.status()
+                if (status := replica.news()) is None:
+                    continue
                 if is_forming:
                     replica.maybe_lead_at_birth(status)
+                elif not replica.is_settled and look_after_members(host, replica, status, self._ticks, self.timing):
+                    self._is_report_due = True
             except HostPoisoned:
                 raise
             except RaftError as error:
@@ -417,10 +504,11 @@ class Groups:
     def _act(self, pump: Pump) -> None:
         """In the order that meshraft asks for: frames, snapshots, entries, then the rest."""
         for frame in pump.frames:
-            self._send(NodeId(frame.peer), frame.cls, frame.data)
+            self._frames.send(NodeId(frame.peer), frame.cls, frame.data)
         for installed in pump.installed:
             self._install(installed)
-        touched = self._apply(pump.committed)
+        is_news = bool(pump.roles or pump.installed or pump.entries.index)
+        touched = self._apply(pump.entries)
         for role in pump.roles:
             replica = self._replicas.get(StreamId(role.group))
             if replica is not None:
@@ -435,6 +523,8 @@ class Groups:
             replica = self._replicas.get(StreamId(group))
             if replica is not None:
                 self._fail_group(replica, reason)
+        if is_news:
+            self._truth.keeper.written()
         if pump.roles or pump.closed or pump.installed or self._is_report_due:
             self._refresh_reports()
 
@@ -447,17 +537,19 @@ class Groups:
         except WireError as error:
             self._fail_group(replica, f"the leader's snapshot cannot be read: {error.reason}")
 
-    def _apply(self, committed: Sequence[Committed]) -> list[Replica]:
+    def _apply(self, entries: Entries) -> list[Replica]:
         """Applies entries in order; returns the replicas that took some."""
         touched: dict[int, Replica] = {}
-        for entry in committed:
-            replica = touched.get(entry.group) or self._replicas.get(StreamId(entry.group))
+        while (group := entries.group) is not None:
+            replica = touched.get(group) or self._replicas.get(StreamId(group))
             if replica is None or replica.failure is not None:
+                entries.skip(1)
                 continue
-            touched[entry.group] = replica
-            self._is_report_due = self._is_report_due or not replica.is_formed
+            touched[group] = replica
+            is_news = not replica.is_formed or replica.stream.state is StreamState.DELETING
+            self._is_report_due = self._is_report_due or is_news
             try:
-                replica.apply(entry)
+                replica.apply_next(entries)
             except HostPoisoned:
                 raise
             except RaftError as error:
@@ -466,25 +558,17 @@ class Groups:
 
     def _fail_group(self, replica: Replica, reason: str) -> None:
         _log.error("stream_group_failed", stream=replica.stream.name, reason=reason)
-        self._failed[replica.stream.stream_id] = reason
+        self._failed[replica.stream.stream_id] = Failure(reason, replica.member_id, _LOST in reason)
         replica.fail(storage_failed(replica.stream.name, reason))
         if self._host is not None:
             with suppress(RaftError):
                 self._host.close_group(replica.group)
 
-    def _send(self, peer: NodeId, cls: int, frame: bytes) -> None:
-        self._messages += 1
-        traffic_class = TrafficClass.CONTROL if cls == CLASS_CONTROL else TrafficClass.BULK
-        for payload in split(frame, self._messages):
-            if not self._overlay.send(Protocol.RAFT_DSG, traffic_class, peer, payload):
-                FRAMES_DROPPED.inc()
-
     def _receive(self, source: NodeId, payload: bytes | memoryview) -> None:
         if self._host is None:
             return
-        joiner = self._joiners.setdefault(source, FrameJoiner())
         try:
-            frame = joiner.receive(payload)
+            frame = self._frames.receive(source, payload)
             if frame is None:
                 return
             unknown = self._host.step(int(source), frame)
@@ -501,13 +585,7 @@ class Groups:
 
     def _refresh_reports(self) -> None:
         self._is_report_due = False
-        reports = {stream_id: Report(stream_id, ReplicaState.DESTROYED) for stream_id in self._destroyed}
-        for stream_id, replica in self._replicas.items():
-            state = ReplicaState.OPEN if replica.is_formed else ReplicaState.FORMING
-            reports[stream_id] = Report(stream_id, state, replica.leader_node)
-        for stream_id, reason in self._failed.items():
-            reports[stream_id] = Report(stream_id, ReplicaState.FAILED, reason=reason)
-        ordered = tuple(reports[stream_id] for stream_id in sorted(reports))
+        ordered = reports_of(self._replicas, self._failed, self._destroyed)
         if ordered == self._reports:
             return
         self._reports = ordered

@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Callable
 
 from mesh_data.core.handshake import Handshake, PeerNode, encode_reject
-from mesh_data.shell.lane_socket import CLOSE_TIMEOUT_S, LaneClosed, LaneSocket, TextFrame
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.frame_socket import CLOSE_TIMEOUT_S, FrameSocket, SocketClosed, TextFrame, with_head
+from meshwire.buffers import Buffer
 
 
-async def shake_hands(socket: LaneSocket, handshake: Handshake, clock: Callable[[], float]) -> PeerNode:
+async def shake_hands(socket: FrameSocket, handshake: Handshake, clock: Callable[[], float]) -> PeerNode:
     """Drives a handshake to its end; on failure the other side is told and the socket closed.
 
     Raises:
@@ -24,7 +25,7 @@ async def shake_hands(socket: LaneSocket, handshake: Handshake, clock: Callable[
             await _exchange(socket, handshake)
     except TimeoutError:
         handshake.tick(handshake.next_deadline())
-    except LaneClosed as error:
+    except SocketClosed as error:
         handshake.fail(
             MeshError(ErrorCode.HANDSHAKE_FAILED, f"The connection ended during the handshake ({error}): try again.")
         )
@@ -35,17 +36,17 @@ async def shake_hands(socket: LaneSocket, handshake: Handshake, clock: Callable[
     raise failure
 
 
-async def refuse(socket: LaneSocket, error: MeshError) -> None:
+async def refuse(socket: FrameSocket, error: MeshError) -> None:
     """Tells the other side why, and closes; gives up on that after a second."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await socket.send(encode_reject(error))
             await socket.close(str(error.code))
-    except (TimeoutError, LaneClosed):
+    except (TimeoutError, SocketClosed):
         socket.abort()
 
 
-async def _exchange(socket: LaneSocket, handshake: Handshake) -> None:
+async def _exchange(socket: FrameSocket, handshake: Handshake) -> None:
     while True:
         if handshake.failure is not None:
             return
@@ -64,7 +65,7 @@ async def _exchange(socket: LaneSocket, handshake: Handshake) -> None:
 class LaneSession:
     """The reader and writer of one established lane."""
 
-    def __init__(self, lane_id: int, socket: LaneSocket, next_frame: Callable[[int], bytes | None]) -> None:
+    def __init__(self, lane_id: int, socket: FrameSocket, next_frame: Callable[[int], list[Buffer] | None]) -> None:
         self.lane_id = lane_id
         self.reason = ""
         self._socket = socket
@@ -99,7 +100,7 @@ class LaneSession:
             try:
                 while True:
                     receive(self.lane_id, await self._socket.receive())
-            except LaneClosed as error:
+            except SocketClosed as error:
                 self.reason = self.reason or str(error)
             except TextFrame:
                 self.reason = "the peer sent a text frame"
@@ -113,10 +114,10 @@ class LaneSession:
                 await self._wake.wait()
                 self._wake.clear()
                 while (frame := self._next_frame(self.lane_id)) is not None:
-                    await self._socket.send(frame)
+                    await self._socket.send(with_head(frame))
                 if self._is_closing:
                     await self._socket.close(self.reason)
                     return
-        except LaneClosed as error:
+        except SocketClosed as error:
             # The reader meets the same end and runs the rest.
             self.reason = self.reason or str(error)

@@ -25,12 +25,12 @@ from mesh_data.core.timing import OverlayTiming
 from mesh_data.core.view import View
 from mesh_data.shell.dialler import connect_lane
 from mesh_data.shell.lane_session import LaneSession, refuse, shake_hands
-from mesh_data.shell.lane_socket import LaneSocket
 from mesh_data.shell.listener import PeerListener
 from mesh_data.shell.overlay_port import PacketCallback, RequestHandler, ViewCallback
 from mesh_data.shell.overlay_requests import OverlayRequests
 from meshapi.data.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.frame_socket import FrameSocket
 from meshcommon.ids import NO_NODE, NodeId
 from meshcommon.logging import get_logger
 from meshwire.packet import Protocol, TrafficClass
@@ -301,7 +301,7 @@ class Overlay:
             socket, peer, local, is_dialled=True, on_open=lambda lane_id: opened.set_result(JoinLane(lane_id, peer))
         )
 
-    async def _accept(self, socket: LaneSocket) -> None:
+    async def _accept(self, socket: FrameSocket) -> None:
         local = self._local or LocalNode(NO_NODE, "", secrets.token_bytes(32))
         listener = self._listener
         try:
@@ -323,7 +323,7 @@ class Overlay:
             return
         await self._run_lane(socket, peer, local, is_dialled=False)
 
-    async def _shake(self, socket: LaneSocket, role: Role, local: LocalNode, expected: NodeId) -> PeerNode:
+    async def _shake(self, socket: FrameSocket, role: Role, local: LocalNode, expected: NodeId) -> PeerNode:
         refusal = None
         if local.node_id and not self._is_running:
             refusal = MeshError(
@@ -341,7 +341,7 @@ class Overlay:
 
     async def _run_lane(
         self,
-        socket: LaneSocket,
+        socket: FrameSocket,
         peer: PeerNode,
         local: LocalNode,
         *,
@@ -359,7 +359,7 @@ class Overlay:
             return
         lane_id = self._next_lane_id
         self._next_lane_id += 1
-        session = LaneSession(lane_id, socket, self._core.next_frame)
+        session = LaneSession(lane_id, socket, self._core.next_frame_parts)
         self._sessions[lane_id] = session
         if is_dialled and not is_join:
             self._policy.attempt_ended(peer.node_id)

@@ -11,20 +11,31 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from mesh_data.core.publish_window import Credit
 from mesh_data.core.stream_requests import Method, Published, decode_published, encode_stream_body
-from mesh_data.core.stream_state import Refused
+from mesh_data.core.stream_state import Appended, Refused
 from mesh_data.core.view import Stream
-from mesh_data.shell.replica import Answer, Replica
+from mesh_data.shell.proposals import Answer, decided
+from mesh_data.shell.replica import Replica
+from mesh_data.shell.run_attempt import RunAttempt
 from mesh_data.shell.streams_asking import ELSEWHERE, PAUSE_S, UNKNOWN, no_quorum, pause
 from mesh_data.shell.streams_catalogue import StreamsCatalogue
-from mesh_data.shell.streams_metrics import PUBLISH_RETRIES
+from mesh_data.shell.streams_metrics import (
+    PUBLISH_DUPLICATES,
+    PUBLISH_ERRORS,
+    PUBLISH_RETRIES,
+    PUBLISH_SECONDS,
+    PUBLISHED_BYTES,
+    PUBLISHED_RECORDS,
+)
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NO_NODE, NodeId, StreamId
-from meshwire.batch import BatchHeader
+from meshraft import PublishRun
+from meshwire.batch import BatchHeader, decode_header
 from meshwire.errors import WireError
 
 CREDIT_BYTES: Final = 4 * 1024 * 1024
@@ -36,11 +47,11 @@ Outcome: TypeAlias = Published | MeshError
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """A batch of the call, or an error that stands in its place (`refusal`)."""
+    """A batch of the call, or an error that stands in its place (`refusal`); `arrived` in loop seconds."""
 
     stream_id: StreamId
     stream_name: str
-    data: bytes
+    data: bytes | memoryview
     header: BatchHeader | None
     arrived: float = 0.0
     refusal: MeshError | None = None
@@ -56,31 +67,112 @@ class Batch:
         return self.header is not None and self.header.producer_id != 0
 
 
+@dataclass(slots=True, eq=False)
+class Run:
+    """Batches of one producer that were proposed here in one call, while nothing is known against any of them."""
+
+    stream_id: StreamId
+    stream_name: str
+    batches: PublishRun
+    size_bytes: int
+    arrived: float
+    replica: Replica
+    attempt: RunAttempt
+    is_sent_behind: bool
+
+    @property
+    def is_split(self) -> bool:
+        """Whether its batches have to stand in the queue by themselves."""
+        return self.attempt.is_split
+
+
 class PublishCall:
     """The unanswered batches of one call."""
 
     def __init__(self, catalogue: StreamsCatalogue) -> None:
         self._catalogue = catalogue
         self._timing = catalogue.groups.timing
-        self._queue: deque[Batch] = deque()
-        self._credit = Credit(CREDIT_BYTES)
+        self._queue: deque[Batch | Run] = deque()
+        self._batches = 0
+        self._credit = Credit(CREDIT_BYTES, catalogue.publish_credit)
         self._came = asyncio.Event()
         self._went = asyncio.Event()
         self._is_complete = False
 
     async def add(self, batch: Batch) -> None:
         """Takes the next batch of the call; waits while too much is unanswered."""
-        size_bytes = len(batch.data)
-        while len(self._queue) >= BATCHES_MAX or not self._credit.has_room(size_bytes):
+        while not self.add_now(batch, asyncio.get_running_loop().time()):
             self._went.clear()
             await self._went.wait()
+
+    def add_now(self, batch: Batch, now: float) -> bool:
+        """Takes the next batch of the call unless too much is unanswered; then nothing has changed. `now`: loop seconds."""
+        size_bytes = len(batch.data)
+        if self._batches >= BATCHES_MAX or not self._credit.has_room(size_bytes):
+            return False
         self._credit.take(size_bytes)
-        batch.arrived = asyncio.get_running_loop().time()
-        is_flowing = not self._queue or not _needs_sending(self._queue[-1])
+        self._batches += 1
+        batch.arrived = now
+        self._append(batch)
+        self._came.set()
+        return True
+
+    async def add_run(self, stream_id: StreamId, stream_name: str, run: PublishRun) -> None:
+        """Takes the next batches of the call; waits while too much is unanswered."""
+        while not self.add_run_now(stream_id, stream_name, run, asyncio.get_running_loop().time()):
+            self._went.clear()
+            await self._went.wait()
+
+    def add_run_now(self, stream_id: StreamId, stream_name: str, run: PublishRun, now: float) -> bool:
+        """Takes the next batches of the call unless too much is unanswered; then nothing has changed. `now`: loop seconds."""
+        size_bytes, count = run.size_bytes, len(run)
+        if self._batches + count > BATCHES_MAX or not self._credit.has_room(size_bytes):
+            return False
+        self._credit.take(size_bytes)
+        self._batches += count
+        proposed = None
+        replica = self._catalogue.local_leader(stream_id)
+        if replica is not None and self._is_flowing():
+            proposed = replica.publish_run(run)
+        if replica is not None and proposed is not None:
+            attempt, taken = proposed
+            item = Run(stream_id, stream_name, run, size_bytes, now, replica, attempt, len(self._queue) > 0)
+            if taken == count:
+                self._queue.append(item)
+            else:
+                self._queue.extend(_singles(item, self._catalogue.overlay.node_id, taken))
+            first_left = taken
+        else:
+            first_left = 0
+        for number in range(first_left, count):
+            data = run.batch(number)
+            self._append(Batch(stream_id, stream_name, data, decode_header(data), now))
+        self._came.set()
+        return True
+
+    def _is_flowing(self) -> bool:
+        """Whether everything before has been sent and nothing of it has to be sent again, as far as is known."""
+        if not self._queue:
+            return True
+        if isinstance(self._queue[-1], Run) and self._queue[-1].is_split:
+            self._split_runs()
+        last = self._queue[-1]
+        return isinstance(last, Run) or not _needs_sending(last)
+
+    def _append(self, batch: Batch) -> None:
+        is_flowing = self._is_flowing()
         self._queue.append(batch)
         if is_flowing and self._may_send(batch):
             self._start(batch)
-        self._came.set()
+
+    def _split_runs(self) -> list[Batch]:
+        """Puts the batches of runs by themselves; returns the queue as it then is."""
+        own = self._catalogue.overlay.node_id
+        split: list[Batch] = []
+        for item in self._queue:
+            split += _singles(item, own, len(item.batches)) if isinstance(item, Run) else (item,)
+        self._queue = deque[Batch | Run](split)
+        return split
 
     def complete(self) -> None:
         """No more batches will come."""
@@ -88,21 +180,75 @@ class PublishCall:
         self._came.set()
 
     async def answer(self) -> tuple[Batch, Outcome] | None:
-        """The next answer in order; None after the last one."""
+        """The next answer in order; None after the last one. One for each batch, also of a run."""
         while not self._queue:
             if self._is_complete:
                 return None
             self._came.clear()
             await self._came.wait()
         front = self._queue[0]
+        if isinstance(front, Run):
+            front = self._split_runs()[0]
         outcome = front.refusal or await self._settle(front)
         self._queue.popleft()
+        self._batches -= 1
         self._credit.give_back(len(front.data))
         self._went.set()
         return front, outcome
 
+    async def answer_run(self) -> Run | None:
+        """The run at the front of the call once all of it is committed; None when `answer` has to give what is next."""
+        while not self._queue and not self._is_complete:
+            self._came.clear()
+            await self._came.wait()
+        front = self._queue[0] if self._queue else None
+        if not isinstance(front, Run):
+            return None
+        if not front.attempt.future.done():
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(front.arrived + self._timing.publish_deadline_s):
+                    await front.attempt.future
+        return self.take_run()
+
+    def take_run(self) -> Run | None:
+        """The run at the front of the call if all of it is committed now, so that one frame can answer many."""
+        front = self._queue[0] if self._queue else None
+        if not isinstance(front, Run) or not front.attempt.is_whole:
+            return None
+        self._queue.popleft()
+        self._batches -= len(front.batches)
+        self._credit.give_back(front.size_bytes)
+        self._went.set()
+        return front
+
+    def take_committed(self) -> list[tuple[Batch, Published]]:
+        """Further answers in order, as far as they are there and need nothing more; `answer` gives the others.
+
+        One call for all batches that were committed together: a task switch for each would cost more than the batch.
+        """
+        queue = self._queue
+        taken: list[tuple[Batch, Published]] = []
+        while queue:
+            front = queue[0]
+            if isinstance(front, Run):
+                break
+            attempt = front.attempt
+            if attempt is None or front.refusal is not None or not attempt.done() or attempt.cancelled():
+                break
+            answer = attempt.result()
+            if not isinstance(answer, Appended):
+                break
+            queue.popleft()
+            self._batches -= 1
+            self._credit.give_back(len(front.data))
+            taken.append((front, Published(answer.offset, answer.count, is_duplicate=False)))
+        if taken:
+            self._went.set()
+        return taken
+
     async def abandon(self) -> None:
         """The caller went away: requests to other nodes end; what was proposed here takes its course."""
+        self._credit.close()
         tasks = [batch.attempt for batch in self._queue if isinstance(batch.attempt, asyncio.Task)]
         for task in tasks:
             task.cancel()
@@ -116,9 +262,8 @@ class PublishCall:
             if front.attempt is None:
                 self._send_from_front()
             if front.attempt is not None and not front.attempt.done():
-                await asyncio.wait((front.attempt,), timeout=max(0.0, deadline - loop.time()))
-                await _end(front.attempt)
-            outcome = _outcome(front)
+                await _wait_for(front.attempt, deadline)
+            outcome = await _outcome(front)
             if isinstance(outcome, Published):
                 return outcome
             if loop.time() >= deadline or not self._may_repeat(front, outcome):
@@ -133,6 +278,9 @@ class PublishCall:
                 return error
             if not self._catalogue.learn(stream, front.asked, outcome):
                 await pause(self._catalogue, front.stream_id, min(PAUSE_S, max(0.0, deadline - loop.time())))
+                if loop.time() > deadline - PAUSE_S:
+                    # A further try would be cut off on its way, and a known refusal become an unknown outcome.
+                    return self._final(front, outcome)
 
     def _may_repeat(self, batch: Batch, error: MeshError) -> bool:
         if error.code == ErrorCode.SEQUENCE_GAP:
@@ -147,7 +295,7 @@ class PublishCall:
             return error
         if batch.is_uncertain and (error.code in UNKNOWN or error.code in ELSEWHERE):
             return _unknown(batch)
-        if error.code in ELSEWHERE and error.code != ErrorCode.BACKPRESSURE:
+        if error.code in ELSEWHERE and error.code not in (ErrorCode.BACKPRESSURE, ErrorCode.DISK_PRESSURE):
             try:
                 return no_quorum(self._catalogue.stream(batch.stream_id), self._timing.publish_deadline_s)
             except MeshError as gone:
@@ -156,7 +304,7 @@ class PublishCall:
 
     def _send_from_front(self) -> None:
         """Sends every batch that has to be sent (again), in order, as far as that keeps the order and doubles nothing."""
-        for batch in self._queue:
+        for batch in self._split_runs():
             if not _needs_sending(batch):
                 continue
             if not self._may_send(batch):
@@ -179,11 +327,16 @@ class PublishCall:
             return
         batch.is_sent_behind = batch is not self._queue[0]
         batch.attempt = batch.replica = None
+        local = self._catalogue.local_leader(batch.stream_id)
+        if local is not None:
+            batch.asked, batch.replica = self._catalogue.overlay.node_id, local
+            batch.attempt = local.publish(batch.data, batch.header)
+            return
         try:
             stream = self._catalogue.stream(batch.stream_id)
         except MeshError as error:
             batch.refusal = error
-            batch.attempt = _finished(error)
+            batch.attempt = decided(error)
             return
         node = self._catalogue.leader(stream)
         batch.asked = node
@@ -192,7 +345,7 @@ class PublishCall:
             if batch.replica is not None:
                 batch.attempt = batch.replica.publish(batch.data, batch.header)
         elif self._catalogue.is_congested(node):
-            batch.attempt = _finished(
+            batch.attempt = decided(
                 MeshError(ErrorCode.BACKPRESSURE, f"The way to node {node} is full: wait a moment.")
             )
         elif node != NO_NODE:
@@ -215,14 +368,36 @@ class PublishCall:
         return published
 
 
-async def _end(attempt: asyncio.Future[Answer] | asyncio.Task[Outcome]) -> None:
-    """Ends a request to another node whose time is up. A proposal made here cannot be taken back: it stays."""
-    if isinstance(attempt, asyncio.Task) and not attempt.done():
-        attempt.cancel()
-        await asyncio.wait((attempt,))
+def _singles(run: Run, own_node: NodeId, count: int) -> list[Batch]:
+    """The first `count` batches of a run by themselves, as if each had been proposed alone."""
+    singles = []
+    for number, attempt in enumerate(run.attempt.split()[:count]):
+        data = run.batches.batch(number)
+        batch = Batch(run.stream_id, run.stream_name, data, decode_header(data), run.arrived)
+        batch.attempt, batch.replica, batch.asked = attempt, run.replica, own_node
+        batch.is_sent_behind = run.is_sent_behind or number > 0
+        singles.append(batch)
+    return singles
 
 
-def _outcome(batch: Batch) -> Outcome:
+async def _wait_for(attempt: asyncio.Future[Answer] | asyncio.Task[Outcome], deadline: float) -> None:
+    """Waits until the attempt is decided or its time is up; then a request to another node is ended.
+
+    A proposal made here cannot be taken back: only its future is cancelled. It is awaited by itself, because
+    `asyncio.wait` costs another turn of the loop and several objects, for each batch of a caller that sends one at a time.
+    """
+    if isinstance(attempt, asyncio.Task):
+        await asyncio.wait((attempt,), timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        if not attempt.done():
+            attempt.cancel()
+            await asyncio.wait((attempt,))
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            await attempt
+
+
+async def _outcome(batch: Batch) -> Outcome:
     """What the batch's attempt came to; OUTCOME_UNKNOWN for one that is still under way at the deadline."""
     attempt = batch.attempt
     if attempt is None:
@@ -235,7 +410,7 @@ def _outcome(batch: Batch) -> Outcome:
         outcome: Outcome = answer
     elif batch.replica is not None and batch.header is not None:
         try:
-            outcome = batch.replica.published(answer, batch.header)
+            outcome = await batch.replica.published(answer, batch.header)
         except MeshError as error:
             outcome = error
     else:
@@ -243,6 +418,37 @@ def _outcome(batch: Batch) -> Outcome:
     if isinstance(outcome, MeshError) and outcome.code in UNKNOWN:
         batch.is_uncertain = True
     return outcome
+
+
+def count_answer(batch: Batch, outcome: Outcome) -> None:
+    """Counts an answer that is given to a caller."""
+    if isinstance(outcome, MeshError):
+        PUBLISH_ERRORS.labels(str(outcome.code)).inc()
+        return
+    PUBLISH_SECONDS.observe(asyncio.get_running_loop().time() - batch.arrived)
+    PUBLISHED_RECORDS.labels(batch.stream_name).inc(outcome.count)
+    PUBLISHED_BYTES.labels(batch.stream_name).inc(len(batch.data))
+    if outcome.is_duplicate:
+        PUBLISH_DUPLICATES.labels(batch.stream_name).inc()
+
+
+def count_committed(stream_name: str, committed: list[tuple[Batch, Published]]) -> None:
+    """Counts what `take_committed` gave, all of it of one stream."""
+    now = asyncio.get_running_loop().time()
+    records = size_bytes = 0
+    for batch, published in committed:
+        records += published.count
+        size_bytes += len(batch.data)
+        PUBLISH_SECONDS.observe(now - batch.arrived)
+    PUBLISHED_RECORDS.labels(stream_name).inc(records)
+    PUBLISHED_BYTES.labels(stream_name).inc(size_bytes)
+
+
+def count_run(run: Run) -> None:
+    """Counts a run that `answer_run` gave."""
+    PUBLISH_SECONDS.observe(asyncio.get_running_loop().time() - run.arrived, len(run.batches))
+    PUBLISHED_RECORDS.labels(run.stream_name).inc(run.batches.records)
+    PUBLISHED_BYTES.labels(run.stream_name).inc(run.size_bytes)
 
 
 def no_leader_now(stream_name: str) -> MeshError:
@@ -282,9 +488,3 @@ def _unknown(batch: Batch) -> MeshError:
         f"Whether the batch was committed to {batch.stream_name} is not known: {advice}.",
         retryable=batch.has_producer,
     )
-
-
-def _finished(error: MeshError) -> asyncio.Future[Answer]:
-    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    future.set_result(error)
-    return future

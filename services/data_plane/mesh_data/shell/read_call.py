@@ -1,19 +1,23 @@
 """Reading a stream: from the local replica where there is one, else from a member, in chunks of a bounded size.
 
-A read without `follow` ends at the stream's end as the leader confirms it when the read begins, so that what anybody has
-seen committed is in it (invariant I13). Without a leader it ends at what is committed here. A follow read waits for more.
+A linearizable read ends at the stream's end as the leader confirms it after the read began, so that what anybody has seen
+committed is in it (invariant I13); when nobody confirms it in time, the read fails and may be retried. A stale one takes what
+a replica has and says how old that is at most. A follow read waits for more.
 Leaves out: gRPC. Source: architecture §5 "Remote reads are cursors with byte credit", §8.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Final
 
 from mesh_data.core.stream_requests import Fetch, Fetched, Method, decode_fetched, encode_fetch
 from mesh_data.core.view import Stream
-from mesh_data.shell.replica import Replica, below_floor
+from mesh_data.shell.replica import Replica
+from mesh_data.shell.stream_errors import below_floor
 from mesh_data.shell.streams_asking import ELSEWHERE, PAUSE_S, UNKNOWN, wait_set
 from mesh_data.shell.streams_catalogue import StreamsCatalogue
 from mesh_data.shell.streams_metrics import READ_RECORDS
@@ -21,7 +25,7 @@ from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NO_NODE, StreamId
 from meshraft import RaftError
-from meshwire.batch import decode_records
+from meshwire.batch import decode_header, decode_records
 from meshwire.errors import WireError
 
 CHUNK_BYTES: Final = 256 * 1024
@@ -34,31 +38,64 @@ _BARRIER_RETRY_S: Final = 0.2
 
 
 async def read_stream(
-    catalogue: StreamsCatalogue, stream_id: StreamId, from_offset: int, records_max: int, *, follow: bool
+    catalogue: StreamsCatalogue,
+    stream_id: StreamId,
+    from_offset: int,
+    records_max: int,
+    *,
+    follow: bool,
+    is_stale_ok: bool = False,
 ) -> AsyncIterator[data_pb2.ReadResponse]:
     """Records from `from_offset` on; see `MeshDataService.Read`.
 
     Raises:
         MeshError: OFFSET_PAST_END, OFFSET_BELOW_FLOOR, STREAM_UNAVAILABLE, and what the catalogue raises.
     """
-    stream = catalogue.stream(stream_id)
-    end = await _end(catalogue, stream, from_offset, is_exact=not follow)
-    offset = from_offset
+    name = catalogue.stream(stream_id).name
     remaining = records_max or None
-    while remaining != 0 and (follow or offset < end):
-        # Also without `follow`: the member that answers may not have all that another one confirmed as the end.
-        fetched = await fetch(catalogue, stream_id, offset, FOLLOW_WAIT_S)
-        for response in _responses(fetched, offset, remaining, None if follow else end):
+    offset = from_offset
+    batches = read_batches(catalogue, stream_id, from_offset, follow=follow, is_stale_ok=is_stale_ok)
+    async for fetched, end in batches:
+        if not fetched.batches:
+            yield _view(fetched)
+        for response in _responses(fetched, offset, remaining, end):
             count = len(response.records)
             offset = response.records[-1].offset + 1
             if remaining is not None:
                 remaining -= count
-            READ_RECORDS.labels(stream.name).inc(count)
+            READ_RECORDS.labels(name).inc(count)
             yield response
-        if not fetched.batches:
-            if not follow and fetched.next_offset <= offset:
-                catalogue.pass_over(stream)
-            await asyncio.sleep(0)
+        if remaining == 0:
+            return
+
+
+async def read_batches(
+    catalogue: StreamsCatalogue, stream_id: StreamId, from_offset: int, *, follow: bool, is_stale_ok: bool = False
+) -> AsyncIterator[tuple[Fetched, int | None]]:
+    """Batches from the one that holds `from_offset` on, unopened; and the end at which to stop, None to follow.
+
+    There are always some, except first of all in a read that may be stale: that one begins with the view it is of.
+
+    Raises:
+        MeshError: as `read_stream`.
+    """
+    stream = catalogue.stream(stream_id)
+    beginning = await _beginning(catalogue, stream, from_offset, follow=follow, is_stale_ok=is_stale_ok)
+    end = beginning.next_offset
+    if is_stale_ok:
+        yield beginning, None if follow else end
+    offset = from_offset
+    while follow or offset < end:
+        # Also without `follow`: the member that answers may not have all that another one confirmed as the end.
+        fetched = await fetch(catalogue, stream_id, offset, FOLLOW_WAIT_S)
+        if fetched.batches:
+            last = fetched.batches[-1]
+            offset = last.base_offset + decode_header(last.batch).record_count
+            yield fetched, None if follow else end
+            continue
+        if not follow and fetched.next_offset <= offset:
+            catalogue.pass_over(stream)
+        await asyncio.sleep(0)
 
 
 async def fetch(catalogue: StreamsCatalogue, stream_id: StreamId, offset: int, wait_s: float) -> Fetched:
@@ -95,29 +132,31 @@ async def fetch_local(replica: Replica, offset: int, bytes_max: int, wait_s: flo
         await wait_set(changed, wait_s)
     if replica.failure is not None:
         raise replica.failure
-    batches = replica.read(offset, bytes_max) if offset < replica.next_offset else []
+    batches = await replica.read(offset, bytes_max) if offset < replica.next_offset else []
     return Fetched(batches, replica.next_offset, replica.floor_offset)
 
 
-async def confirmed_end(replica: Replica, limit_s: float) -> tuple[int, bool]:
-    """The end of the stream, and whether the leader confirmed that nothing acknowledged before is beyond it."""
+async def confirmed_end(replica: Replica, limit_s: float) -> Fetched:
+    """The replica's end of the stream, and whether the leader confirmed that nothing acknowledged before is beyond it."""
+    is_confirmed = await _is_confirmed(replica, limit_s)
+    return Fetched((), replica.next_offset, replica.floor_offset, is_confirmed, replica.freshness())
+
+
+async def _is_confirmed(replica: Replica, limit_s: float) -> bool:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limit_s
     while replica.is_open and (remaining_s := deadline - loop.time()) > 0:
         try:
             token, answer = replica.ask_read_index()
         except RaftError:
-            break
+            return False
         # Raft drops the question without a word when there is no leader yet, so it is asked again.
         await asyncio.wait((answer,), timeout=min(_BARRIER_RETRY_S, remaining_s))
         replica.forget_read(token)
         if not answer.done():
             continue
-        if answer.cancelled():
-            break
-        is_confirmed = await _is_applied(replica, answer.result(), deadline)
-        return replica.next_offset, is_confirmed
-    return replica.next_offset, False
+        return not answer.cancelled() and await _is_applied(replica, answer.result(), deadline)
+    return False
 
 
 async def _is_applied(replica: Replica, index: int, deadline: float) -> bool:
@@ -129,40 +168,61 @@ async def _is_applied(replica: Replica, index: int, deadline: float) -> bool:
     return replica.is_open
 
 
-async def _end(catalogue: StreamsCatalogue, stream: Stream, from_offset: int, *, is_exact: bool) -> int:
-    """Checks `from_offset` against the stream, and tells its end (exactly only when asked)."""
+async def _beginning(
+    catalogue: StreamsCatalogue, stream: Stream, from_offset: int, *, follow: bool, is_stale_ok: bool
+) -> Fetched:
+    """Where the stream begins and ends for this read, after `from_offset` was checked against it."""
+    timing = catalogue.groups.timing
+    limit_s = timing.stale_wait_s if is_stale_ok else timing.read_barrier_s
+    must_be_exact = not follow and not is_stale_ok
     replica = catalogue.readable(stream.stream_id)
-    if replica is not None:
-        end, floor_offset, is_confirmed = replica.next_offset, replica.floor_offset, False
-        if is_exact or from_offset > end:
-            end, is_confirmed = await confirmed_end(replica, catalogue.groups.timing.read_barrier_s)
+    if replica is None:
+        seen = await _remote_end(catalogue, stream, limit_s, must_be_exact=must_be_exact)
+    elif follow and not is_stale_ok and from_offset <= replica.next_offset:
+        seen = Fetched((), replica.next_offset, replica.floor_offset)
     else:
-        fetched = await _remote_end(catalogue, stream)
-        end, floor_offset, is_confirmed = fetched.next_offset, fetched.floor_offset, fetched.is_confirmed
-    if from_offset < floor_offset:
-        raise below_floor(stream.name, from_offset, floor_offset)
-    if from_offset > end:
-        if not is_confirmed:
-            raise _unavailable(stream)
+        seen = await confirmed_end(replica, limit_s)
+    if from_offset < seen.floor_offset:
+        raise below_floor(stream.name, from_offset, seen.floor_offset)
+    if not seen.is_confirmed and (must_be_exact or from_offset > seen.next_offset):
+        raise _unconfirmed(stream, limit_s)
+    if from_offset > seen.next_offset:
         raise MeshError(
             ErrorCode.OFFSET_PAST_END,
-            f"Offset {from_offset} of {stream.name} does not exist yet: the next record will have offset {end}.",
-            {"offset": str(from_offset), "next_offset": str(end)},
+            f"Offset {from_offset} of {stream.name} does not exist yet: the next record will have offset "
+            f"{seen.next_offset}.",
+            {"offset": str(from_offset), "next_offset": str(seen.next_offset)},
         )
-    return end
+    return seen
 
 
-async def _remote_end(catalogue: StreamsCatalogue, stream: Stream) -> Fetched:
-    deadline = asyncio.get_running_loop().time() + _GIVE_UP_S
+async def _remote_end(catalogue: StreamsCatalogue, stream: Stream, limit_s: float, *, must_be_exact: bool) -> Fetched:
+    """The end as a member tells it; one that cannot have it confirmed is passed over while there is time."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + max(limit_s, _GIVE_UP_S)
     while True:
+        asked_at = loop.time()
         try:
-            return await _fetch_remote(catalogue, stream, Fetch(stream.stream_id, 0, 0, 0))
+            # Half of the time, so that another member can be asked in the other half.
+            seen = await _fetch_remote(catalogue, stream, Fetch(stream.stream_id, 0, 0, int(limit_s * 500)))
         except MeshError as error:
             if error.code not in ELSEWHERE and error.code not in UNKNOWN:
                 raise
-        if asyncio.get_running_loop().time() >= deadline:
+        else:
+            if seen.is_confirmed or not must_be_exact:
+                return _aged(seen, loop.time() - asked_at)
+            catalogue.pass_over(stream)
+        if loop.time() >= deadline:
             raise _unavailable(stream)
         await asyncio.sleep(PAUSE_S)
+
+
+def _aged(seen: Fetched, seconds: float) -> Fetched:
+    """The same after so long on the way."""
+    age_ms = seen.freshness.age_ms_max
+    if age_ms is None:
+        return seen
+    return replace(seen, freshness=replace(seen.freshness, age_ms_max=age_ms + math.ceil(seconds * 1000)))
 
 
 async def _fetch_remote(catalogue: StreamsCatalogue, stream: Stream, request: Fetch) -> Fetched:
@@ -170,8 +230,6 @@ async def _fetch_remote(catalogue: StreamsCatalogue, stream: Stream, request: Fe
     if node == NO_NODE:
         raise _unavailable(stream)
     timeout_s = _ANSWER_S + request.wait_ms / 1000
-    if not request.bytes_max:
-        timeout_s += catalogue.groups.timing.read_barrier_s
     try:
         return decode_fetched(await catalogue.overlay.call(node, Method.FETCH, encode_fetch(request), timeout_s))
     except MeshError as error:
@@ -193,7 +251,7 @@ def _responses(
         for at, record in enumerate(decode_records(stored.batch), stored.base_offset):
             if at < offset:
                 continue
-            if remaining == 0 or at == end:
+            if remaining == 0 or (end is not None and at >= end):
                 break
             if records and (len(records) >= CHUNK_RECORDS or size_bytes + len(record.value) > CHUNK_BYTES):
                 yield data_pb2.ReadResponse(records=records, next_offset=fetched.next_offset)
@@ -204,6 +262,21 @@ def _responses(
                 remaining -= 1
     if records:
         yield data_pb2.ReadResponse(records=records, next_offset=fetched.next_offset)
+
+
+def _view(fetched: Fetched) -> data_pb2.ReadResponse:
+    freshness = fetched.freshness
+    view = data_pb2.ReplicaView(applied_index=freshness.applied_index, age_ms_max=freshness.age_ms_max)
+    return data_pb2.ReadResponse(next_offset=fetched.next_offset, view=view)
+
+
+def _unconfirmed(stream: Stream, limit_s: float) -> MeshError:
+    return MeshError(
+        ErrorCode.STREAM_UNAVAILABLE,
+        f"The leader of {stream.name} did not confirm the end of the stream within {limit_s:g} s: try again, or read what "
+        "a member has, as it may be stale.",
+        {"stream": stream.name},
+    )
 
 
 def _unavailable(stream: Stream) -> MeshError:

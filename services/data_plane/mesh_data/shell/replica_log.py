@@ -1,19 +1,20 @@
 """Reading one local replica: from an offset to batches, through the offset index and the Raft log.
 
-Reads happen on the event loop in steps of a bounded size: the Raft host belongs to one thread, and the log serves recent
-entries from memory and older ones mostly from the page cache. Leaves out: waiting for new records, and record contents.
+A read goes in steps of a bounded size; between two of them the log may be compacted, or the replica closed. Leaves out:
+where entries come from (`entry_reader`), waiting for new records, and record contents.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from struct import Struct
 from typing import Final
 
 from mesh_data.core.offset_index import OffsetIndex, Position
 from mesh_data.core.stream_requests import StoredBatch
-from meshraft import KIND_NORMAL, RaftHost
+from mesh_data.shell.entry_reader import EntryReader
+from meshraft import KIND_NORMAL, Entry, LogCompacted
 from meshwire.batch import decode_header
 from meshwire.entry import EntryKind
 
@@ -30,10 +31,10 @@ _LOOKUP_MARKS_MAX: Final = 256
 class ReplicaLog:
     """The readable part of one replica's log."""
 
-    def __init__(self, host: RaftHost, group: int, start: Position) -> None:
-        self._host = host
+    def __init__(self, reader: EntryReader, group: int, index: OffsetIndex) -> None:
+        self._reader = reader
         self._group = group
-        self.index = OffsetIndex(start)
+        self.index = index
         # Where readers of an offset go on, so that a stream of reads does not scan from a mark each time.
         self._cursors: OrderedDict[int, Position] = OrderedDict()
 
@@ -47,7 +48,7 @@ class ReplicaLog:
         self.index.truncate(start)
         self._cursors.clear()
 
-    def read(self, offset: int, applied_index: int, bytes_max: int) -> list[StoredBatch]:
+    async def read(self, offset: int, applied_index: int, bytes_max: int) -> list[StoredBatch]:
         """Batches from the one that holds `offset` on: at least one if there is one near, then up to `bytes_max`.
 
         Args:
@@ -62,52 +63,71 @@ class ReplicaLog:
         size_bytes = 0
         start = self._cursors.pop(offset, None) or self.index.locate(offset)
         reached = start
-        for found, after in self._scan(start, applied_index):
-            reached = after
-            if found is None or after.offset <= offset:
-                continue
-            batches.append(found)
-            size_bytes += len(found.batch)
+        async for step in self._scan(start, applied_index):
+            for found, after in step:
+                reached = after
+                if found is None or after.offset <= offset:
+                    continue
+                batches.append(found)
+                size_bytes += len(found.batch)
+                if size_bytes >= bytes_max:
+                    break
             if size_bytes >= bytes_max:
                 break
         self._remember(max(reached.offset, offset), reached)
         return batches
 
-    def find(self, producer_id: int, sequence: int, below_offset: int, applied_index: int) -> int | None:
+    async def find(self, producer_id: int, sequence: int, below_offset: int, applied_index: int) -> int | None:
         """Offset of a producer's record, searched backwards from `below_offset`; None when it is too far back."""
         for _ in range(_LOOKUP_MARKS_MAX):
             if below_offset <= self.first_offset:
                 return None
             mark = self.index.locate(below_offset - 1)
-            for found, after in self._scan(mark, applied_index):
-                if found is not None:
-                    header = decode_header(found.batch)
-                    if header.producer_id == producer_id and header.base_sequence <= sequence <= header.last_sequence:
-                        return found.base_offset + sequence - header.base_sequence
-                if after.offset >= below_offset:
+            async for step in self._scan(mark, applied_index):
+                reached = mark
+                for found, reached in step:  # noqa: B007 - read after the loop
+                    if found is not None:
+                        header = decode_header(found.batch)
+                        if (
+                            header.producer_id == producer_id
+                            and header.base_sequence <= sequence <= header.last_sequence
+                        ):
+                            return found.base_offset + sequence - header.base_sequence
+                if reached.offset >= below_offset:
                     break
             below_offset = mark.offset
         return None
 
-    def _scan(self, start: Position, applied_index: int) -> Iterator[tuple[StoredBatch | None, Position]]:
-        """Entries from `start` on: the batch, if the entry is one with offsets, and the position after the entry."""
-        offset, index, time_ms = start.offset, start.index, start.time_ms
-        scanned_bytes = 0
-        while index <= applied_index and scanned_bytes < _SCAN_BYTES_MAX:
-            for entry in self._host.entries(self._group, index, applied_index + 1, _STEP_BYTES):
-                index = entry.index + 1
-                data = entry.data
-                scanned_bytes += len(data)
-                found: StoredBatch | None = None
-                if entry.kind == KIND_NORMAL and data:
-                    kind, stamp_ms = _KIND_AND_STAMP.unpack_from(data)
-                    if kind in _STAMPED:
-                        time_ms = max(time_ms, stamp_ms)
-                    if kind == EntryKind.BATCH and not self.index.is_refused(entry.index):
-                        batch = memoryview(data)[_KIND_AND_STAMP.size :]
-                        found = StoredBatch(offset, time_ms, batch)
-                        offset += decode_header(batch).record_count
-                yield found, Position(offset, index, time_ms)
+    async def _scan(
+        self, start: Position, applied_index: int
+    ) -> AsyncIterator[Iterable[tuple[StoredBatch | None, Position]]]:
+        """Entries from `start` on, a step at a time: see `_decode`."""
+        at, scanned_bytes = start, 0
+        while at.index <= applied_index and scanned_bytes < _SCAN_BYTES_MAX:
+            entries = await self._reader.entries(self._group, at.index, applied_index + 1, _STEP_BYTES)
+            if at.index < self.index.first.index:
+                # What the index knew of these entries went while they were read: refused ones could not be told.
+                raise LogCompacted(f"the log now begins at {self.index.first.index}")
+            step = list(self._decode(entries, at))
+            scanned_bytes += sum(len(entry.data) for entry in entries)
+            at = step[-1][1]
+            yield step
+
+    def _decode(self, entries: Iterable[Entry], start: Position) -> Iterator[tuple[StoredBatch | None, Position]]:
+        """For each entry the batch, if it is one with offsets, and the position after it."""
+        offset, time_ms = start.offset, start.time_ms
+        for entry in entries:
+            data = entry.data
+            found: StoredBatch | None = None
+            if entry.kind == KIND_NORMAL and data:
+                kind, stamp_ms = _KIND_AND_STAMP.unpack_from(data)
+                if kind in _STAMPED:
+                    time_ms = max(time_ms, stamp_ms)
+                if kind == EntryKind.BATCH and not self.index.is_refused(entry.index):
+                    batch = memoryview(data)[_KIND_AND_STAMP.size :]
+                    found = StoredBatch(offset, time_ms, batch)
+                    offset += decode_header(batch).record_count
+            yield found, Position(offset, entry.index + 1, time_ms)
 
     def _remember(self, offset: int, position: Position) -> None:
         self._cursors[offset] = position

@@ -17,6 +17,23 @@ class DataSettings(Section):
     peer_listen: Listen | Literal[""] = Field(
         default="", description="WebSocket listener for other nodes; empty: this node only dials."
     )
+    client_listen: Listen | Literal[""] = Field(
+        default="",
+        description="WebSocket listener for this site's applications (`meshclient`); empty: none. "
+        "They are not authenticated yet: a loopback address.",
+    )
+    disk_pressure_percent: int = Field(
+        default=80,
+        ge=50,
+        le=99,
+        description="Streams take no records while so much of the file system of their log is in use at a member, percent.",
+    )
+    disk_plenty_bytes: int = Field(
+        default=2 << 30,
+        ge=0,
+        le=1 << 50,
+        description="With so much free the file system is not short of room, whatever the percentage, bytes.",
+    )
     dial: dict[str, PeerAddress] = Field(
         default_factory=dict,
         description="Addresses by node name that replace the advertised ones for this node, `a=ws://h:p,b=ws://h:p`.",

@@ -26,6 +26,7 @@ ELSEWHERE: Final = frozenset(
         ErrorCode.UNKNOWN_GROUP,
         ErrorCode.STREAM_NOT_FORMED,
         ErrorCode.BACKPRESSURE,
+        ErrorCode.DISK_PRESSURE,
         ErrorCode.NO_QUORUM,
         ErrorCode.STREAM_UNAVAILABLE,
         ErrorCode.NODE_STOPPED,

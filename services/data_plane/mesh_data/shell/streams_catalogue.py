@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from mesh_data.core.publish_window import Credit
 from mesh_data.core.view import Stream, StreamState, View
 from mesh_data.shell.groups import Groups
 from mesh_data.shell.overlay_port import OverlayPort
@@ -18,6 +19,8 @@ from meshcommon.ids import NO_NODE, NodeId, StreamId, check_stream_name
 
 _QUEUED_BYTES_MAX: Final = 8 * 1024 * 1024
 """Half of what the first hop queues before it drops."""
+_PUBLISH_BYTES_MAX: Final = 192 * 1024 * 1024
+"""Unanswered bytes of all publishers of this node; one that waits for nothing gets a batch through all the same."""
 
 
 class StreamsCatalogue:
@@ -28,6 +31,7 @@ class StreamsCatalogue:
         self.groups = groups
         self.closing = asyncio.Event()
         """Set when the service stops."""
+        self.publish_credit = Credit(_PUBLISH_BYTES_MAX)
         self._hints: dict[StreamId, NodeId] = {}
         self._turn = 0
 
@@ -60,6 +64,13 @@ class StreamsCatalogue:
         if stream is None or stream.state is StreamState.DELETING:
             raise _not_found(str(stream_id) if stream is None else stream.name)
         return stream
+
+    def local_leader(self, stream_id: StreamId) -> Replica | None:
+        """The local replica if it leads a live stream: what `stream` and `leader` come to, at a fraction of their cost."""
+        replica = self.groups.replica(stream_id)
+        if replica is None or not replica.is_leading or self.closing.is_set():
+            return None
+        return None if replica.stream.state is StreamState.DELETING else replica
 
     def served(self, stream_id: StreamId) -> Replica:
         """The local replica for a request from another node. Raises UNKNOWN_GROUP, NOT_A_MEMBER, NODE_STOPPED."""

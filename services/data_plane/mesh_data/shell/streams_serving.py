@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Final
 
 from mesh_data.core.stream_requests import (
-    Fetched,
     Method,
     decode_fetch,
     decode_stream_body,
@@ -16,9 +15,11 @@ from mesh_data.core.stream_requests import (
     encode_producer,
     encode_published,
 )
-from mesh_data.core.stream_state import ProducerReady
+from mesh_data.core.stream_state import ProducerReady, Refused
+from mesh_data.shell.proposals import Answer
 from mesh_data.shell.read_call import confirmed_end, fetch_local
-from mesh_data.shell.replica import Replica, producer_ready, storage_failed
+from mesh_data.shell.replica import Replica
+from mesh_data.shell.stream_errors import storage_failed
 from mesh_data.shell.streams_catalogue import StreamsCatalogue
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
@@ -50,8 +51,8 @@ class StreamsServing:
         except WireError as error:
             raise MeshError(ErrorCode.INVALID_ARGUMENT, f"The batch cannot be read: {error.reason}.") from error
         replica = self._catalogue.served(stream_id)
-        answer = await replica.publish(batch, header)
-        return encode_published(replica.published(answer, header))
+        answer = await replica.publish(batch, header, is_request=True)
+        return encode_published(await replica.published(answer, header))
 
     async def _init_producer(self, _source: NodeId, body: bytes) -> bytes:
         try:
@@ -72,8 +73,7 @@ class StreamsServing:
                 ErrorCode.STREAM_UNAVAILABLE, f"{replica.stream.name} has not reached this member yet: ask another one."
             )
         if not request.bytes_max:
-            end, is_confirmed = await confirmed_end(replica, self._catalogue.groups.timing.read_barrier_s)
-            return encode_fetched(Fetched((), end, replica.floor_offset, is_confirmed))
+            return encode_fetched(await confirmed_end(replica, min(request.wait_ms / 1000, _FETCH_WAIT_S_MAX)))
         if self._catalogue.is_congested(source):
             raise MeshError(ErrorCode.BACKPRESSURE, f"The way to node {source} is full: wait a moment.")
         bytes_max = min(request.bytes_max, _FETCH_BYTES_MAX)
@@ -93,7 +93,20 @@ class StreamsServing:
 
 async def init_producer(replica: Replica, name: str) -> ProducerReady:
     """Proposes an InitProducer at the leader and waits for it."""
-    return producer_ready(await replica.init_producer(name))
+    return _producer_ready(await replica.init_producer(name))
+
+
+def _producer_ready(answer: Answer) -> ProducerReady:
+    """The answer to an InitProducer. Raises MeshError."""
+    match answer:
+        case ProducerReady() as ready:
+            return ready
+        case Refused(code, message, details):
+            raise MeshError(code, message, details)
+        case MeshError() as error:
+            raise error
+        case other:
+            raise AssertionError(f"an InitProducer came to {other}")
 
 
 async def describe(catalogue: StreamsCatalogue, replica: Replica) -> data_pb2.DescribeStreamResponse:
@@ -124,4 +137,5 @@ async def describe(catalogue: StreamsCatalogue, replica: Replica) -> data_pb2.De
         state_hash=state.chain,
         members=sorted(members, key=lambda member: member.node),
         retained_bytes=state.retained_bytes,
+        change=replica.change,
     )

@@ -49,3 +49,42 @@ def test_credit_lets_one_large_batch_into_an_empty_window_only() -> None:
     assert not credit.has_room(41)
     credit.give_back(60)
     assert credit.has_room(1_000)
+
+
+def test_publishers_share_credit_and_one_that_waits_for_nothing_still_gets_a_batch_through() -> None:
+    everybodys = Credit(100)
+    first, second = Credit(80, everybodys), Credit(80, everybodys)
+    first.take(70)
+    assert second.has_room(70)
+    second.take(10)
+    assert second.has_room(20)
+    assert not second.has_room(21)
+    first.give_back(70)
+    assert second.has_room(70)
+    second.close()
+    assert everybodys.used_bytes == 0
+
+
+def test_a_repetition_shares_the_outcome_of_what_is_on_its_way() -> None:
+    window: ProposalWindow[str] = ProposalWindow()
+    window.add(3, 10, 5, "a", key=(7, 1, 0))
+    window.add(3, 11, 5, "b", key=(7, 1, 20))
+    assert not window.may_hold((7, 1, 40))
+    assert not window.may_hold((8, 1, 0))
+    assert window.may_hold((7, 1, 0))
+    assert window.join((7, 1, 0), "a again")
+    assert not window.join((7, 0, 0), "of an older epoch")
+    assert window.size_bytes == 10
+    assert window.committed(10, 3) == [("a", Outcome.COMMITTED), ("a again", Outcome.COMMITTED)]
+    assert not window.join((7, 1, 0), "too late")
+    assert window.join((7, 1, 20), "b again")
+    assert window.add(4, 11, 5, "c") == ["b", "b again"]
+    assert window.take_all() == ["c"]
+    assert not window.may_hold((7, 1, 0))
+
+
+def test_newest_is_forgotten_with_the_last_proposal() -> None:
+    window: ProposalWindow[str] = ProposalWindow()
+    window.add(3, 10, 5, "a", key=(7, 1, 0))
+    window.committed(10, 3)
+    assert not window.may_hold((7, 1, 0))

@@ -44,13 +44,23 @@ def test_fetch_comes_back(stream: int, offset: int, bytes_max: int, wait_ms: int
     assert requests.decode_fetch(requests.encode_fetch(fetch)) == fetch
 
 
-@given(st.lists(st.tuples(u64, u64, st.binary(max_size=50)), max_size=5), u64, u64, st.booleans())
+@given(
+    st.lists(st.tuples(u64, u64, st.binary(max_size=50)), max_size=5),
+    u64,
+    u64,
+    st.booleans(),
+    st.builds(requests.Freshness, u64, st.none() | u64),
+)
 def test_fetched_comes_back(
-    items: list[tuple[int, int, bytes]], next_offset: int, floor_offset: int, is_confirmed: bool
+    items: list[tuple[int, int, bytes]],
+    next_offset: int,
+    floor_offset: int,
+    is_confirmed: bool,
+    freshness: requests.Freshness,
 ) -> None:
     batches = [requests.StoredBatch(*item) for item in items]
     decoded = requests.decode_fetched(
-        requests.encode_fetched(requests.Fetched(batches, next_offset, floor_offset, is_confirmed))
+        requests.encode_fetched(requests.Fetched(batches, next_offset, floor_offset, is_confirmed, freshness))
     )
     assert [(item.base_offset, item.time_ms, bytes(item.batch)) for item in decoded.batches] == items
     assert (decoded.next_offset, decoded.floor_offset, decoded.is_confirmed) == (
@@ -58,6 +68,7 @@ def test_fetched_comes_back(
         floor_offset,
         is_confirmed,
     )
+    assert decoded.freshness == freshness
 
 
 @given(st.binary(max_size=300))
@@ -88,14 +99,14 @@ def test_short_bodies_are_refused() -> None:
     ):
         with pytest.raises(WireError):
             decode(b"\x00\x01")
-    for size in range(18, len(fetched)):
+    for size in range(35, len(fetched)):
         with pytest.raises(WireError):
             requests.decode_fetched(fetched[:size])
 
 
 @given(st.binary(min_size=1, max_size=200), st.integers(5, 64))
 def test_frame_in_parts_comes_back_whole(frame: bytes, part_bytes: int) -> None:
-    joiner = FrameJoiner()
+    joiner, frame = FrameJoiner(), b"\x01" + frame
     received = [joiner.receive(payload) for payload in split(frame, 5, part_bytes)]
     assert received == [None] * (len(received) - 1) + [frame]
 
@@ -106,12 +117,12 @@ def test_frame_with_a_lost_part_is_dropped_and_the_next_one_arrives() -> None:
     for payload in (first[0], first[2], second[1]):
         assert joiner.receive(payload) is None
     assert [joiner.receive(payload) for payload in second] == [None, None, b"b" * 30]
-    assert joiner.receive(split(b"whole", 3)[0]) == b"whole"
+    assert joiner.receive(split(b"\x01whole", 3)[0]) == b"\x01whole"
 
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"\x02x", b"\x01\x00", b"\x01" + bytes(8), b"\x01" + bytes(4) + b"\x00\x00" + b"\xff\xff"],
+    [b"", b"\x02x", b"\x00\x00", b"\x00" + bytes(8), b"\x00" + bytes(4) + b"\x00\x00" + b"\xff\xff"],
     ids=["empty", "unknown kind", "short", "no parts", "too many parts"],
 )
 def test_malformed_payload_is_refused(payload: bytes) -> None:

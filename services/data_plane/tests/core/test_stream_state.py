@@ -42,18 +42,22 @@ class OracleProducer:
     """Everything a producer ever sent, record by record."""
 
     producer_id: int
+    used_index: int
+    name: str = ""
     epoch: int = 1
     offsets: list[int] = field(default_factory=list)
+    is_expired: bool = False
 
 
 class StreamMachine(RuleBasedStateMachine):
-    """I2, I4, I5: offsets, duplicates and epochs as the oracle has them; a restored state goes on alike."""
+    """I2, I4, I5: offsets, duplicates, epochs and expiry as the oracle has them; a restored state goes on alike."""
 
     producers = Bundle("producers")
+    producers_max = 1_000
 
     def __init__(self) -> None:
         super().__init__()
-        self.state = StreamState(StreamConfig(StreamId(1), 1_000, 300, producers_max=1_000))
+        self.state = StreamState(StreamConfig(StreamId(1), 1_000, 300, producers_max=self.producers_max))
         self.twin = StreamState.restore(self.state.snapshot())
         self.index = FIRST_INDEX
         self.log: list[bytes] = []
@@ -84,13 +88,24 @@ class StreamMachine(RuleBasedStateMachine):
         if name in self.names:
             self.names[name].epoch += 1
             producer = self.names[name]
+            producer.used_index = self.index
         else:
-            producer = self.known[self.index] = OracleProducer(self.index)
+            self.expire_one_of_too_many()
+            producer = self.known[self.index] = OracleProducer(self.index, self.index, name)
             if name:
                 self.names[name] = producer
         last = producer.offsets[-1] + 1 if producer.offsets else 0
         assert result == ProducerReady(producer.producer_id, producer.epoch, len(producer.offsets), last)
         return producer
+
+    def expire_one_of_too_many(self) -> None:
+        """The longest unused goes, anonymous ones before named ones."""
+        alive = [producer for producer in self.known.values() if not producer.is_expired]
+        if len(alive) < self.producers_max:
+            return
+        gone = min(alive, key=lambda producer: (producer.name != "", producer.used_index))
+        gone.is_expired = True
+        self.names.pop(gone.name, None)
 
     @rule(
         producer=producers,
@@ -108,12 +123,17 @@ class StreamMachine(RuleBasedStateMachine):
             assert result.code == ErrorCode.STREAM_NOT_FOUND
             return
         self.time_ms = max(self.time_ms, stamp_ms)
-        if epoch != producer.epoch:
+        if producer.is_expired:
+            # Never appended and never called a repetition, whatever was sent before: nobody knows any more.
+            assert isinstance(result, Refused)
+            assert result.code == ErrorCode.PRODUCER_EXPIRED
+        elif epoch != producer.epoch:
             assert isinstance(result, Refused)
             assert result.code == ErrorCode.PRODUCER_FENCED
         elif sequence == expected:
             assert result == Appended(self.length, count, self.time_ms)
             producer.offsets += range(self.length, self.length + count)
+            producer.used_index = self.index
             self.length += count
         elif sequence + count <= expected:
             assert isinstance(result, Repeated)
@@ -167,6 +187,14 @@ class StreamMachine(RuleBasedStateMachine):
         self.twin = StreamState.restore(self.twin.snapshot())
 
     @rule()
+    def restart_from_what_the_member_kept_itself(self) -> None:
+        """From its own file a member has the snapshot of every checkpoint still, so that the floor can go to any."""
+        before = {item.index: self.state.checkpoint_snapshot(item.index) for item in self.state.checkpoints}
+        self.state = StreamState.restore(self.state.snapshot(), self.state.kept_snapshots())
+        assert {item.index: self.state.checkpoint_snapshot(item.index) for item in self.state.checkpoints} == before
+        assert None not in before.values()
+
+    @rule()
     def restart_the_twin_from_a_checkpoint(self) -> None:
         """A member that comes late gets the snapshot at a checkpoint and every entry after it."""
         for checkpoint in self.state.checkpoints:
@@ -195,8 +223,16 @@ class StreamMachine(RuleBasedStateMachine):
         assert 0 <= self.state.retained_bytes <= self.state.total_bytes
 
 
+class CrowdedStreamMachine(StreamMachine):
+    """The same where producers expire all the time."""
+
+    producers_max = 2
+
+
 StreamMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+CrowdedStreamMachine.TestCase.settings = StreamMachine.TestCase.settings
 test_stream_state_matches_the_oracle = StreamMachine.TestCase
+test_stream_state_with_too_many_producers_matches_the_oracle = CrowdedStreamMachine.TestCase
 
 
 def test_default_checkpoints_are_an_eighth_of_the_cap_but_not_tiny() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data_plane_testing.stream_cluster import (
+    NAME,
     A,
     B,
     C,
@@ -22,9 +23,12 @@ from data_plane_testing.stream_cluster import (
     read,
     until,
 )
+from mesh_data.core.stream_requests import Fetched
+from mesh_data.core.stream_state import Appended
 from mesh_data.core.view import StreamState
 from mesh_data.shell import read_call
 from mesh_data.shell.replica import Replica
+from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import MemberId
 from meshwire.batch import Record, decode_header, encode_batch
@@ -49,7 +53,7 @@ async def test_proposal_cut_off_by_an_interlude_is_of_unknown_outcome() -> None:
     numbers = iter([(1, 10), (3, 10)])
     host: Any = SimpleNamespace(propose=lambda group, data: next(numbers))
     stream = next(iter(make_view().streams.values()))
-    replica = Replica(host, stream, MemberId(11), lambda: None, lambda: 0)
+    replica = Replica(host, host, stream, MemberId(11), lambda: None, lambda: 0)
     batch = encode_batch([Record(b"x", None)], 0, 0, 0)
     replica.role = "leader"
     first = replica.publish(batch, decode_header(batch))
@@ -58,6 +62,25 @@ async def test_proposal_cut_off_by_an_interlude_is_of_unknown_outcome() -> None:
     assert isinstance(answer, MeshError)
     assert answer.code == ErrorCode.OUTCOME_UNKNOWN
     assert not second.done()
+
+
+async def test_batch_that_is_sent_again_while_it_waits_is_not_proposed_again(tmp_path: Path) -> None:
+    """Or else the log grows by every repetition just when the quorum is slower than the publishers."""
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        site = three.sites[A]
+        ready = await site.api.InitProducer(data_pb2.InitProducerRequest(stream=NAME), None)
+        batch = encode_batch([Record(b"once")], ready.producer_id, ready.producer_epoch, 0)
+        three.network.isolate(A)
+        before = site.replica.status().last_index
+        answers = [site.replica.publish(batch, decode_header(batch), is_request=True) for _ in range(3)]
+        answers[0].cancel()  # its caller waits no longer; the others do
+        assert site.replica.status().last_index == before + 1
+        three.network.heal()
+        first, second = await answers[1], await answers[2]
+        assert first == second
+        assert isinstance(first, Appended)
+        assert (first.offset, first.count) == (0, 1)
 
 
 async def test_leader_that_stops_hands_over_and_decides_what_it_took(tmp_path: Path) -> None:
@@ -88,7 +111,7 @@ async def test_tombstone_that_the_catalogue_dropped_is_no_longer_reported(tmp_pa
     """I6: or else every stream that was ever deleted would be reported for ever."""
     async with cluster(tmp_path) as three:
         await three.formed()
-        three.set_view(make_view(3, StreamState.DELETING))
+        three.set_view(make_view(3, StreamState.DELETING, is_sealed=True))
         groups = three.sites[A].groups
         await until(lambda: not groups.replica(next(iter(make_view().streams))))
         three.set_view(replace(make_view(4), streams={}))
@@ -124,10 +147,10 @@ async def test_read_to_the_confirmed_end_passes_over_a_member_that_lags(
         while reader.catalogue.other_member(stream) != C:
             reader.catalogue.pass_over(stream)
 
-        async def end(*_args: object, **_options: object) -> int:
-            return 3
+        async def beginning(*_args: object, **_options: object) -> Fetched:
+            return Fetched((), 3, 0, is_confirmed=True)
 
-        monkeypatch.setattr(read_call, "_end", end)
+        monkeypatch.setattr(read_call, "_beginning", beginning)
         monkeypatch.setattr(read_call, "FOLLOW_WAIT_S", 0.1)
         async with asyncio.timeout(10):
             assert await read(reader) == numbered(3)

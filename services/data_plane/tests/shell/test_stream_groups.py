@@ -28,7 +28,7 @@ from data_plane_testing.stream_cluster import (
 )
 from mesh_data.core.stream_snapshot import StreamConfig
 from mesh_data.core.view import StreamState
-from mesh_data.shell.groups import ReplicaState
+from mesh_data.shell.group_reports import ReplicaState
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshwire.packet import Protocol
@@ -197,13 +197,15 @@ async def test_deleted_stream_is_destroyed_and_reported(tmp_path: Path) -> None:
         await three.formed()
         await publish_values(three.sites[A], [b"gone"])
         three.set_view(make_view(3, StreamState.DELETING))
+        await until(lambda: all(site.groups.reports()[0].state is ReplicaState.SEALED for site in three.sites.values()))
+        three.set_view(make_view(4, StreamState.DELETING, is_sealed=True))
         await until(
             lambda: all(site.groups.reports()[0].state is ReplicaState.DESTROYED for site in three.sites.values())
         )
         (refused,) = await publish_values(three.sites[A], [b"late"])
         assert refused.error.code == ErrorCode.STREAM_NOT_FOUND
         await three.stop(B)
-        restarted = three.start(B, make_view(3, StreamState.DELETING))
+        restarted = three.start(B, make_view(4, StreamState.DELETING, is_sealed=True))
         await until(lambda: len(restarted.groups.reports()) == 1)
         assert restarted.groups.reports()[0].state is ReplicaState.DESTROYED
 
@@ -362,7 +364,7 @@ async def test_shutting_down_ends_calls_that_would_stay(tmp_path: Path) -> None:
             assert error.code == ErrorCode.UNAVAILABLE
 
 
-async def test_member_cut_off_reads_what_it_has_and_claims_no_end(tmp_path: Path) -> None:
+async def test_member_cut_off_refuses_to_claim_an_end(tmp_path: Path) -> None:
     async with cluster(tmp_path) as three:
         await three.formed()
         await publish_values(three.sites[A], numbered(3))
@@ -370,10 +372,11 @@ async def test_member_cut_off_reads_what_it_has_and_claims_no_end(tmp_path: Path
         three.network.isolate(C)
         await publish_values(three.sites[A], numbered(2, start=3))
         site = three.sites[C]
-        assert await read(site) == numbered(3)
-        with pytest.raises(MeshError) as unknown:
-            await read(site, from_offset=4)
-        assert unknown.value.code == ErrorCode.STREAM_UNAVAILABLE
+        for from_offset in (0, 4):
+            with pytest.raises(MeshError) as unknown:
+                await read(site, from_offset=from_offset)
+            assert unknown.value.code == ErrorCode.STREAM_UNAVAILABLE
+            assert unknown.value.retryable
         described = await site.api.DescribeStream(data_pb2.DescribeStreamRequest(stream=NAME), None)
         assert (described.next_offset, list(described.members)) == (3, [])
         three.network.heal()

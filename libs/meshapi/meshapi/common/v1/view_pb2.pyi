@@ -180,6 +180,40 @@ class StreamMember(_message.Message):
 Global___StreamMember: _TypeAlias = StreamMember  # noqa: Y015
 
 @_typing.final
+class RetiringMember(_message.Message):
+    """A member that is on its way out of a stream's group, or has left it and still holds data."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    IS_OUT_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """Node that holds the replica."""
+    member_id: _builtins.int
+    """Raft member id; never used again."""
+    revision: _builtins.int
+    """Catalogue revision that retired it."""
+    is_out: _builtins.bool
+    """Whether the group has committed its removal: its node may destroy the replica."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+        member_id: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        is_out: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_out", b"is_out", "member_id", b"member_id", "node_id", b"node_id", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetiringMember: _TypeAlias = RetiringMember  # noqa: Y015
+
+@_typing.final
 class StreamView(_message.Message):
     """One stream of the catalogue."""
 
@@ -192,6 +226,8 @@ class StreamView(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     RETAINED_BYTES_MAX_FIELD_NUMBER: _builtins.int
     CREATED_AT_MS_FIELD_NUMBER: _builtins.int
+    RETIRING_FIELD_NUMBER: _builtins.int
+    IS_SEALED_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     """Stream id, also its Raft group id and the flow id of its packets."""
     name: _builtins.str
@@ -204,9 +240,17 @@ class StreamView(_message.Message):
     """Bytes that each member retains before the floor moves."""
     created_at_ms: _builtins.int
     """Wall clock of the MCG leader at creation, milliseconds since 1970."""
+    is_sealed: _builtins.bool
+    """While DELETING: the group accepts nothing more, so that its replicas may be destroyed."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamMember]:
-        """Initial members, the preferred leader first."""
+        """Members that the group should have, the preferred leader first. The group's own Raft configuration follows, step by
+        step.
+        """
+
+    @_builtins.property
+    def retiring(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetiringMember]:
+        """Former members whose removal or whose data are not gone yet."""
 
     def __init__(
         self,
@@ -218,10 +262,12 @@ class StreamView(_message.Message):
         revision: _builtins.int = ...,
         retained_bytes_max: _builtins.int = ...,
         created_at_ms: _builtins.int = ...,
+        retiring: _abc.Iterable[Global___RetiringMember] | None = ...,
+        is_sealed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_ms", b"created_at_ms", "members", b"members", "name", b"name", "retained_bytes_max", b"retained_bytes_max", "revision", b"revision", "state", b"state", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_ms", b"created_at_ms", "is_sealed", b"is_sealed", "members", b"members", "name", b"name", "retained_bytes_max", b"retained_bytes_max", "retiring", b"retiring", "revision", b"revision", "state", b"state", "stream_id", b"stream_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from meshapi.common.v1 import view_pb2 as meshapi_dot_common_dot_v1_dot_view__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmeshapi/control/v1/mcg.proto\x12\x12meshapi.control.v1\x1a\x1cmeshapi/common/v1/view.proto\"\xfb\x04\n\x07\x43ommand\x12\x10\n\x08stamp_ms\x18\x01 \x01(\x04\x12\x13\n\x0bproposal_id\x18\x02 \x01(\x04\x12\x33\n\nfound_mesh\x18\x03 \x01(\x0b\x32\x1d.meshapi.control.v1.FoundMeshH\x00\x12/\n\x08\x61\x64\x64_node\x18\x04 \x01(\x0b\x32\x1b.meshapi.control.v1.AddNodeH\x00\x12\x35\n\x0bremove_node\x18\x05 \x01(\x0b\x32\x1e.meshapi.control.v1.RemoveNodeH\x00\x12:\n\x0eset_node_state\x18\x06 \x01(\x0b\x32 .meshapi.control.v1.SetNodeStateH\x00\x12?\n\x10set_reachability\x18\x07 \x01(\x0b\x32#.meshapi.control.v1.SetReachabilityH\x00\x12\x33\n\nset_voters\x18\x08 \x01(\x0b\x32\x1d.meshapi.control.v1.SetVotersH\x00\x12\x39\n\rcreate_stream\x18\t \x01(\x0b\x32 .meshapi.control.v1.CreateStreamH\x00\x12\x39\n\rstream_formed\x18\n \x01(\x0b\x32 .meshapi.control.v1.StreamFormedH\x00\x12\x39\n\rdelete_stream\x18\x0b \x01(\x0b\x32 .meshapi.control.v1.DeleteStreamH\x00\x12\x41\n\x11replica_destroyed\x18\x0c \x01(\x0b\x32$.meshapi.control.v1.ReplicaDestroyedH\x00\x42\x06\n\x04kind\"G\n\tFoundMesh\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12)\n\x04node\x18\x02 \x01(\x0b\x32\x1b.meshapi.common.v1.NodeView\"A\n\x07\x41\x64\x64Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\"\x1d\n\nRemoveNode\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\"L\n\x0cSetNodeState\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.meshapi.common.v1.NodeState\"8\n\x0fSetReachability\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x14\n\x0cis_reachable\x18\x02 \x01(\x08\"\x1d\n\tSetVoters\x12\x10\n\x08node_ids\x18\x01 \x03(\x04\"J\n\x0c\x43reateStream\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08node_ids\x18\x02 \x03(\x04\x12\x1a\n\x12retained_bytes_max\x18\x03 \x01(\x04\"!\n\x0cStreamFormed\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"!\n\x0c\x44\x65leteStream\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"6\n\x10ReplicaDestroyed\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0f\n\x07node_id\x18\x02 \x01(\x04\"\xfa\x01\n\x0eProposalResult\x12\x13\n\x0bproposal_id\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x14\n\x0c\x61llocated_id\x18\x03 \x01(\x04\x12\x12\n\nerror_code\x18\x04 \x01(\t\x12\x15\n\rerror_message\x18\x05 \x01(\t\x12K\n\rerror_details\x18\x06 \x03(\x0b\x32\x34.meshapi.control.v1.ProposalResult.ErrorDetailsEntry\x1a\x33\n\x11\x45rrorDetailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xac\x02\n\x0bMcgSnapshot\x12\x15\n\rapplied_index\x18\x01 \x01(\x04\x12\x0f\n\x07time_ms\x18\x02 \x01(\x04\x12)\n\x04view\x18\x03 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshView\x12\x14\n\x0cnext_node_id\x18\x04 \x01(\x04\x12\x17\n\x0fnext_mcg_member\x18\x05 \x01(\x04\x12\x16\n\x0enext_stream_id\x18\x06 \x01(\x04\x12\x16\n\x0enext_member_id\x18\x07 \x01(\x04\x12\x32\n\x06recent\x18\x08 \x03(\x0b\x32\".meshapi.control.v1.ProposalResult\x12\x37\n\tdestroyed\x18\t \x03(\x0b\x32$.meshapi.control.v1.ReplicaDestroyedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmeshapi/control/v1/mcg.proto\x12\x12meshapi.control.v1\x1a\x1cmeshapi/common/v1/view.proto\"\xe1\x06\n\x07\x43ommand\x12\x10\n\x08stamp_ms\x18\x01 \x01(\x04\x12\x13\n\x0bproposal_id\x18\x02 \x01(\x04\x12\x33\n\nfound_mesh\x18\x03 \x01(\x0b\x32\x1d.meshapi.control.v1.FoundMeshH\x00\x12/\n\x08\x61\x64\x64_node\x18\x04 \x01(\x0b\x32\x1b.meshapi.control.v1.AddNodeH\x00\x12\x35\n\x0bremove_node\x18\x05 \x01(\x0b\x32\x1e.meshapi.control.v1.RemoveNodeH\x00\x12:\n\x0eset_node_state\x18\x06 \x01(\x0b\x32 .meshapi.control.v1.SetNodeStateH\x00\x12?\n\x10set_reachability\x18\x07 \x01(\x0b\x32#.meshapi.control.v1.SetReachabilityH\x00\x12\x33\n\nset_voters\x18\x08 \x01(\x0b\x32\x1d.meshapi.control.v1.SetVotersH\x00\x12\x39\n\rcreate_stream\x18\t \x01(\x0b\x32 .meshapi.control.v1.CreateStreamH\x00\x12\x39\n\rstream_formed\x18\n \x01(\x0b\x32 .meshapi.control.v1.StreamFormedH\x00\x12\x39\n\rdelete_stream\x18\x0b \x01(\x0b\x32 .meshapi.control.v1.DeleteStreamH\x00\x12\x41\n\x11replica_destroyed\x18\x0c \x01(\x0b\x32$.meshapi.control.v1.ReplicaDestroyedH\x00\x12;\n\x0e\x63hange_members\x18\r \x01(\x0b\x32!.meshapi.control.v1.ChangeMembersH\x00\x12\x33\n\nmember_out\x18\x0e \x01(\x0b\x32\x1d.meshapi.control.v1.MemberOutH\x00\x12\x39\n\rstream_sealed\x18\x0f \x01(\x0b\x32 .meshapi.control.v1.StreamSealedH\x00\x12\x37\n\x0crenew_member\x18\x10 \x01(\x0b\x32\x1f.meshapi.control.v1.RenewMemberH\x00\x42\x06\n\x04kind\"G\n\tFoundMesh\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12)\n\x04node\x18\x02 \x01(\x0b\x32\x1b.meshapi.common.v1.NodeView\"A\n\x07\x41\x64\x64Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\"\x1d\n\nRemoveNode\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\"L\n\x0cSetNodeState\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.meshapi.common.v1.NodeState\"8\n\x0fSetReachability\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x14\n\x0cis_reachable\x18\x02 \x01(\x08\"\x1d\n\tSetVoters\x12\x10\n\x08node_ids\x18\x01 \x03(\x04\"J\n\x0c\x43reateStream\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08node_ids\x18\x02 \x03(\x04\x12\x1a\n\x12retained_bytes_max\x18\x03 \x01(\x04\"!\n\x0cStreamFormed\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"!\n\x0c\x44\x65leteStream\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"I\n\x10ReplicaDestroyed\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0f\n\x07node_id\x18\x02 \x01(\x04\x12\x11\n\tmember_id\x18\x03 \x01(\x04\"w\n\rChangeMembers\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x11\n\tadd_nodes\x18\x02 \x03(\x04\x12\x14\n\x0cremove_nodes\x18\x03 \x03(\x04\x12\x15\n\rrenew_members\x18\x04 \x03(\x04\x12\x13\n\x0b\x61\x63\x63\x65pt_risk\x18\x05 \x01(\x08\"1\n\tMemberOut\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\"!\n\x0cStreamSealed\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"\x1e\n\x0bRenewMember\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\"\xfa\x01\n\x0eProposalResult\x12\x13\n\x0bproposal_id\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x14\n\x0c\x61llocated_id\x18\x03 \x01(\x04\x12\x12\n\nerror_code\x18\x04 \x01(\t\x12\x15\n\rerror_message\x18\x05 \x01(\t\x12K\n\rerror_details\x18\x06 \x03(\x0b\x32\x34.meshapi.control.v1.ProposalResult.ErrorDetailsEntry\x1a\x33\n\x11\x45rrorDetailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xac\x02\n\x0bMcgSnapshot\x12\x15\n\rapplied_index\x18\x01 \x01(\x04\x12\x0f\n\x07time_ms\x18\x02 \x01(\x04\x12)\n\x04view\x18\x03 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshView\x12\x14\n\x0cnext_node_id\x18\x04 \x01(\x04\x12\x17\n\x0fnext_mcg_member\x18\x05 \x01(\x04\x12\x16\n\x0enext_stream_id\x18\x06 \x01(\x04\x12\x16\n\x0enext_member_id\x18\x07 \x01(\x04\x12\x32\n\x06recent\x18\x08 \x03(\x0b\x32\".meshapi.control.v1.ProposalResult\x12\x37\n\tdestroyed\x18\t \x03(\x0b\x32$.meshapi.control.v1.ReplicaDestroyedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,31 +35,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROPOSALRESULT_ERRORDETAILSENTRY']._loaded_options = None
   _globals['_PROPOSALRESULT_ERRORDETAILSENTRY']._serialized_options = b'8\001'
   _globals['_COMMAND']._serialized_start=83
-  _globals['_COMMAND']._serialized_end=718
-  _globals['_FOUNDMESH']._serialized_start=720
-  _globals['_FOUNDMESH']._serialized_end=791
-  _globals['_ADDNODE']._serialized_start=793
-  _globals['_ADDNODE']._serialized_end=858
-  _globals['_REMOVENODE']._serialized_start=860
-  _globals['_REMOVENODE']._serialized_end=889
-  _globals['_SETNODESTATE']._serialized_start=891
-  _globals['_SETNODESTATE']._serialized_end=967
-  _globals['_SETREACHABILITY']._serialized_start=969
-  _globals['_SETREACHABILITY']._serialized_end=1025
-  _globals['_SETVOTERS']._serialized_start=1027
-  _globals['_SETVOTERS']._serialized_end=1056
-  _globals['_CREATESTREAM']._serialized_start=1058
-  _globals['_CREATESTREAM']._serialized_end=1132
-  _globals['_STREAMFORMED']._serialized_start=1134
-  _globals['_STREAMFORMED']._serialized_end=1167
-  _globals['_DELETESTREAM']._serialized_start=1169
-  _globals['_DELETESTREAM']._serialized_end=1202
-  _globals['_REPLICADESTROYED']._serialized_start=1204
-  _globals['_REPLICADESTROYED']._serialized_end=1258
-  _globals['_PROPOSALRESULT']._serialized_start=1261
-  _globals['_PROPOSALRESULT']._serialized_end=1511
-  _globals['_PROPOSALRESULT_ERRORDETAILSENTRY']._serialized_start=1460
-  _globals['_PROPOSALRESULT_ERRORDETAILSENTRY']._serialized_end=1511
-  _globals['_MCGSNAPSHOT']._serialized_start=1514
-  _globals['_MCGSNAPSHOT']._serialized_end=1814
+  _globals['_COMMAND']._serialized_end=948
+  _globals['_FOUNDMESH']._serialized_start=950
+  _globals['_FOUNDMESH']._serialized_end=1021
+  _globals['_ADDNODE']._serialized_start=1023
+  _globals['_ADDNODE']._serialized_end=1088
+  _globals['_REMOVENODE']._serialized_start=1090
+  _globals['_REMOVENODE']._serialized_end=1119
+  _globals['_SETNODESTATE']._serialized_start=1121
+  _globals['_SETNODESTATE']._serialized_end=1197
+  _globals['_SETREACHABILITY']._serialized_start=1199
+  _globals['_SETREACHABILITY']._serialized_end=1255
+  _globals['_SETVOTERS']._serialized_start=1257
+  _globals['_SETVOTERS']._serialized_end=1286
+  _globals['_CREATESTREAM']._serialized_start=1288
+  _globals['_CREATESTREAM']._serialized_end=1362
+  _globals['_STREAMFORMED']._serialized_start=1364
+  _globals['_STREAMFORMED']._serialized_end=1397
+  _globals['_DELETESTREAM']._serialized_start=1399
+  _globals['_DELETESTREAM']._serialized_end=1432
+  _globals['_REPLICADESTROYED']._serialized_start=1434
+  _globals['_REPLICADESTROYED']._serialized_end=1507
+  _globals['_CHANGEMEMBERS']._serialized_start=1509
+  _globals['_CHANGEMEMBERS']._serialized_end=1628
+  _globals['_MEMBEROUT']._serialized_start=1630
+  _globals['_MEMBEROUT']._serialized_end=1679
+  _globals['_STREAMSEALED']._serialized_start=1681
+  _globals['_STREAMSEALED']._serialized_end=1714
+  _globals['_RENEWMEMBER']._serialized_start=1716
+  _globals['_RENEWMEMBER']._serialized_end=1746
+  _globals['_PROPOSALRESULT']._serialized_start=1749
+  _globals['_PROPOSALRESULT']._serialized_end=1999
+  _globals['_PROPOSALRESULT_ERRORDETAILSENTRY']._serialized_start=1948
+  _globals['_PROPOSALRESULT_ERRORDETAILSENTRY']._serialized_end=1999
+  _globals['_MCGSNAPSHOT']._serialized_start=2002
+  _globals['_MCGSNAPSHOT']._serialized_end=2302
 # @@protoc_insertion_point(module_scope)

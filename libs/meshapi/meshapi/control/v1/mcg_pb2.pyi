@@ -37,6 +37,10 @@ class Command(_message.Message):
     STREAM_FORMED_FIELD_NUMBER: _builtins.int
     DELETE_STREAM_FIELD_NUMBER: _builtins.int
     REPLICA_DESTROYED_FIELD_NUMBER: _builtins.int
+    CHANGE_MEMBERS_FIELD_NUMBER: _builtins.int
+    MEMBER_OUT_FIELD_NUMBER: _builtins.int
+    STREAM_SEALED_FIELD_NUMBER: _builtins.int
+    RENEW_MEMBER_FIELD_NUMBER: _builtins.int
     stamp_ms: _builtins.int
     """Leader's wall clock in milliseconds since 1970; state time = max(previous, stamp)."""
     proposal_id: _builtins.int
@@ -81,6 +85,22 @@ class Command(_message.Message):
     def replica_destroyed(self) -> Global___ReplicaDestroyed:
         """A member destroyed its replica of a deleted stream."""
 
+    @_builtins.property
+    def change_members(self) -> Global___ChangeMembers:
+        """Changes the members that a stream should have."""
+
+    @_builtins.property
+    def member_out(self) -> Global___MemberOut:
+        """A stream's group has committed the removal of a member."""
+
+    @_builtins.property
+    def stream_sealed(self) -> Global___StreamSealed:
+        """The group of a deleted stream has committed its end."""
+
+    @_builtins.property
+    def renew_member(self) -> Global___RenewMember:
+        """A node whose disk forgot what it confirmed becomes another member of the MCG."""
+
     def __init__(
         self,
         *,
@@ -96,12 +116,16 @@ class Command(_message.Message):
         stream_formed: Global___StreamFormed | None = ...,
         delete_stream: Global___DeleteStream | None = ...,
         replica_destroyed: Global___ReplicaDestroyed | None = ...,
+        change_members: Global___ChangeMembers | None = ...,
+        member_out: Global___MemberOut | None = ...,
+        stream_sealed: Global___StreamSealed | None = ...,
+        renew_member: Global___RenewMember | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_node", b"add_node", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "found_mesh", b"found_mesh", "kind", b"kind", "remove_node", b"remove_node", "replica_destroyed", b"replica_destroyed", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "stream_formed", b"stream_formed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_node", b"add_node", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "found_mesh", b"found_mesh", "kind", b"kind", "member_out", b"member_out", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_node", b"add_node", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "found_mesh", b"found_mesh", "kind", b"kind", "proposal_id", b"proposal_id", "remove_node", b"remove_node", "replica_destroyed", b"replica_destroyed", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "stamp_ms", b"stamp_ms", "stream_formed", b"stream_formed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_node", b"add_node", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "found_mesh", b"found_mesh", "kind", b"kind", "member_out", b"member_out", "proposal_id", b"proposal_id", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "stamp_ms", b"stamp_ms", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["found_mesh", "add_node", "remove_node", "set_node_state", "set_reachability", "set_voters", "create_stream", "stream_formed", "delete_stream", "replica_destroyed"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["found_mesh", "add_node", "remove_node", "set_node_state", "set_reachability", "set_voters", "create_stream", "stream_formed", "delete_stream", "replica_destroyed", "change_members", "member_out", "stream_sealed", "renew_member"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -341,29 +365,149 @@ Global___DeleteStream: _TypeAlias = DeleteStream  # noqa: Y015
 
 @_typing.final
 class ReplicaDestroyed(_message.Message):
-    """Confirms the deletion at one member."""
+    """Confirms at one node that nothing is left of a deleted stream, or of one membership that has ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STREAM_ID_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     """Stream."""
     node_id: _builtins.int
     """Node."""
+    member_id: _builtins.int
+    """The membership that has ended; 0 when the whole stream was deleted."""
     def __init__(
         self,
         *,
         stream_id: _builtins.int = ...,
         node_id: _builtins.int = ...,
+        member_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "node_id", b"node_id", "stream_id", b"stream_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplicaDestroyed: _TypeAlias = ReplicaDestroyed  # noqa: Y015
+
+@_typing.final
+class ChangeMembers(_message.Message):
+    """Changes the members that a stream should have; member ids are allocated at apply."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_ID_FIELD_NUMBER: _builtins.int
+    ADD_NODES_FIELD_NUMBER: _builtins.int
+    REMOVE_NODES_FIELD_NUMBER: _builtins.int
+    RENEW_MEMBERS_FIELD_NUMBER: _builtins.int
+    ACCEPT_RISK_FIELD_NUMBER: _builtins.int
+    stream_id: _builtins.int
+    """Stream."""
+    accept_risk: _builtins.bool
+    """Whether the operator accepts that the stream loses its quorum."""
+    @_builtins.property
+    def add_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Nodes that become members. The first takes the place of the first that is removed, and so on."""
+
+    @_builtins.property
+    def remove_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Nodes that cease to be members."""
+
+    @_builtins.property
+    def renew_members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Memberships that are no longer trusted: their nodes get new ones and fetch all data anew. One that is over already
+        is passed over.
+        """
+
+    def __init__(
+        self,
+        *,
+        stream_id: _builtins.int = ...,
+        add_nodes: _abc.Iterable[_builtins.int] | None = ...,
+        remove_nodes: _abc.Iterable[_builtins.int] | None = ...,
+        renew_members: _abc.Iterable[_builtins.int] | None = ...,
+        accept_risk: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_risk", b"accept_risk", "add_nodes", b"add_nodes", "remove_nodes", b"remove_nodes", "renew_members", b"renew_members", "stream_id", b"stream_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeMembers: _TypeAlias = ChangeMembers  # noqa: Y015
+
+@_typing.final
+class MemberOut(_message.Message):
+    """Reported by the group's leader's node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    stream_id: _builtins.int
+    """Stream."""
+    member_id: _builtins.int
+    """Member."""
+    def __init__(
+        self,
+        *,
+        stream_id: _builtins.int = ...,
+        member_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "stream_id", b"stream_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberOut: _TypeAlias = MemberOut  # noqa: Y015
+
+@_typing.final
+class StreamSealed(_message.Message):
+    """Reported by any member's node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_ID_FIELD_NUMBER: _builtins.int
+    stream_id: _builtins.int
+    """Stream."""
+    def __init__(
+        self,
+        *,
+        stream_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stream_id", b"stream_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamSealed: _TypeAlias = StreamSealed  # noqa: Y015
+
+@_typing.final
+class RenewMember(_message.Message):
+    """Proposed by the node itself; its new member id in the MCG is allocated at apply."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """Node."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewMember: _TypeAlias = RenewMember  # noqa: Y015
 
 @_typing.final
 class ProposalResult(_message.Message):

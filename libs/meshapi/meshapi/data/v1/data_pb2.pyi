@@ -36,6 +36,8 @@ class _GroupStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupState
     """Its data were destroyed after a delete, or it has none."""
     GROUP_STATE_FAILED: _GroupState.ValueType  # 4
     """Closed by an error; `reason` tells."""
+    GROUP_STATE_SEALED: _GroupState.ValueType  # 5
+    """Open, and the group has committed its end: nothing more is accepted."""
 
 class GroupState(_GroupState, metaclass=_GroupStateEnumTypeWrapper):
     """What a local replica is doing."""
@@ -50,6 +52,8 @@ GROUP_STATE_DESTROYED: GroupState.ValueType  # 3
 """Its data were destroyed after a delete, or it has none."""
 GROUP_STATE_FAILED: GroupState.ValueType  # 4
 """Closed by an error; `reason` tells."""
+GROUP_STATE_SEALED: GroupState.ValueType  # 5
+"""Open, and the group has committed its end: nothing more is accepted."""
 Global___GroupState: _TypeAlias = GroupState  # noqa: Y015
 
 @_typing.final
@@ -257,6 +261,9 @@ class GroupReport(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     LEADER_NODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    MEMBERS_OUT_FIELD_NUMBER: _builtins.int
+    IS_DISTRUSTED_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     """Stream."""
     state: Global___GroupState.ValueType
@@ -265,6 +272,14 @@ class GroupReport(_message.Message):
     """Leader's node id as known here, 0 if unknown."""
     reason: _builtins.str
     """Why it failed."""
+    member_id: _builtins.int
+    """Member id of the replica, 0 when there is none."""
+    is_distrusted: _builtins.bool
+    """Whether the disk has lost what this member once confirmed: its membership has to be replaced by a new one."""
+    @_builtins.property
+    def members_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Former members whose removal the group has committed; told by the leader only."""
+
     def __init__(
         self,
         *,
@@ -272,10 +287,13 @@ class GroupReport(_message.Message):
         state: Global___GroupState.ValueType = ...,
         leader_node: _builtins.int = ...,
         reason: _builtins.str = ...,
+        member_id: _builtins.int = ...,
+        members_out: _abc.Iterable[_builtins.int] | None = ...,
+        is_distrusted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader_node", b"leader_node", "reason", b"reason", "state", b"state", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_distrusted", b"is_distrusted", "leader_node", b"leader_node", "member_id", b"member_id", "members_out", b"members_out", "reason", b"reason", "state", b"state", "stream_id", b"stream_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,3 +322,125 @@ class WatchGroupsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchGroupsResponse: _TypeAlias = WatchGroupsResponse  # noqa: Y015
+
+@_typing.final
+class ChainMarks(_message.Message):
+    """What a member answers another data plane about its hash chain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
+    applied_index: _builtins.int
+    """Index that it has applied."""
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainMark]:
+        """Some indexes that it has applied, ascending; the last is `applied_index`."""
+
+    def __init__(
+        self,
+        *,
+        applied_index: _builtins.int = ...,
+        marks: _abc.Iterable[Global___ChainMark] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "marks", b"marks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainMarks: _TypeAlias = ChainMarks  # noqa: Y015
+
+@_typing.final
+class ChainMark(_message.Message):
+    """The hash chain at one index."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Log index."""
+    chain: _builtins.bytes
+    """SHA-256 chain, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        chain: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainMark: _TypeAlias = ChainMark  # noqa: Y015
+
+@_typing.final
+class VerifyLogRequest(_message.Message):
+    """Asks a member to read a piece of its log back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_INDEX_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    UNTIL_INDEX_FIELD_NUMBER: _builtins.int
+    after_index: _builtins.int
+    """Last index verified so far; 0 begins at the member's own snapshot."""
+    chain: _builtins.bytes
+    """Chain there; empty at the beginning."""
+    until_index: _builtins.int
+    """Index at which to end."""
+    def __init__(
+        self,
+        *,
+        after_index: _builtins.int = ...,
+        chain: _builtins.bytes = ...,
+        until_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_index", b"after_index", "chain", b"chain", "until_index", b"until_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyLogRequest: _TypeAlias = VerifyLogRequest  # noqa: Y015
+
+@_typing.final
+class VerifyLogResponse(_message.Message):
+    """What it found in that piece."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Last index verified."""
+    chain: _builtins.bytes
+    """Chain there."""
+    entries: _builtins.int
+    """Entries verified."""
+    bytes: _builtins.int
+    """Bytes verified."""
+    problem: _builtins.str
+    """What is wrong, empty when nothing is."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        chain: _builtins.bytes = ...,
+        entries: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "chain", b"chain", "entries", b"entries", "index", b"index", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyLogResponse: _TypeAlias = VerifyLogResponse  # noqa: Y015

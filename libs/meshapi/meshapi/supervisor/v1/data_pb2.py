@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from meshapi.common.v1 import error_pb2 as meshapi_dot_common_dot_v1_dot_error__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n meshapi/supervisor/v1/data.proto\x12\x15meshapi.supervisor.v1\x1a\x1dmeshapi/common/v1/error.proto\"<\n\x13InitProducerRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x15\n\rproducer_name\x18\x02 \x01(\t\"t\n\x14InitProducerResponse\x12\x13\n\x0bproducer_id\x18\x01 \x01(\x04\x12\x16\n\x0eproducer_epoch\x18\x02 \x01(\r\x12\x15\n\rnext_sequence\x18\x03 \x01(\x04\x12\x18\n\x10last_offset_next\x18\x04 \x01(\x04\"8\n\rPublishRecord\x12\r\n\x05value\x18\x01 \x01(\x0c\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x06\n\x04_key\"\xcd\x01\n\x0ePublishRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x30\n\x04wait\x18\x02 \x01(\x0e\x32\".meshapi.supervisor.v1.PublishWait\x12\x35\n\x07records\x18\x03 \x03(\x0b\x32$.meshapi.supervisor.v1.PublishRecord\x12\x13\n\x0bproducer_id\x18\x04 \x01(\x04\x12\x16\n\x0eproducer_epoch\x18\x05 \x01(\r\x12\x15\n\rbase_sequence\x18\x06 \x01(\x04\"\x90\x01\n\x0fPublishResponse\x12\x13\n\x0b\x62\x61se_offset\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x14\n\x0cis_duplicate\x18\x03 \x01(\x08\x12-\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1e.meshapi.common.v1.ErrorDetail\x12\x14\n\x0c\x63redit_bytes\x18\x05 \x01(\x04\"W\n\x0bReadRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x13\n\x0b\x66rom_offset\x18\x02 \x01(\x04\x12\x13\n\x0brecords_max\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"[\n\nReadRecord\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x10\n\x03key\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0ctimestamp_ms\x18\x04 \x01(\x04\x42\x06\n\x04_key\"W\n\x0cReadResponse\x12\x32\n\x07records\x18\x01 \x03(\x0b\x32!.meshapi.supervisor.v1.ReadRecord\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\"9\n\x15\x44\x65scribeStreamRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x10\n\x08is_local\x18\x02 \x01(\x08\"Y\n\x0eMemberProgress\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08is_voter\x18\x02 \x01(\x08\x12\x15\n\rmatched_index\x18\x03 \x01(\x04\x12\x10\n\x08quiet_ms\x18\x04 \x01(\x04\"\xec\x01\n\x16\x44\x65scribeStreamResponse\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x14\n\x0c\x66loor_offset\x18\x02 \x01(\x04\x12\x13\n\x0bnext_offset\x18\x03 \x01(\x04\x12\x0e\n\x06leader\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x15\n\rapplied_index\x18\x06 \x01(\x04\x12\x12\n\nstate_hash\x18\x07 \x01(\x0c\x12\x36\n\x07members\x18\x08 \x03(\x0b\x32%.meshapi.supervisor.v1.MemberProgress\x12\x16\n\x0eretained_bytes\x18\t \x01(\x04\"/\n\x0bPingRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\",\n\x0cPingResponse\x12\x0e\n\x06rtt_us\x18\x01 \x01(\x04\x12\x0c\n\x04path\x18\x02 \x03(\t\"\x16\n\x14GetForwardingRequest\"F\n\x04Lane\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x12\n\nis_dialled\x18\x02 \x01(\x08\x12\x0e\n\x06rtt_us\x18\x03 \x01(\r\x12\x0c\n\x04up_s\x18\x04 \x01(\x01\"D\n\x0f\x46orwardingRoute\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x03(\t\x12\x0e\n\x06\x62\x61\x63kup\x18\x03 \x03(\t\"\x92\x01\n\x15GetForwardingResponse\x12*\n\x05lanes\x18\x01 \x03(\x0b\x32\x1b.meshapi.supervisor.v1.Lane\x12\x36\n\x06routes\x18\x02 \x03(\x0b\x32&.meshapi.supervisor.v1.ForwardingRoute\x12\x15\n\rroute_version\x18\x03 \x01(\x04*G\n\x0bPublishWait\x12\x1c\n\x18PUBLISH_WAIT_UNSPECIFIED\x10\x00\x12\x1a\n\x16PUBLISH_WAIT_COMMITTED\x10\x01\x32\xd7\x04\n\x0fMeshDataService\x12g\n\x0cInitProducer\x12*.meshapi.supervisor.v1.InitProducerRequest\x1a+.meshapi.supervisor.v1.InitProducerResponse\x12\\\n\x07Publish\x12%.meshapi.supervisor.v1.PublishRequest\x1a&.meshapi.supervisor.v1.PublishResponse(\x01\x30\x01\x12Q\n\x04Read\x12\".meshapi.supervisor.v1.ReadRequest\x1a#.meshapi.supervisor.v1.ReadResponse0\x01\x12m\n\x0e\x44\x65scribeStream\x12,.meshapi.supervisor.v1.DescribeStreamRequest\x1a-.meshapi.supervisor.v1.DescribeStreamResponse\x12O\n\x04Ping\x12\".meshapi.supervisor.v1.PingRequest\x1a#.meshapi.supervisor.v1.PingResponse\x12j\n\rGetForwarding\x12+.meshapi.supervisor.v1.GetForwardingRequest\x1a,.meshapi.supervisor.v1.GetForwardingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n meshapi/supervisor/v1/data.proto\x12\x15meshapi.supervisor.v1\x1a\x1dmeshapi/common/v1/error.proto\"<\n\x13InitProducerRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x15\n\rproducer_name\x18\x02 \x01(\t\"t\n\x14InitProducerResponse\x12\x13\n\x0bproducer_id\x18\x01 \x01(\x04\x12\x16\n\x0eproducer_epoch\x18\x02 \x01(\r\x12\x15\n\rnext_sequence\x18\x03 \x01(\x04\x12\x18\n\x10last_offset_next\x18\x04 \x01(\x04\"8\n\rPublishRecord\x12\r\n\x05value\x18\x01 \x01(\x0c\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x06\n\x04_key\"\xcd\x01\n\x0ePublishRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x30\n\x04wait\x18\x02 \x01(\x0e\x32\".meshapi.supervisor.v1.PublishWait\x12\x35\n\x07records\x18\x03 \x03(\x0b\x32$.meshapi.supervisor.v1.PublishRecord\x12\x13\n\x0bproducer_id\x18\x04 \x01(\x04\x12\x16\n\x0eproducer_epoch\x18\x05 \x01(\r\x12\x15\n\rbase_sequence\x18\x06 \x01(\x04\"\x90\x01\n\x0fPublishResponse\x12\x13\n\x0b\x62\x61se_offset\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x14\n\x0cis_duplicate\x18\x03 \x01(\x08\x12-\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1e.meshapi.common.v1.ErrorDetail\x12\x14\n\x0c\x63redit_bytes\x18\x05 \x01(\x04\"\x94\x01\n\x0bReadRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x13\n\x0b\x66rom_offset\x18\x02 \x01(\x04\x12\x13\n\x0brecords_max\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\x12;\n\x0b\x63onsistency\x18\x05 \x01(\x0e\x32&.meshapi.supervisor.v1.ReadConsistency\"[\n\nReadRecord\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x10\n\x03key\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0ctimestamp_ms\x18\x04 \x01(\x04\x42\x06\n\x04_key\"L\n\x0bReplicaView\x12\x15\n\rapplied_index\x18\x01 \x01(\x04\x12\x17\n\nage_ms_max\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\r\n\x0b_age_ms_max\"\x89\x01\n\x0cReadResponse\x12\x32\n\x07records\x18\x01 \x03(\x0b\x32!.meshapi.supervisor.v1.ReadRecord\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\x12\x30\n\x04view\x18\x03 \x01(\x0b\x32\".meshapi.supervisor.v1.ReplicaView\"9\n\x15\x44\x65scribeStreamRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x10\n\x08is_local\x18\x02 \x01(\x08\"Y\n\x0eMemberProgress\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08is_voter\x18\x02 \x01(\x08\x12\x15\n\rmatched_index\x18\x03 \x01(\x04\x12\x10\n\x08quiet_ms\x18\x04 \x01(\x04\"\xfc\x01\n\x16\x44\x65scribeStreamResponse\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x14\n\x0c\x66loor_offset\x18\x02 \x01(\x04\x12\x13\n\x0bnext_offset\x18\x03 \x01(\x04\x12\x0e\n\x06leader\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x15\n\rapplied_index\x18\x06 \x01(\x04\x12\x12\n\nstate_hash\x18\x07 \x01(\x0c\x12\x36\n\x07members\x18\x08 \x03(\x0b\x32%.meshapi.supervisor.v1.MemberProgress\x12\x16\n\x0eretained_bytes\x18\t \x01(\x04\x12\x0e\n\x06\x63hange\x18\n \x01(\t\"5\n\x15TransferLeaderRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\"&\n\x16TransferLeaderResponse\x12\x0c\n\x04term\x18\x01 \x01(\x04\"\x15\n\x13ListReplicasRequest\"\xd7\x02\n\x0bReplicaInfo\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x11\n\tmember_id\x18\x03 \x01(\x04\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x07 \x01(\x04\x12\x15\n\rapplied_index\x18\x08 \x01(\x04\x12\x13\n\x0b\x66irst_index\x18\t \x01(\x04\x12\x12\n\nlast_index\x18\n \x01(\x04\x12\x0e\n\x06voters\x18\x0b \x03(\t\x12\x10\n\x08learners\x18\x0c \x03(\t\x12\x16\n\x0eretained_bytes\x18\r \x01(\x04\x12\x36\n\x07members\x18\x0e \x03(\x0b\x32%.meshapi.supervisor.v1.MemberProgress\x12\x0e\n\x06\x63hange\x18\x0f \x01(\t\x12\x0e\n\x06reason\x18\x10 \x01(\t\"m\n\x14ListReplicasResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x34\n\x08replicas\x18\x02 \x03(\x0b\x32\".meshapi.supervisor.v1.ReplicaInfo\x12\x11\n\tlog_bytes\x18\x03 \x01(\x04\"7\n\x12\x41uditStreamRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x11\n\tskip_logs\x18\x02 \x01(\x08\"\x98\x01\n\x0bMemberAudit\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x15\n\rapplied_index\x18\x03 \x01(\x04\x12\r\n\x05\x63hain\x18\x04 \x01(\x0c\x12\x18\n\x10verified_entries\x18\x05 \x01(\x04\x12\x16\n\x0everified_bytes\x18\x06 \x01(\x04\x12\x12\n\nis_damaged\x18\x07 \x01(\x08\"\x88\x01\n\x13\x41uditStreamResponse\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x16\n\x0e\x63ompared_index\x18\x02 \x01(\x04\x12\x14\n\x0cis_divergent\x18\x03 \x01(\x08\x12\x33\n\x07members\x18\x04 \x03(\x0b\x32\".meshapi.supervisor.v1.MemberAudit\"/\n\x0bPingRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\",\n\x0cPingResponse\x12\x0e\n\x06rtt_us\x18\x01 \x01(\x04\x12\x0c\n\x04path\x18\x02 \x03(\t\"\x16\n\x14GetForwardingRequest\"F\n\x04Lane\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x12\n\nis_dialled\x18\x02 \x01(\x08\x12\x0e\n\x06rtt_us\x18\x03 \x01(\r\x12\x0c\n\x04up_s\x18\x04 \x01(\x01\"D\n\x0f\x46orwardingRoute\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x03(\t\x12\x0e\n\x06\x62\x61\x63kup\x18\x03 \x03(\t\"\x92\x01\n\x15GetForwardingResponse\x12*\n\x05lanes\x18\x01 \x03(\x0b\x32\x1b.meshapi.supervisor.v1.Lane\x12\x36\n\x06routes\x18\x02 \x03(\x0b\x32&.meshapi.supervisor.v1.ForwardingRoute\x12\x15\n\rroute_version\x18\x03 \x01(\x04*G\n\x0bPublishWait\x12\x1c\n\x18PUBLISH_WAIT_UNSPECIFIED\x10\x00\x12\x1a\n\x16PUBLISH_WAIT_COMMITTED\x10\x01*u\n\x0fReadConsistency\x12 \n\x1cREAD_CONSISTENCY_UNSPECIFIED\x10\x00\x12!\n\x1dREAD_CONSISTENCY_LINEARIZABLE\x10\x01\x12\x1d\n\x19READ_CONSISTENCY_STALE_OK\x10\x02\x32\x95\x07\n\x0fMeshDataService\x12g\n\x0cInitProducer\x12*.meshapi.supervisor.v1.InitProducerRequest\x1a+.meshapi.supervisor.v1.InitProducerResponse\x12\\\n\x07Publish\x12%.meshapi.supervisor.v1.PublishRequest\x1a&.meshapi.supervisor.v1.PublishResponse(\x01\x30\x01\x12Q\n\x04Read\x12\".meshapi.supervisor.v1.ReadRequest\x1a#.meshapi.supervisor.v1.ReadResponse0\x01\x12m\n\x0e\x44\x65scribeStream\x12,.meshapi.supervisor.v1.DescribeStreamRequest\x1a-.meshapi.supervisor.v1.DescribeStreamResponse\x12m\n\x0eTransferLeader\x12,.meshapi.supervisor.v1.TransferLeaderRequest\x1a-.meshapi.supervisor.v1.TransferLeaderResponse\x12g\n\x0cListReplicas\x12*.meshapi.supervisor.v1.ListReplicasRequest\x1a+.meshapi.supervisor.v1.ListReplicasResponse\x12\x64\n\x0b\x41uditStream\x12).meshapi.supervisor.v1.AuditStreamRequest\x1a*.meshapi.supervisor.v1.AuditStreamResponse\x12O\n\x04Ping\x12\".meshapi.supervisor.v1.PingRequest\x1a#.meshapi.supervisor.v1.PingResponse\x12j\n\rGetForwarding\x12+.meshapi.supervisor.v1.GetForwardingRequest\x1a,.meshapi.supervisor.v1.GetForwardingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshapi.supervisor.v1.data_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PUBLISHWAIT']._serialized_start=1753
-  _globals['_PUBLISHWAIT']._serialized_end=1824
+  _globals['_PUBLISHWAIT']._serialized_start=2886
+  _globals['_PUBLISHWAIT']._serialized_end=2957
+  _globals['_READCONSISTENCY']._serialized_start=2959
+  _globals['_READCONSISTENCY']._serialized_end=3076
   _globals['_INITPRODUCERREQUEST']._serialized_start=90
   _globals['_INITPRODUCERREQUEST']._serialized_end=150
   _globals['_INITPRODUCERRESPONSE']._serialized_start=152
@@ -44,30 +46,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHREQUEST']._serialized_end=534
   _globals['_PUBLISHRESPONSE']._serialized_start=537
   _globals['_PUBLISHRESPONSE']._serialized_end=681
-  _globals['_READREQUEST']._serialized_start=683
-  _globals['_READREQUEST']._serialized_end=770
-  _globals['_READRECORD']._serialized_start=772
-  _globals['_READRECORD']._serialized_end=863
-  _globals['_READRESPONSE']._serialized_start=865
-  _globals['_READRESPONSE']._serialized_end=952
-  _globals['_DESCRIBESTREAMREQUEST']._serialized_start=954
-  _globals['_DESCRIBESTREAMREQUEST']._serialized_end=1011
-  _globals['_MEMBERPROGRESS']._serialized_start=1013
-  _globals['_MEMBERPROGRESS']._serialized_end=1102
-  _globals['_DESCRIBESTREAMRESPONSE']._serialized_start=1105
-  _globals['_DESCRIBESTREAMRESPONSE']._serialized_end=1341
-  _globals['_PINGREQUEST']._serialized_start=1343
-  _globals['_PINGREQUEST']._serialized_end=1390
-  _globals['_PINGRESPONSE']._serialized_start=1392
-  _globals['_PINGRESPONSE']._serialized_end=1436
-  _globals['_GETFORWARDINGREQUEST']._serialized_start=1438
-  _globals['_GETFORWARDINGREQUEST']._serialized_end=1460
-  _globals['_LANE']._serialized_start=1462
-  _globals['_LANE']._serialized_end=1532
-  _globals['_FORWARDINGROUTE']._serialized_start=1534
-  _globals['_FORWARDINGROUTE']._serialized_end=1602
-  _globals['_GETFORWARDINGRESPONSE']._serialized_start=1605
-  _globals['_GETFORWARDINGRESPONSE']._serialized_end=1751
-  _globals['_MESHDATASERVICE']._serialized_start=1827
-  _globals['_MESHDATASERVICE']._serialized_end=2426
+  _globals['_READREQUEST']._serialized_start=684
+  _globals['_READREQUEST']._serialized_end=832
+  _globals['_READRECORD']._serialized_start=834
+  _globals['_READRECORD']._serialized_end=925
+  _globals['_REPLICAVIEW']._serialized_start=927
+  _globals['_REPLICAVIEW']._serialized_end=1003
+  _globals['_READRESPONSE']._serialized_start=1006
+  _globals['_READRESPONSE']._serialized_end=1143
+  _globals['_DESCRIBESTREAMREQUEST']._serialized_start=1145
+  _globals['_DESCRIBESTREAMREQUEST']._serialized_end=1202
+  _globals['_MEMBERPROGRESS']._serialized_start=1204
+  _globals['_MEMBERPROGRESS']._serialized_end=1293
+  _globals['_DESCRIBESTREAMRESPONSE']._serialized_start=1296
+  _globals['_DESCRIBESTREAMRESPONSE']._serialized_end=1548
+  _globals['_TRANSFERLEADERREQUEST']._serialized_start=1550
+  _globals['_TRANSFERLEADERREQUEST']._serialized_end=1603
+  _globals['_TRANSFERLEADERRESPONSE']._serialized_start=1605
+  _globals['_TRANSFERLEADERRESPONSE']._serialized_end=1643
+  _globals['_LISTREPLICASREQUEST']._serialized_start=1645
+  _globals['_LISTREPLICASREQUEST']._serialized_end=1666
+  _globals['_REPLICAINFO']._serialized_start=1669
+  _globals['_REPLICAINFO']._serialized_end=2012
+  _globals['_LISTREPLICASRESPONSE']._serialized_start=2014
+  _globals['_LISTREPLICASRESPONSE']._serialized_end=2123
+  _globals['_AUDITSTREAMREQUEST']._serialized_start=2125
+  _globals['_AUDITSTREAMREQUEST']._serialized_end=2180
+  _globals['_MEMBERAUDIT']._serialized_start=2183
+  _globals['_MEMBERAUDIT']._serialized_end=2335
+  _globals['_AUDITSTREAMRESPONSE']._serialized_start=2338
+  _globals['_AUDITSTREAMRESPONSE']._serialized_end=2474
+  _globals['_PINGREQUEST']._serialized_start=2476
+  _globals['_PINGREQUEST']._serialized_end=2523
+  _globals['_PINGRESPONSE']._serialized_start=2525
+  _globals['_PINGRESPONSE']._serialized_end=2569
+  _globals['_GETFORWARDINGREQUEST']._serialized_start=2571
+  _globals['_GETFORWARDINGREQUEST']._serialized_end=2593
+  _globals['_LANE']._serialized_start=2595
+  _globals['_LANE']._serialized_end=2665
+  _globals['_FORWARDINGROUTE']._serialized_start=2667
+  _globals['_FORWARDINGROUTE']._serialized_end=2735
+  _globals['_GETFORWARDINGRESPONSE']._serialized_start=2738
+  _globals['_GETFORWARDINGRESPONSE']._serialized_end=2884
+  _globals['_MESHDATASERVICE']._serialized_start=3079
+  _globals['_MESHDATASERVICE']._serialized_end=3996
 # @@protoc_insertion_point(module_scope)

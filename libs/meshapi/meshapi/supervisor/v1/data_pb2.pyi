@@ -40,6 +40,34 @@ PUBLISH_WAIT_COMMITTED: PublishWait.ValueType  # 1
 """Fsynced on a quorum of the stream's voters."""
 Global___PublishWait: _TypeAlias = PublishWait  # noqa: Y015
 
+class _ReadConsistency:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReadConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReadConsistency.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    READ_CONSISTENCY_UNSPECIFIED: _ReadConsistency.ValueType  # 0
+    """As LINEARIZABLE."""
+    READ_CONSISTENCY_LINEARIZABLE: _ReadConsistency.ValueType  # 1
+    """Every record that was acknowledged before the call is in the answer: the leader confirms the end of the stream."""
+    READ_CONSISTENCY_STALE_OK: _ReadConsistency.ValueType  # 2
+    """What the asked node's replica has (without one: some member's), also while no leader can be reached. The first answer
+    holds no records and says how old the view is at most.
+    """
+
+class ReadConsistency(_ReadConsistency, metaclass=_ReadConsistencyEnumTypeWrapper):
+    """How new what is read has to be. Without effect on the records of a read that follows."""
+
+READ_CONSISTENCY_UNSPECIFIED: ReadConsistency.ValueType  # 0
+"""As LINEARIZABLE."""
+READ_CONSISTENCY_LINEARIZABLE: ReadConsistency.ValueType  # 1
+"""Every record that was acknowledged before the call is in the answer: the leader confirms the end of the stream."""
+READ_CONSISTENCY_STALE_OK: ReadConsistency.ValueType  # 2
+"""What the asked node's replica has (without one: some member's), also while no leader can be reached. The first answer
+holds no records and says how old the view is at most.
+"""
+Global___ReadConsistency: _TypeAlias = ReadConsistency  # noqa: Y015
+
 @_typing.final
 class InitProducerRequest(_message.Message):
     """Names the producer."""
@@ -222,6 +250,7 @@ class ReadRequest(_message.Message):
     FROM_OFFSET_FIELD_NUMBER: _builtins.int
     RECORDS_MAX_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     """`namespace/name`."""
     from_offset: _builtins.int
@@ -230,6 +259,8 @@ class ReadRequest(_message.Message):
     """Ends after so many records; 0 for no such end."""
     follow: _builtins.bool
     """Waits for more at the end instead of finishing."""
+    consistency: Global___ReadConsistency.ValueType
+    """How new it has to be."""
     def __init__(
         self,
         *,
@@ -237,10 +268,11 @@ class ReadRequest(_message.Message):
         from_offset: _builtins.int = ...,
         records_max: _builtins.int = ...,
         follow: _builtins.bool = ...,
+        consistency: Global___ReadConsistency.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "from_offset", b"from_offset", "records_max", b"records_max", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "follow", b"follow", "from_offset", b"from_offset", "records_max", b"records_max", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -283,6 +315,36 @@ class ReadRecord(_message.Message):
 Global___ReadRecord: _TypeAlias = ReadRecord  # noqa: Y015
 
 @_typing.final
+class ReplicaView(_message.Message):
+    """What a replica had when a read of it began."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    AGE_MS_MAX_FIELD_NUMBER: _builtins.int
+    applied_index: _builtins.int
+    """Log index of the last entry that it had applied."""
+    age_ms_max: _builtins.int
+    """Every record that was acknowledged so many milliseconds before the read, or earlier, is in the view. Absent when the
+    leader has confirmed nothing to the replica since it was opened: then the view may be of any age.
+    """
+    def __init__(
+        self,
+        *,
+        applied_index: _builtins.int = ...,
+        age_ms_max: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_age_ms_max", b"_age_ms_max", "age_ms_max", b"age_ms_max"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_ms_max", b"_age_ms_max", "age_ms_max", b"age_ms_max", "applied_index", b"applied_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__age_ms_max: _TypeAlias = _typing.Literal["age_ms_max"]  # noqa: Y015
+    _WhichOneofArgType__age_ms_max: _TypeAlias = _typing.Literal["_age_ms_max", b"_age_ms_max"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__age_ms_max) -> _WhichOneofReturnType__age_ms_max | None: ...
+
+Global___ReplicaView: _TypeAlias = ReplicaView  # noqa: Y015
+
+@_typing.final
 class ReadResponse(_message.Message):
     """Consecutive records."""
 
@@ -290,21 +352,27 @@ class ReadResponse(_message.Message):
 
     RECORDS_FIELD_NUMBER: _builtins.int
     NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     next_offset: _builtins.int
     """Offset that the next new record will get, as known where it was read."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadRecord]:
         """In order of offset."""
 
+    @_builtins.property
+    def view(self) -> Global___ReplicaView:
+        """In the first answer of a STALE_OK read."""
+
     def __init__(
         self,
         *,
         records: _abc.Iterable[Global___ReadRecord] | None = ...,
         next_offset: _builtins.int = ...,
+        view: Global___ReplicaView | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_offset", b"next_offset", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_offset", b"next_offset", "records", b"records", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,6 +453,7 @@ class DescribeStreamResponse(_message.Message):
     STATE_HASH_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     RETAINED_BYTES_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     """`namespace/name`."""
     floor_offset: _builtins.int
@@ -401,6 +470,10 @@ class DescribeStreamResponse(_message.Message):
     """Hash chain over the batches at `applied_index`, 32 bytes."""
     retained_bytes: _builtins.int
     """Bytes retained at the leader."""
+    change: _builtins.str
+    """What the leader does, or waits for, to bring the group to the members that the catalogue names; empty when there is
+    nothing to do.
+    """
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberProgress]:
         """Members by name."""
@@ -417,14 +490,308 @@ class DescribeStreamResponse(_message.Message):
         state_hash: _builtins.bytes = ...,
         members: _abc.Iterable[Global___MemberProgress] | None = ...,
         retained_bytes: _builtins.int = ...,
+        change: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "floor_offset", b"floor_offset", "leader", b"leader", "members", b"members", "next_offset", b"next_offset", "retained_bytes", b"retained_bytes", "state_hash", b"state_hash", "stream", b"stream", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "change", b"change", "floor_offset", b"floor_offset", "leader", b"leader", "members", b"members", "next_offset", b"next_offset", "retained_bytes", b"retained_bytes", "state_hash", b"state_hash", "stream", b"stream", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeStreamResponse: _TypeAlias = DescribeStreamResponse  # noqa: Y015
+
+@_typing.final
+class TransferLeaderRequest(_message.Message):
+    """Who should lead."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    """`namespace/name`."""
+    node: _builtins.str
+    """Name of the node."""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeaderRequest: _TypeAlias = TransferLeaderRequest  # noqa: Y015
+
+@_typing.final
+class TransferLeaderResponse(_message.Message):
+    """It leads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """Raft term in which it leads."""
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeaderResponse: _TypeAlias = TransferLeaderResponse  # noqa: Y015
+
+@_typing.final
+class ListReplicasRequest(_message.Message):
+    """Lists the replicas of the asked node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReplicasRequest: _TypeAlias = ListReplicasRequest  # noqa: Y015
+
+@_typing.final
+class ReplicaInfo(_message.Message):
+    """One replica."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    STREAM_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    COMMIT_INDEX_FIELD_NUMBER: _builtins.int
+    APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    FIRST_INDEX_FIELD_NUMBER: _builtins.int
+    LAST_INDEX_FIELD_NUMBER: _builtins.int
+    VOTERS_FIELD_NUMBER: _builtins.int
+    LEARNERS_FIELD_NUMBER: _builtins.int
+    RETAINED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    """`namespace/name`."""
+    stream_id: _builtins.int
+    """Stream id, also the Raft group's."""
+    member_id: _builtins.int
+    """Member id of this replica."""
+    role: _builtins.str
+    """"leader", "follower", "candidate", "learner" or "failed"."""
+    leader: _builtins.str
+    """Name of the leader's node, empty when unknown."""
+    term: _builtins.int
+    """Raft term."""
+    commit_index: _builtins.int
+    """Commit index."""
+    applied_index: _builtins.int
+    """Applied index."""
+    first_index: _builtins.int
+    """First log index that is kept."""
+    last_index: _builtins.int
+    """Last log index."""
+    retained_bytes: _builtins.int
+    """Bytes of entries kept."""
+    change: _builtins.str
+    """What the leader does about the members; see DescribeStreamResponse."""
+    reason: _builtins.str
+    """Why the replica failed."""
+    @_builtins.property
+    def voters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the nodes that vote."""
+
+    @_builtins.property
+    def learners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the nodes that learn."""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberProgress]:
+        """What the leader sees of the members, by name; empty elsewhere."""
+
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+        stream_id: _builtins.int = ...,
+        member_id: _builtins.int = ...,
+        role: _builtins.str = ...,
+        leader: _builtins.str = ...,
+        term: _builtins.int = ...,
+        commit_index: _builtins.int = ...,
+        applied_index: _builtins.int = ...,
+        first_index: _builtins.int = ...,
+        last_index: _builtins.int = ...,
+        voters: _abc.Iterable[_builtins.str] | None = ...,
+        learners: _abc.Iterable[_builtins.str] | None = ...,
+        retained_bytes: _builtins.int = ...,
+        members: _abc.Iterable[Global___MemberProgress] | None = ...,
+        change: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "change", b"change", "commit_index", b"commit_index", "first_index", b"first_index", "last_index", b"last_index", "leader", b"leader", "learners", b"learners", "member_id", b"member_id", "members", b"members", "reason", b"reason", "retained_bytes", b"retained_bytes", "role", b"role", "stream", b"stream", "stream_id", b"stream_id", "term", b"term", "voters", b"voters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaInfo: _TypeAlias = ReplicaInfo  # noqa: Y015
+
+@_typing.final
+class ListReplicasResponse(_message.Message):
+    """Replicas by stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    LOG_BYTES_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Name of the node."""
+    log_bytes: _builtins.int
+    """Bytes that the log directory takes on the disk, all groups together."""
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaInfo]:
+        """The replicas."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        replicas: _abc.Iterable[Global___ReplicaInfo] | None = ...,
+        log_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_bytes", b"log_bytes", "node", b"node", "replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReplicasResponse: _TypeAlias = ListReplicasResponse  # noqa: Y015
+
+@_typing.final
+class AuditStreamRequest(_message.Message):
+    """What to audit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    SKIP_LOGS_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    """`namespace/name`."""
+    skip_logs: _builtins.bool
+    """Only compare the chains, do not read the logs back."""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+        skip_logs: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["skip_logs", b"skip_logs", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditStreamRequest: _TypeAlias = AuditStreamRequest  # noqa: Y015
+
+@_typing.final
+class MemberAudit(_message.Message):
+    """What was found at one member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    VERIFIED_ENTRIES_FIELD_NUMBER: _builtins.int
+    VERIFIED_BYTES_FIELD_NUMBER: _builtins.int
+    IS_DAMAGED_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Name of the node."""
+    problem: _builtins.str
+    """Why it could not be asked, or what is wrong with its log; empty when all is well."""
+    applied_index: _builtins.int
+    """Index that it has applied."""
+    chain: _builtins.bytes
+    """Its hash chain at the compared index, 32 bytes; empty when it does not know it."""
+    verified_entries: _builtins.int
+    """Log entries whose checksums were verified and whose hash chain was recomputed."""
+    verified_bytes: _builtins.int
+    """Bytes of them."""
+    is_damaged: _builtins.bool
+    """Whether its log or its chain is wrong (rather than not available)."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        applied_index: _builtins.int = ...,
+        chain: _builtins.bytes = ...,
+        verified_entries: _builtins.int = ...,
+        verified_bytes: _builtins.int = ...,
+        is_damaged: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "chain", b"chain", "is_damaged", b"is_damaged", "node", b"node", "problem", b"problem", "verified_bytes", b"verified_bytes", "verified_entries", b"verified_entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberAudit: _TypeAlias = MemberAudit  # noqa: Y015
+
+@_typing.final
+class AuditStreamResponse(_message.Message):
+    """The finding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    COMPARED_INDEX_FIELD_NUMBER: _builtins.int
+    IS_DIVERGENT_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    """`namespace/name`."""
+    compared_index: _builtins.int
+    """Log index at which members were compared; 0 when no two of them know a common one."""
+    is_divergent: _builtins.bool
+    """Whether members differ there."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberAudit]:
+        """Members by name."""
+
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+        compared_index: _builtins.int = ...,
+        is_divergent: _builtins.bool = ...,
+        members: _abc.Iterable[Global___MemberAudit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_index", b"compared_index", "is_divergent", b"is_divergent", "members", b"members", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditStreamResponse: _TypeAlias = AuditStreamResponse  # noqa: Y015
 
 @_typing.final
 class PingRequest(_message.Message):

@@ -55,6 +55,21 @@ class MeshDataServiceStub:
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.DescribeStreamRequest.SerializeToString,
                 response_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.DescribeStreamResponse.FromString,
                 _registered_method=True)
+        self.TransferLeader = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshDataService/TransferLeader',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.TransferLeaderRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.TransferLeaderResponse.FromString,
+                _registered_method=True)
+        self.ListReplicas = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshDataService/ListReplicas',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasResponse.FromString,
+                _registered_method=True)
+        self.AuditStream = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshDataService/AuditStream',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.AuditStreamRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.AuditStreamResponse.FromString,
+                _registered_method=True)
         self.Ping = channel.unary_unary(
                 '/meshapi.supervisor.v1.MeshDataService/Ping',
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.PingRequest.SerializeToString,
@@ -88,7 +103,8 @@ class MeshDataServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Read(self, request, context):
-        """Reads committed records in order. Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR.
+        """Reads committed records in order. Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR; STREAM_UNAVAILABLE,
+        which may be retried, when a linearizable read finds no leader in time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +112,29 @@ class MeshDataServiceServicer:
 
     def DescribeStream(self, request, context):
         """Live state of a stream. Errors: STREAM_NOT_FOUND, STREAM_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TransferLeader(self, request, context):
+        """Hands the leadership of a stream's group to a voter. Answers when that one leads. Errors: STREAM_NOT_FOUND,
+        UNKNOWN_NODE, INVALID_ARGUMENT (it has no vote), NO_QUORUM (it did not take over in time).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReplicas(self, request, context):
+        """Replicas of this node, as Raft sees them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AuditStream(self, request, context):
+        """Compares the members of a stream at one log index, and reads their logs back against their checksums and hash chains.
+        Finding a difference is an answer, not an error. Errors: STREAM_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +176,21 @@ def add_MeshDataServiceServicer_to_server(servicer, server):
                     servicer.DescribeStream,
                     request_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.DescribeStreamRequest.FromString,
                     response_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.DescribeStreamResponse.SerializeToString,
+            ),
+            'TransferLeader': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferLeader,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.TransferLeaderRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.TransferLeaderResponse.SerializeToString,
+            ),
+            'ListReplicas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReplicas,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasResponse.SerializeToString,
+            ),
+            'AuditStream': grpc.unary_unary_rpc_method_handler(
+                    servicer.AuditStream,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.AuditStreamRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.AuditStreamResponse.SerializeToString,
             ),
             'Ping': grpc.unary_unary_rpc_method_handler(
                     servicer.Ping,
@@ -258,6 +312,87 @@ class MeshDataService:
             '/meshapi.supervisor.v1.MeshDataService/DescribeStream',
             meshapi_dot_supervisor_dot_v1_dot_data__pb2.DescribeStreamRequest.SerializeToString,
             meshapi_dot_supervisor_dot_v1_dot_data__pb2.DescribeStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferLeader(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshDataService/TransferLeader',
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.TransferLeaderRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.TransferLeaderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshDataService/ListReplicas',
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AuditStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshDataService/AuditStream',
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.AuditStreamRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.AuditStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,9 +42,21 @@ class MeshDataServiceStub:
     An error of one batch comes in its answer; only a broken stream of requests ends the call.
     """
     Read: _grpc.UnaryStreamMultiCallable[_data_pb2.ReadRequest, _data_pb2.ReadResponse]
-    """Reads committed records in order. Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR."""
+    """Reads committed records in order. Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR; STREAM_UNAVAILABLE,
+    which may be retried, when a linearizable read finds no leader in time.
+    """
     DescribeStream: _grpc.UnaryUnaryMultiCallable[_data_pb2.DescribeStreamRequest, _data_pb2.DescribeStreamResponse]
     """Live state of a stream. Errors: STREAM_NOT_FOUND, STREAM_UNAVAILABLE."""
+    TransferLeader: _grpc.UnaryUnaryMultiCallable[_data_pb2.TransferLeaderRequest, _data_pb2.TransferLeaderResponse]
+    """Hands the leadership of a stream's group to a voter. Answers when that one leads. Errors: STREAM_NOT_FOUND,
+    UNKNOWN_NODE, INVALID_ARGUMENT (it has no vote), NO_QUORUM (it did not take over in time).
+    """
+    ListReplicas: _grpc.UnaryUnaryMultiCallable[_data_pb2.ListReplicasRequest, _data_pb2.ListReplicasResponse]
+    """Replicas of this node, as Raft sees them."""
+    AuditStream: _grpc.UnaryUnaryMultiCallable[_data_pb2.AuditStreamRequest, _data_pb2.AuditStreamResponse]
+    """Compares the members of a stream at one log index, and reads their logs back against their checksums and hash chains.
+    Finding a difference is an answer, not an error. Errors: STREAM_NOT_FOUND.
+    """
     Ping: _grpc.UnaryUnaryMultiCallable[_data_pb2.PingRequest, _data_pb2.PingResponse]
     """Echo through the overlay. Errors: UNKNOWN_NODE, NO_PATH, DEADLINE_EXCEEDED."""
     GetForwarding: _grpc.UnaryUnaryMultiCallable[_data_pb2.GetForwardingRequest, _data_pb2.GetForwardingResponse]
@@ -64,9 +76,21 @@ class MeshDataServiceAsyncStub(MeshDataServiceStub):
     An error of one batch comes in its answer; only a broken stream of requests ends the call.
     """
     Read: _aio.UnaryStreamMultiCallable[_data_pb2.ReadRequest, _data_pb2.ReadResponse]  # type: ignore[assignment]
-    """Reads committed records in order. Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR."""
+    """Reads committed records in order. Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR; STREAM_UNAVAILABLE,
+    which may be retried, when a linearizable read finds no leader in time.
+    """
     DescribeStream: _aio.UnaryUnaryMultiCallable[_data_pb2.DescribeStreamRequest, _data_pb2.DescribeStreamResponse]  # type: ignore[assignment]
     """Live state of a stream. Errors: STREAM_NOT_FOUND, STREAM_UNAVAILABLE."""
+    TransferLeader: _aio.UnaryUnaryMultiCallable[_data_pb2.TransferLeaderRequest, _data_pb2.TransferLeaderResponse]  # type: ignore[assignment]
+    """Hands the leadership of a stream's group to a voter. Answers when that one leads. Errors: STREAM_NOT_FOUND,
+    UNKNOWN_NODE, INVALID_ARGUMENT (it has no vote), NO_QUORUM (it did not take over in time).
+    """
+    ListReplicas: _aio.UnaryUnaryMultiCallable[_data_pb2.ListReplicasRequest, _data_pb2.ListReplicasResponse]  # type: ignore[assignment]
+    """Replicas of this node, as Raft sees them."""
+    AuditStream: _aio.UnaryUnaryMultiCallable[_data_pb2.AuditStreamRequest, _data_pb2.AuditStreamResponse]  # type: ignore[assignment]
+    """Compares the members of a stream at one log index, and reads their logs back against their checksums and hash chains.
+    Finding a difference is an answer, not an error. Errors: STREAM_NOT_FOUND.
+    """
     Ping: _aio.UnaryUnaryMultiCallable[_data_pb2.PingRequest, _data_pb2.PingResponse]  # type: ignore[assignment]
     """Echo through the overlay. Errors: UNKNOWN_NODE, NO_PATH, DEADLINE_EXCEEDED."""
     GetForwarding: _aio.UnaryUnaryMultiCallable[_data_pb2.GetForwardingRequest, _data_pb2.GetForwardingResponse]  # type: ignore[assignment]
@@ -101,7 +125,9 @@ class MeshDataServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _data_pb2.ReadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_data_pb2.ReadResponse], _abc.AsyncIterator[_data_pb2.ReadResponse]]:
-        """Reads committed records in order. Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR."""
+        """Reads committed records in order. Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR; STREAM_UNAVAILABLE,
+        which may be retried, when a linearizable read finds no leader in time.
+        """
 
     @_abc_1.abstractmethod
     def DescribeStream(
@@ -110,6 +136,34 @@ class MeshDataServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_data_pb2.DescribeStreamResponse, _abc.Awaitable[_data_pb2.DescribeStreamResponse]]:
         """Live state of a stream. Errors: STREAM_NOT_FOUND, STREAM_UNAVAILABLE."""
+
+    @_abc_1.abstractmethod
+    def TransferLeader(
+        self,
+        request: _data_pb2.TransferLeaderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_pb2.TransferLeaderResponse, _abc.Awaitable[_data_pb2.TransferLeaderResponse]]:
+        """Hands the leadership of a stream's group to a voter. Answers when that one leads. Errors: STREAM_NOT_FOUND,
+        UNKNOWN_NODE, INVALID_ARGUMENT (it has no vote), NO_QUORUM (it did not take over in time).
+        """
+
+    @_abc_1.abstractmethod
+    def ListReplicas(
+        self,
+        request: _data_pb2.ListReplicasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_pb2.ListReplicasResponse, _abc.Awaitable[_data_pb2.ListReplicasResponse]]:
+        """Replicas of this node, as Raft sees them."""
+
+    @_abc_1.abstractmethod
+    def AuditStream(
+        self,
+        request: _data_pb2.AuditStreamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_pb2.AuditStreamResponse, _abc.Awaitable[_data_pb2.AuditStreamResponse]]:
+        """Compares the members of a stream at one log index, and reads their logs back against their checksums and hash chains.
+        Finding a difference is an answer, not an error. Errors: STREAM_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def Ping(

@@ -443,6 +443,80 @@ class GetStreamResponse(_message.Message):
 Global___GetStreamResponse: _TypeAlias = GetStreamResponse  # noqa: Y015
 
 @_typing.final
+class ChangeStreamMembersRequest(_message.Message):
+    """Changes members. At least one list has a name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADD_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
+    ACCEPT_RISK_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`namespace/name`."""
+    accept_risk: _builtins.bool
+    """Accept that too few of the voters that remain are reachable for the stream to take writes."""
+    @_builtins.property
+    def add(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that become members. The first takes the place of the first that is removed, and so on."""
+
+    @_builtins.property
+    def remove(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that cease to be members; their data go once the group runs without them."""
+
+    @_builtins.property
+    def renew(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Members whose data are no longer trusted: they drop them and fetch everything anew."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        add: _abc.Iterable[_builtins.str] | None = ...,
+        remove: _abc.Iterable[_builtins.str] | None = ...,
+        renew: _abc.Iterable[_builtins.str] | None = ...,
+        accept_risk: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_risk", b"accept_risk", "add", b"add", "name", b"name", "remove", b"remove", "renew", b"renew"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeStreamMembersRequest: _TypeAlias = ChangeStreamMembersRequest  # noqa: Y015
+
+@_typing.final
+class ChangeStreamMembersResponse(_message.Message):
+    """The wish is committed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stream(self) -> _view_pb2.StreamView:
+        """The stream."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the caller should know."""
+
+    def __init__(
+        self,
+        *,
+        stream: _view_pb2.StreamView | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stream", b"stream"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stream", b"stream", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeStreamMembersResponse: _TypeAlias = ChangeStreamMembersResponse  # noqa: Y015
+
+@_typing.final
 class DeleteStreamRequest(_message.Message):
     """Deletes one."""
 
@@ -466,7 +540,9 @@ Global___DeleteStreamRequest: _TypeAlias = DeleteStreamRequest  # noqa: Y015
 
 @_typing.final
 class DeleteStreamResponse(_message.Message):
-    """Deletion is committed; members destroy their replicas as they hear of it."""
+    """Deletion is committed; members destroy their replicas as they hear of it. The answer waits for them, up to 2 s, so that
+    the name is free again; while a member is away it is not.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -80,6 +80,11 @@ class MeshServiceStub:
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStreamRequest.SerializeToString,
                 response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStreamResponse.FromString,
                 _registered_method=True)
+        self.ChangeStreamMembers = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshService/ChangeStreamMembers',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ChangeStreamMembersRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ChangeStreamMembersResponse.FromString,
+                _registered_method=True)
         self.DeleteStream = channel.unary_unary(
                 '/meshapi.supervisor.v1.MeshService/DeleteStream',
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.DeleteStreamRequest.SerializeToString,
@@ -156,6 +161,15 @@ class MeshServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeStreamMembers(self, request, context):
+        """Changes the members of a stream. Answers when the wish is committed; the group's leader then makes the steps, one at
+        a time, and DescribeStream tells how far it is. Errors: STREAM_NOT_FOUND, STREAM_NOT_FORMED, UNKNOWN_NODE,
+        MEMBER_COUNT, MEMBERS_CHANGING, STREAMS_AT_RISK (unless accepted), MESH_CRITICAL, NO_QUORUM.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteStream(self, request, context):
         """Deletes a stream and its data on every member. Errors: STREAM_NOT_FOUND, NO_QUORUM.
         """
@@ -210,6 +224,11 @@ def add_MeshServiceServicer_to_server(servicer, server):
                     servicer.GetStream,
                     request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStreamRequest.FromString,
                     response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStreamResponse.SerializeToString,
+            ),
+            'ChangeStreamMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeStreamMembers,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ChangeStreamMembersRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ChangeStreamMembersResponse.SerializeToString,
             ),
             'DeleteStream': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteStream,
@@ -461,6 +480,33 @@ class MeshService:
             '/meshapi.supervisor.v1.MeshService/GetStream',
             meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStreamRequest.SerializeToString,
             meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeStreamMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshService/ChangeStreamMembers',
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ChangeStreamMembersRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ChangeStreamMembersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,11 @@ class MeshServiceStub:
     """Streams of the catalogue."""
     GetStream: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.GetStreamRequest, _mesh_pb2.GetStreamResponse]
     """One stream of the catalogue. Errors: STREAM_NOT_FOUND."""
+    ChangeStreamMembers: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.ChangeStreamMembersRequest, _mesh_pb2.ChangeStreamMembersResponse]
+    """Changes the members of a stream. Answers when the wish is committed; the group's leader then makes the steps, one at
+    a time, and DescribeStream tells how far it is. Errors: STREAM_NOT_FOUND, STREAM_NOT_FORMED, UNKNOWN_NODE,
+    MEMBER_COUNT, MEMBERS_CHANGING, STREAMS_AT_RISK (unless accepted), MESH_CRITICAL, NO_QUORUM.
+    """
     DeleteStream: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.DeleteStreamRequest, _mesh_pb2.DeleteStreamResponse]
     """Deletes a stream and its data on every member. Errors: STREAM_NOT_FOUND, NO_QUORUM."""
 
@@ -87,6 +92,11 @@ class MeshServiceAsyncStub(MeshServiceStub):
     """Streams of the catalogue."""
     GetStream: _aio.UnaryUnaryMultiCallable[_mesh_pb2.GetStreamRequest, _mesh_pb2.GetStreamResponse]  # type: ignore[assignment]
     """One stream of the catalogue. Errors: STREAM_NOT_FOUND."""
+    ChangeStreamMembers: _aio.UnaryUnaryMultiCallable[_mesh_pb2.ChangeStreamMembersRequest, _mesh_pb2.ChangeStreamMembersResponse]  # type: ignore[assignment]
+    """Changes the members of a stream. Answers when the wish is committed; the group's leader then makes the steps, one at
+    a time, and DescribeStream tells how far it is. Errors: STREAM_NOT_FOUND, STREAM_NOT_FORMED, UNKNOWN_NODE,
+    MEMBER_COUNT, MEMBERS_CHANGING, STREAMS_AT_RISK (unless accepted), MESH_CRITICAL, NO_QUORUM.
+    """
     DeleteStream: _aio.UnaryUnaryMultiCallable[_mesh_pb2.DeleteStreamRequest, _mesh_pb2.DeleteStreamResponse]  # type: ignore[assignment]
     """Deletes a stream and its data on every member. Errors: STREAM_NOT_FOUND, NO_QUORUM."""
 
@@ -168,6 +178,17 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_mesh_pb2.GetStreamResponse, _abc.Awaitable[_mesh_pb2.GetStreamResponse]]:
         """One stream of the catalogue. Errors: STREAM_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ChangeStreamMembers(
+        self,
+        request: _mesh_pb2.ChangeStreamMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.ChangeStreamMembersResponse, _abc.Awaitable[_mesh_pb2.ChangeStreamMembersResponse]]:
+        """Changes the members of a stream. Answers when the wish is committed; the group's leader then makes the steps, one at
+        a time, and DescribeStream tells how far it is. Errors: STREAM_NOT_FOUND, STREAM_NOT_FORMED, UNKNOWN_NODE,
+        MEMBER_COUNT, MEMBERS_CHANGING, STREAMS_AT_RISK (unless accepted), MESH_CRITICAL, NO_QUORUM.
+        """
 
     @_abc_1.abstractmethod
     def DeleteStream(

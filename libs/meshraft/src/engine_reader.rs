@@ -1,0 +1,66 @@
+//! Reading of entries from raft-engine's log.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use raft::eraftpb::Entry;
+use raft_engine::env::FileSystem;
+
+use crate::engine_log::{Engine, EntryOf};
+use crate::errors::one_line;
+use crate::log::LogReader;
+
+const READ_ATTEMPTS: u32 = 3;
+
+thread_local! {
+    /// The log that this thread has read.
+    static READ_HERE: Cell<u64> = const { Cell::new(0) };
+}
+
+/// raft-engine keeps the block that a thread read last, under its place and not under its log: a thread that has read one
+/// log would be given that one's block for the same place in another. So a thread reads one log only, and for any other
+/// one a thread is made: another mesh after the first, and every log of a simulation but one.
+pub fn apart<R: Send>(log: u64, read: impl FnOnce() -> R + Send) -> R {
+    if READ_HERE.get() == 0 {
+        READ_HERE.set(log);
+    }
+    if READ_HERE.get() == log {
+        return read();
+    }
+    std::thread::scope(|scope| match scope.spawn(read).join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
+
+pub struct EngineReader<B: FileSystem> {
+    engine: Arc<Engine<B>>,
+    log: u64,
+}
+
+impl<B: FileSystem> LogReader for EngineReader<B> {
+    fn entries(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, String> {
+        apart(self.log, || self.read(group, low, high, max_bytes))
+    }
+}
+
+impl<B: FileSystem> EngineReader<B> {
+    /// `log` is the number of its opening.
+    pub fn new(engine: Arc<Engine<B>>, log: u64) -> Self {
+        EngineReader { engine, log }
+    }
+
+    fn read(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, String> {
+        let limit = usize::try_from(max_bytes).ok().filter(|bytes| *bytes < u32::MAX as usize);
+        let mut attempts = 1;
+        loop {
+            let mut found = Vec::new();
+            match self.engine.fetch_entries_to::<EntryOf>(group, low, high, limit, &mut found) {
+                Ok(_) => return Ok(found),
+                // The purge may move an entry and reuse its file between the look-up and the read: look it up again.
+                Err(_) if attempts < READ_ATTEMPTS => attempts += 1,
+                Err(error) => return Err(one_line(&error.to_string())),
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The files of raft-engine's log, under names without a hole.
+//!
+//! raft-engine keeps a purged file for use again under its old name, and at a stop renames such files from the last one
+//! down. So a deletion, or a crash while it stops, leaves a hole between kept files and live ones, and a hole is what tells
+//! `damage` that a file was lost. Here every lower file is set aside under another name before one goes: lower ones hold
+//! nothing live, since raft-engine purges from the front. What a crash leaves aside is removed at the next start.
+//!
+//! Left out: files of rewritten batches, which are never kept. Source: raft-engine 0.4.2, `file_pipe_log/pipe.rs`.
+
+use std::fs;
+use std::io::Result;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raft_engine::env::{FileSystem, Permission};
+
+use crate::damage::{numbered_files, SUFFIX};
+
+const ASIDE: &str = "aside";
+
+/// Over the real file system, or one that simulates crashes of it.
+pub struct LogFiles<B>(B);
+
+impl<B: FileSystem> LogFiles<B> {
+    /// For a directory that nobody has open.
+    pub fn of(directory: &Path, base: B) -> Result<Self> {
+        if directory.exists() {
+            for file in fs::read_dir(directory)? {
+                let path = file?.path();
+                if path.extension().is_some_and(|extension| extension == ASIDE) {
+                    base.delete(path)?;
+                }
+            }
+        }
+        Ok(LogFiles(base))
+    }
+
+    /// From the lowest one up, so that there is no hole in between either.
+    fn set_lower_ones_aside(&self, path: &Path) -> Result<()> {
+        let Some(directory) = path.parent() else { return Ok(()) };
+        let files = numbered_files(directory, SUFFIX)?;
+        if files.iter().any(|(_, file)| file == path) {
+            for (_, lower) in files.iter().take_while(|(_, file)| file != path) {
+                self.0.rename(lower, &aside(lower))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<B: FileSystem> FileSystem for LogFiles<B> {
+    type Handle = B::Handle;
+    type Reader = B::Reader;
+    type Writer = B::Writer;
+
+    fn create<P: AsRef<Path>>(&self, path: P) -> Result<Self::Handle> {
+        self.0.create(path)
+    }
+
+    fn open<P: AsRef<Path>>(&self, path: P, permission: Permission) -> Result<Self::Handle> {
+        self.0.open(path, permission)
+    }
+
+    fn delete<P: AsRef<Path>>(&self, path: P) -> Result<()> {
+        self.set_lower_ones_aside(path.as_ref())?;
+        self.0.delete(where_it_is(path.as_ref()))
+    }
+
+    fn rename<P: AsRef<Path>>(&self, from: P, to: P) -> Result<()> {
+        self.set_lower_ones_aside(from.as_ref())?;
+        self.0.rename(where_it_is(from.as_ref()), to.as_ref().to_owned())
+    }
+
+    fn new_reader(&self, handle: Arc<Self::Handle>) -> Result<Self::Reader> {
+        self.0.new_reader(handle)
+    }
+
+    fn new_writer(&self, handle: Arc<Self::Handle>) -> Result<Self::Writer> {
+        self.0.new_writer(handle)
+    }
+}
+
+/// Where the file is that raft-engine knows as `path`.
+fn where_it_is(path: &Path) -> PathBuf {
+    if path.exists() {
+        path.to_owned()
+    } else {
+        aside(path)
+    }
+}
+
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension(ASIDE)
+}

@@ -1,0 +1,82 @@
+"""What the data plane tells its control plane about the local replicas of streams.
+
+Leaves out: what the control plane makes of it (its `confirmations`). Source: data.proto `GroupReport`; architecture §7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from mesh_data.shell.replica import Replica
+from meshcommon.ids import NO_NODE, MemberId, NodeId, StreamId
+
+NO_MEMBER: Final = MemberId(0)
+
+
+class ReplicaState(IntEnum):
+    """What a local replica is doing; the numbers of meshapi.data.v1.GroupState."""
+
+    FORMING = 1
+    OPEN = 2
+    DESTROYED = 3
+    FAILED = 4
+    SEALED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a replica does not work. Distrusted: its disk has lost what the member once confirmed."""
+
+    reason: str
+    member_id: MemberId
+    is_distrusted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One local replica, tombstones included.
+
+    Attributes:
+        stream_id: the stream.
+        state: what it is doing.
+        leader_node: 0 when unknown.
+        reason: why it failed.
+        member_id: which membership it is, 0 when there is none.
+        members_out: former members whose removal the group has committed; at the leader only.
+        is_distrusted: its membership has to be replaced by a new one.
+    """
+
+    stream_id: StreamId
+    state: ReplicaState
+    leader_node: NodeId = NO_NODE
+    reason: str = ""
+    member_id: MemberId = NO_MEMBER
+    members_out: tuple[MemberId, ...] = ()
+    is_distrusted: bool = False
+
+
+def reports_of(
+    replicas: Mapping[StreamId, Replica], failed: Mapping[StreamId, Failure], destroyed: Collection[StreamId]
+) -> tuple[Report, ...]:
+    """Reports by stream id; a failure says more than the replica that had it."""
+    reports = {stream_id: Report(stream_id, ReplicaState.DESTROYED) for stream_id in destroyed}
+    reports |= {stream_id: _of_replica(stream_id, replica) for stream_id, replica in replicas.items()}
+    for stream_id, failure in failed.items():
+        reports[stream_id] = Report(
+            stream_id,
+            ReplicaState.FAILED,
+            reason=failure.reason,
+            member_id=failure.member_id,
+            is_distrusted=failure.is_distrusted,
+        )
+    return tuple(reports[stream_id] for stream_id in sorted(reports))
+
+
+def _of_replica(stream_id: StreamId, replica: Replica) -> Report:
+    state = ReplicaState.OPEN if replica.is_formed else ReplicaState.FORMING
+    if replica.state.is_sealed:
+        state = ReplicaState.SEALED
+    return Report(stream_id, state, replica.leader_node, member_id=replica.member_id, members_out=replica.members_out)
