@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import uvloop
 
 from meshcommon.errors import MeshError
 from meshcommon.logging import get_logger
+
+LEAVE_S: Final = 2.0
+"""How long what the service has left behind may hold up the end of its process."""
 
 
 class Stop:
@@ -50,6 +56,7 @@ def run_service(service: str, main: Callable[[Stop], Awaitable[None]]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.request)
         await main(stop)
+        _leave_within(LEAVE_S)
 
     try:
         uvloop.run(supervised())
@@ -61,6 +68,17 @@ def run_service(service: str, main: Callable[[Stop], Awaitable[None]]) -> None:
             _fail(service, _first(known))
         get_logger(__name__).error("service_failed", exc_info=group)
         sys.exit(1)
+
+
+def _leave_within(seconds: float) -> None:
+    """Ends the process with status 0 in a while, whatever it waits for then.
+
+    A name that is being resolved cannot be given up: where the store of a site stops first, its name is gone too, and the
+    loop would wait for the resolver's own timeout before it closes, which is longer than a container is given.
+    """
+    timer = threading.Timer(seconds, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import grpc
@@ -43,6 +44,9 @@ async def break_down(fault: str) -> None:
         raise ZeroDivisionError(fault)
     if fault == "storage":
         raise MeshError(ErrorCode.STORAGE_FAILED, "The disk failed.")
+    if fault == "stuck thread":
+        # As a name that is being resolved: nothing can end it, and the loop waits for it before it closes.
+        asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
 
 
 async def main(stop: Stop) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from meshcommon.grpc_client import open_channel
 from meshcommon.grpc_server import GrpcServer
+from meshcommon.lifecycle import LEAVE_S
 from meshcommon.listen import bind
 from meshcommon.logging import CORRELATION_METADATA
 from meshtest.ports import free_ports
@@ -153,6 +155,15 @@ async def test_runs_answers_and_stops_on_sigterm(start: Start, ports: dict[str, 
     for address in ports.values():
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=5)
+
+
+def test_a_name_that_is_never_resolved_does_not_hold_up_the_stop(start: Start) -> None:
+    process = start(MESH_DATA_FAULT="stuck thread")
+    process.wait_for("started")
+    began = time.monotonic()
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.exit_status() == 0
+    assert time.monotonic() - began < 2 * LEAVE_S
 
 
 async def test_log_lines_carry_origin_correlation_and_the_trace_that_is_exported(
