@@ -18,7 +18,15 @@ from typing import Final
 from mesh_control.core.confirmations import Confirmation, due_confirmations
 from mesh_control.core.confirmations import Report as Said
 from mesh_control.core.mcg_state import McgState
-from mesh_data.core.group_steps import Configuration, ConfStep, HandOver, members_out, next_step
+from mesh_data.core.group_steps import (
+    Configuration,
+    ConfStep,
+    HandOver,
+    Witness,
+    members_out,
+    members_removed,
+    next_step,
+)
 from mesh_data.core.stream_snapshot import StreamConfig
 from mesh_data.core.stream_state import FIRST_INDEX, StreamState
 from mesh_data.core.view import Stream, view_from_proto
@@ -81,6 +89,7 @@ class _Replica:
     term_begins_at: int = 0
     is_formed: bool = False
     hand_over_after: int = 0
+    witness: Witness = field(default_factory=Witness)
     out: tuple[MemberId, ...] = ()
 
 
@@ -404,9 +413,13 @@ class MembershipRun:
                 if item.matched >= needed_index and item.commit >= replica.term_begins_at
             ),
             revision=replica.state.members_revision,
+            is_witnessed=replica.witness.is_committed(status.term, status.conf_index, status.applied),
         )
         replica.out = members_out(stream, raft)
         try:
+            lacks_witness = bool(members_removed(stream, raft)) and not raft.is_witnessed
+            if lacks_witness and not replica.witness.is_for(status.term, status.conf_index):
+                replica.witness = Witness(status.term, status.conf_index, host.propose(GROUP, b"")[1])
             match next_step(stream, raft):
                 case ConfStep(change, member, home):
                     context = stream.revision.to_bytes(8, "big")

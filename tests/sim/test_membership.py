@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mesh_data.core.group_steps import Configuration, Step, next_step
+from mesh_data.core.group_steps import Configuration, Step, Witness, next_step
 from mesh_data.core.view import Stream
 from meshcommon import store_guard
 from meshcommon.ids import MemberId
@@ -83,3 +83,9 @@ def test_peers_that_believe_every_store_are_caught(monkeypatch: pytest.MonkeyPat
     """The mutant: nobody compares what a node says of its disk with what it said before (I1)."""
     monkeypatch.setattr(store_guard, "judge", lambda _seen, _lineage: Verdict.GOES_ON)
     assert any(MembershipRun(seed).run().findings for seed in MUTANT_SEEDS)
+
+
+def test_data_that_go_before_a_witness_of_the_removal_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant: a committed removal is enough (G7). Only crashes of all others right after it, and a lost disk, show that."""
+    monkeypatch.setattr(Witness, "is_committed", lambda *_args, **_named: True)
+    assert any(MembershipRun(seed).run().findings for seed in (744, 755))

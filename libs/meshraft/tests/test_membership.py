@@ -186,3 +186,24 @@ def test_a_single_member_grows_to_five_and_shrinks_again() -> None:
     cluster.commit("two left")
     assert cluster.status(2).voters == [11, 12]
     assert cluster.payloads(2)[-1] == "two left"
+
+
+@pytest.mark.parametrize("is_witnessed", [False, True])
+def test_a_removal_outlives_a_crash_only_with_an_entry_from_after_it(*, is_witnessed: bool) -> None:
+    """What `Witness` in the data plane is for: no fsync is made for a commit index alone."""
+    cluster = Cluster(2)
+    cluster.elect(1)
+    _, index = cluster.hosts[1].propose_conf_change(GROUP, "remove", member_of(2), 2)
+    cluster.settle()
+    status = cluster.status(1)
+    assert (status.voters, status.conf_index, status.applied) == ([11], index, index)
+    if is_witnessed:
+        _, index = cluster.hosts[1].propose(GROUP, b"")
+        cluster.settle()
+    assert cluster.status(1).applied == index
+    cluster.isolate(2)
+    cluster.crash(1)
+    cluster.restart(1)
+    cluster.tick(20 * CONFIG.election_ticks)
+    assert cluster.status(1).voters == ([11] if is_witnessed else [11, 12])
+    assert cluster.status(1).role == ("leader" if is_witnessed else "candidate")

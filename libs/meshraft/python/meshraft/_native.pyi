@@ -215,6 +215,7 @@ class GroupStatus:
     first_index: int
     last_index: int
     persisted: int
+    conf_index: int  # of the last change of members that is applied, or of the snapshot that it lies in
     asleep: bool
     in_doubt: bool  # its log was cut at damage, and no leader has brought it past that yet
     silent: list[int]  # without a leader: members not heard for four election timeouts, whom the group may wait for

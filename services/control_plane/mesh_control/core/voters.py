@@ -24,7 +24,9 @@ class Configuration:
         voters: members that vote.
         learners: members that only learn.
         leader: the leader's member.
-        caught_up: members that hold nearly all of the log; only such a one is promoted or given the leadership.
+        caught_up: members that hold nearly all of the log, know an entry of this leader's term to be committed (before that
+            one that began blank may not vote) and were heard within an election timeout; only such a one is promoted or
+            given the leadership.
     """
 
     voters: frozenset[MemberId]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -105,6 +106,7 @@ class Mcg:
         self._is_ticking = True
         self._peers: dict[int, int] = {}
         self._pending: dict[int, tuple[int, asyncio.Future[Result]]] = {}
+        self._applied_term = self._term_begins_at = 0
         self._reads: dict[int, asyncio.Future[None]] = {}
         self._next_read = 1
         self._snapshot_index = 0
@@ -252,7 +254,14 @@ class Mcg:
     def configuration(self) -> Configuration:
         """The Raft configuration, with who has caught up (only the leader knows)."""
         status = self._host.status(GROUP)
-        caught_up = {item.member for item in status.progress if item.matched + CAUGHT_UP_ENTRIES >= status.commit}
+        begins_at = self._term_begins_at if self._applied_term == status.term else math.inf
+        caught_up = {
+            item.member
+            for item in status.progress
+            if item.matched + CAUGHT_UP_ENTRIES >= status.commit
+            and item.commit >= begins_at
+            and item.quiet_ticks <= self._timing.election_ticks
+        }
         return Configuration(
             frozenset(MemberId(member) for member in status.voters),
             frozenset(MemberId(member) for member in status.learners),
@@ -342,6 +351,8 @@ class Mcg:
             self.changed.notify()
 
     def _apply(self, entry: Committed) -> None:
+        if entry.term != self._applied_term:
+            self._applied_term, self._term_begins_at = entry.term, entry.index
         result: Result | None = None
         if entry.kind == KIND_NORMAL:
             try:

@@ -27,8 +27,11 @@ def digests(nodes: list[OneNode]) -> set[str]:
 
 def voters(mesh: SmallMesh) -> set[str]:
     leader = mesh.leader()
-    assert leader is not None
-    return {node.name for node in leader.node.require_mcg().state.nodes.values() if node.is_voter}
+    return (
+        set()
+        if leader is None
+        else {node.name for node in leader.node.require_mcg().state.nodes.values() if node.is_voter}
+    )
 
 
 async def create(node: OneNode, name: str, members: list[int]) -> int:

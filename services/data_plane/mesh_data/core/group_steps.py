@@ -30,6 +30,7 @@ class Configuration:
         heard: members that were heard within an election timeout.
         caught_up: members that hold nearly all of the log, and an entry of this leader's term.
         revision: catalogue revision of the last change that was committed.
+        is_witnessed: an entry from after that change is committed (see `Witness`).
     """
 
     own: MemberId
@@ -38,11 +39,34 @@ class Configuration:
     heard: frozenset[MemberId]
     caught_up: frozenset[MemberId]
     revision: int
+    is_witnessed: bool
 
     @property
     def members(self) -> frozenset[MemberId]:
         """Everybody who takes part."""
         return self.voters | self.learners
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """An entry that a leader proposed after it had applied the group's last change, at index `change`.
+
+    The commit index comes to each member with the entries and becomes durable in the same write: whoever holds this one
+    knows after a restart too that the change is committed, and who could be elected holds it. Without it members that have
+    all crashed may believe in the configuration before, and wait for one whose data went when it was out.
+    """
+
+    term: int = 0
+    change: int = 0
+    index: int = 0
+
+    def is_for(self, term: int, change: int) -> bool:
+        """Whether it was proposed in this leadership after this change, whatever became of it."""
+        return (self.term, self.change) == (term, change)
+
+    def is_committed(self, term: int, change: int, applied: int) -> bool:
+        """Whether the leader of `term`, at `applied`, has it committed."""
+        return self.is_for(term, change) and self.index <= applied
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +114,18 @@ def next_step(stream: Stream, raft: Configuration) -> Step | None:
     return _drop_silent(stream, raft) or _take_in(stream, raft) or _promote(stream, raft) or _drop(stream, raft)
 
 
-def members_out(stream: Stream, raft: Configuration) -> tuple[MemberId, ...]:
-    """Retiring members that are out of the group for good: no older wish can bring them back."""
+def members_removed(stream: Stream, raft: Configuration) -> tuple[MemberId, ...]:
+    """Retiring members whose removal is committed: no older wish can bring them back."""
     return tuple(
         item.member_id
         for item in stream.retiring
         if not item.is_out and item.member_id not in raft.members and raft.revision >= item.revision
     )
+
+
+def members_out(stream: Stream, raft: Configuration) -> tuple[MemberId, ...]:
+    """Retiring members that are out of the group for good: it will not miss their data, whoever crashes."""
+    return members_removed(stream, raft) if raft.is_witnessed else ()
 
 
 def _drop_silent(stream: Stream, raft: Configuration) -> Step | None:

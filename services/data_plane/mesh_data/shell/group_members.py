@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from mesh_data.core.group_steps import Configuration, ConfStep, HandOver, Step, members_out, next_step
+from mesh_data.core.group_steps import (
+    Configuration,
+    ConfStep,
+    HandOver,
+    Step,
+    Witness,
+    members_out,
+    members_removed,
+    next_step,
+)
 from mesh_data.core.stream_timing import StreamTiming
 from mesh_data.core.view import StreamState
 from mesh_data.shell.replica import REVISION, Replica
@@ -43,9 +52,13 @@ def look_after_members(host: RaftHost, replica: Replica, status: GroupStatus, ti
     raft = _configuration(replica, status, timing)
     step = next_step(replica.stream, raft)
     out = members_out(replica.stream, raft)
+    lacks_witness = bool(members_removed(replica.stream, raft)) and not raft.is_witnessed
     is_news = (out, str(step or "")) != (replica.members_out, replica.change)
-    replica.members_out, replica.change, replica.is_settled = out, str(step or ""), step is None
+    replica.members_out, replica.change = out, str(step or "")
+    replica.is_settled = step is None and not lacks_witness
     _take(host, replica, step, ticks, timing)
+    if lacks_witness and not replica.witness.is_for(status.term, status.conf_index):
+        _propose_witness(host, replica, status)
     return is_news
 
 
@@ -65,7 +78,17 @@ def _configuration(replica: Replica, status: GroupStatus, timing: StreamTiming) 
             MemberId(item.member) for item in others if item.matched >= needed_index and item.commit >= begins_at
         ),
         revision=replica.state.members_revision,
+        is_witnessed=replica.witness.is_committed(status.term, status.conf_index, status.applied),
     )
+
+
+def _propose_witness(host: RaftHost, replica: Replica, status: GroupStatus) -> None:
+    try:
+        term, index = host.propose(replica.group, b"")
+    except (Backpressure, NotLeader):
+        return  # The next look tries again.
+    replica.witness = Witness(term, status.conf_index, index)
+    replica.wake()
 
 
 def _take(host: RaftHost, replica: Replica, step: Step | None, ticks: int, timing: StreamTiming) -> None:

@@ -15,6 +15,7 @@ from struct import Struct
 from typing import Final
 
 from mesh_data.core.chain_audit import ChainMemory, next_mark
+from mesh_data.core.group_steps import Witness
 from mesh_data.core.offset_index import OffsetIndex, Position
 from mesh_data.core.publish_window import Key
 from mesh_data.core.replica_checkpoint import ReplicaCheckpoint, Unsaved
@@ -113,6 +114,8 @@ class Replica:
         """What the leader does about the group's members; empty elsewhere and when there is nothing to do."""
         self.members_out: tuple[MemberId, ...] = ()
         """Retiring members whose removal is committed, as the leader tells."""
+        self.witness = Witness()
+        """Of the last removal of a member, where this one leads."""
         self.is_settled = False
         """The leader found nothing to do since the last change of leader, catalogue or configuration."""
         self._is_shown_asleep = False

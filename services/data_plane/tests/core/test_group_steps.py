@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh_data.core.chain_audit import compare
-from mesh_data.core.group_steps import Configuration, ConfStep, HandOver, Step, Waiting, members_out, next_step
+from mesh_data.core.group_steps import (
+    Configuration,
+    ConfStep,
+    HandOver,
+    Step,
+    Waiting,
+    Witness,
+    members_out,
+    members_removed,
+    next_step,
+)
 from mesh_data.core.view import Member, Retiring, Stream, StreamState
 from meshcommon.ids import MemberId, NodeId, StreamId
 
@@ -49,6 +59,7 @@ def raft(
         heard=ids - {MemberId(own)} - frozenset(map(MemberId, silent)),
         caught_up=ids - frozenset(map(MemberId, behind)),
         revision=revision,
+        is_witnessed=True,
     )
 
 
@@ -107,6 +118,19 @@ def test_a_member_is_out_only_when_its_removal_is_on_record() -> None:
     assert members_out(wish, raft(1, {1, 2, 3})) == ()
     assert members_out(wish, raft(1, {1, 2}, revision=4)) == ()
     assert members_out(wish, raft(1, {1, 2})) == (3,)
+    unwitnessed = replace(raft(1, {1, 2}), is_witnessed=False)
+    assert (members_out(wish, unwitnessed), members_removed(wish, unwitnessed)) == ((), (3,))
+
+
+def test_a_witness_counts_in_its_leadership_and_for_its_change_only() -> None:
+    witness = Witness(term=3, change=20, index=25)
+    assert witness.is_for(3, 20)
+    assert not witness.is_for(4, 20)
+    assert not witness.is_for(3, 26)
+    assert not witness.is_committed(3, 20, applied=24)
+    assert witness.is_committed(3, 20, applied=25)
+    assert not witness.is_committed(4, 20, applied=25)
+    assert not witness.is_committed(3, 26, applied=26)
 
 
 @dataclass
