@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.sim.disks import uses_engine
 from tests.sim.mutants import ALL
 from tests.sim.runs import SeedOutcome, report, run_seed, run_seeds
-from tests.sim.simulation import uses_engine
 
 REPORT = Path("build/sim/sim.json")
 _BAR_CELLS = 30

@@ -44,10 +44,11 @@ from meshraft import (
     NotLeader,
     RaftError,
     RaftHost,
-    SimDisk,
 )
 from meshwire.entry import InitProducerEntry, encode_entry
 from meshwire.store_message import StoreMessage
+from tests.sim import disks
+from tests.sim.disks import Disk, Disks
 from tests.sim.guarded_store import GuardedStore, StoredTruth
 from tests.sim.set_back import LEADER_AWAY_TICKS, SetBack
 
@@ -96,9 +97,9 @@ class _Replica:
 class _Node:
     """One node: a disk that survives, with the store's own record, a host and a replica that do not."""
 
-    def __init__(self, number: int, rng: random.Random) -> None:
+    def __init__(self, number: int, disk: Disk, rng: random.Random) -> None:
         self.number = NodeId(number)
-        self.disk = SimDisk()
+        self.disk = disk
         self.store = GuardedStore(rng)
         self.host: RaftHost | None = None
         self.replica: _Replica | None = None
@@ -110,13 +111,14 @@ class _Node:
 
 
 class MembershipRun:
-    """One seeded run."""
+    """One seeded run; `on_engine` has raft-engine write the disks."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, on_engine: bool = False) -> None:
         self.rng = random.Random(seed)
         self.outcome = Outcome(seed)
         self.catalogue = McgState()
-        self.nodes = {number: _Node(number, self.rng) for number in range(1, NODES + 1)}
+        self.disks = Disks(on_engine=on_engine)
+        self.nodes = {number: _Node(number, self.disks.blank(), self.rng) for number in range(1, NODES + 1)}
         self.ticks = 0
         self.loss = self.rng.choice((0.0, 0.02, 0.1))
         self.crash_rate = self.rng.choice((0.0, 0.005, 0.02))
@@ -126,7 +128,7 @@ class MembershipRun:
         self._is_mending = self._is_noticed = False
         self._forgetful: tuple[_Node, int] | None = None
         """The node whose disk forgot something, and the store that it has to renounce for it."""
-        self._set_back: SetBack[_Node] = SetBack(self.rng)
+        self._set_back: SetBack[_Node] = SetBack(self.rng, self.disks)
         self._letters: list[tuple[int, int, int, bytes | StoreMessage]] = []
         self._contents: dict[int, tuple[int, int, bytes]] = {}
         self._chains: dict[int, bytes] = {}
@@ -136,6 +138,12 @@ class MembershipRun:
 
     def run(self) -> Outcome:
         """Forms, disturbs, heals, checks."""
+        try:
+            return self._run()
+        finally:
+            self.disks.close()
+
+    def _run(self) -> Outcome:
         self._found()
         for self.ticks in range(1, FAULTY_TICKS):
             self._disturb()
@@ -210,10 +218,10 @@ class MembershipRun:
         self._reconcile(node)
 
     def _crash(self, node: _Node, *, loses_disk: bool = False) -> None:
-        node.disk.crash()
+        disks.crash(node.disk, self.rng)
         node.store.crash()
         if loses_disk:
-            node.disk, node.store.truth = SimDisk(), StoredTruth()
+            node.disk, node.store.truth = self.disks.blank(), StoredTruth()
             self.outcome.lost_disks += 1
         node.host = node.replica = None
         node.distrusted = MemberId(0)
@@ -387,7 +395,8 @@ class MembershipRun:
         self._deliver()
         for node in self.nodes.values():
             if node.host is not None and (pending := node.disk.pending()):
-                node.disk.sync(rng.randint(0, pending) if is_faulty else pending)
+                if not disks.sync(node.disk, rng.randint(0, pending) if is_faulty else pending, rng):
+                    self.outcome.findings.append("C1 old log files cannot be removed")
                 self._pump(node)
 
     def _look(self, node: _Node) -> None:

@@ -26,7 +26,8 @@ from meshraft import KIND_NORMAL, Committed, Frame, GroupConfig, GroupStatus, Ra
 from meshtest.checkers import Held
 from meshwire.packet import Protocol, TrafficClass
 from meshwire.request import ErrorResponse, OkResponse, Request, Response
-from tests.sim.raft_host import Answer, Disk, SimulatedHost
+from tests.sim.disks import Disk
+from tests.sim.raft_host import Answer, SimulatedHost
 from tests.sim.replica import Replica, config_of
 from tests.sim.world import World
 
@@ -49,7 +50,7 @@ class SimNode:
         world: World,
         number: int,
         count: int,
-        make_disk: Callable[[str], Disk],
+        make_disk: Callable[[], Disk],
         on_applied: Callable[[int, int, str], None],
         lose_power: Callable[[SimNode], None],
     ) -> None:
@@ -60,8 +61,8 @@ class SimNode:
         self._count = count
         self._on_applied = on_applied
         self._lose_power = lose_power
-        self._mcg_disk = make_disk(f"{number}-mcg")
-        self._data_disk = make_disk(f"{number}-data")
+        self._mcg_disk = make_disk()
+        self._data_disk = make_disk()
         self._is_first_start = True
         self._life = 0
         self.sleeps = 0

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from mesh_data.core.publish_window import Outcome, ProposalWindow
-from meshraft import Committed, EngineDisk, Frame, InvalidFrame, NotLeader, RaftError, RaftHost, SimDisk
+from meshraft import Committed, Frame, InvalidFrame, NotLeader, RaftError, RaftHost
+from tests.sim import disks
+from tests.sim.disks import Disk
 from tests.sim.world import World
 
 Answer: TypeAlias = Callable[[object | None], None]
 """Called with the result of an entry, or with None when it is not known whether it took effect."""
 ReadAnswer: TypeAlias = Callable[[], None]
-
-
-Disk: TypeAlias = SimDisk | EngineDisk
-KEPT: Final = ("nothing", "everything", "names", "bytes")
-"""What a power cut leaves of what no sync covers. Not "half": a torn batch counts as damage, which is another promise."""
-PURGES: Final = 0.2
-"""Share of syncs after which old files are removed."""
 
 
 class GroupPoisonedError(Exception):
@@ -122,10 +117,7 @@ class SimulatedHost:
     def crash(self) -> None:
         """Power loss: what was not synced is gone, and so is everybody who waits for an answer."""
         self._is_gone = True
-        if isinstance(self._disk, EngineDisk):
-            self._disk.crash(self._world.rng.choice(KEPT))
-        else:
-            self._disk.crash()
+        disks.crash(self._disk, self._world.rng)
         self._windows.clear()
         self._reads.clear()
 
@@ -152,8 +144,6 @@ class SimulatedHost:
             return
         self._is_sync_due = False
         pending = self._disk.pending()
-        if pending:
-            self._disk.sync(self._world.rng.randint(1, pending))
-            if isinstance(self._disk, EngineDisk) and self._world.rng.random() < PURGES and not self._disk.purge():
-                raise GroupPoisonedError("C1 old log files cannot be removed")
+        if pending and not disks.sync(self._disk, self._world.rng.randint(1, pending), self._world.rng):
+            raise GroupPoisonedError("C1 old log files cannot be removed")
         self._settle()

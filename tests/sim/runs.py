@@ -17,9 +17,10 @@ from typing import Final
 
 import coverage
 
+from tests.sim.disks import uses_engine
 from tests.sim.membership import MembershipRun
 from tests.sim.mutants import Mutant, named, planted
-from tests.sim.simulation import Simulation, uses_engine
+from tests.sim.simulation import Simulation
 
 CHECKERS: Final = ("C1", "C2", "C3", "C4", "C5")
 
@@ -49,7 +50,9 @@ def run_seed(seed: int, mutant_name: str | None = None) -> SeedOutcome:
     on_engine = mutant.on_engine if mutant is not None else uses_engine(seed)
     with planted(mutant):
         mesh = None if mutant is not None and mutant.of_membership else Simulation(seed, disk, on_engine).run()
-        members = None if mutant is not None and not mutant.of_membership else MembershipRun(seed).run()
+        members = (
+            None if mutant is not None and not mutant.of_membership else MembershipRun(seed, on_engine=on_engine).run()
+        )
     traces = [run.trace_hash for run in (mesh, members) if run is not None]
     return SeedOutcome(
         seed=seed,

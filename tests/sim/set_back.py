@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
 from meshcommon.ids import NodeId
-from meshraft import SimDisk
+from tests.sim.disks import Disk, Disks
 from tests.sim.guarded_store import GuardedStore, StoredTruth
 
 LEADER_AWAY_TICKS: Final = 120
@@ -25,7 +25,7 @@ class Machine(Protocol):
     """What is needed of a simulated node."""
 
     number: NodeId
-    disk: SimDisk
+    disk: Disk
     store: GuardedStore
     starts_at: int
 
@@ -38,17 +38,18 @@ class Restored(Generic[MachineT]):
     """What the disk of `machine` becomes."""
 
     machine: MachineT
-    disk: SimDisk
+    disk: Disk
     truth: StoredTruth
 
 
 class SetBack(Generic[MachineT]):
     """Plans the fault over one group; the run does what is returned."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, disks: Disks) -> None:
         self._rng = rng
+        self._disks = disks
         self._victim: MachineT | None = None
-        self._copy: tuple[SimDisk, StoredTruth] | None = None
+        self._copy: tuple[Disk, StoredTruth] | None = None
         self._isolated: MachineT | None = None
         self._next_at = 0
 
@@ -57,7 +58,7 @@ class SetBack(Generic[MachineT]):
         followers = [member for member in members if member is not leader]
         if self._victim is None and leader is not None and len(followers) > 1 and self._rng.random() < _RARE:
             self._victim = self._rng.choice(followers)
-            self._copy = (self._victim.disk.copy(), self._victim.store.truth)
+            self._copy = (self._disks.copy(self._victim.disk), self._victim.store.truth)
             self._isolated = self._rng.choice([member for member in followers if member is not self._victim])
             self._next_at = now + self._rng.randint(30, 60)
 

@@ -7,22 +7,21 @@ C5 as in `meshtest.histories`; besides, the catalogue keeps what was acknowledge
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from mesh_control.core.model import StreamState
 from meshapi.control.v1 import mcg_pb2
 from meshcommon.errors import MeshError
 from meshcommon.ids import StreamId
-from meshraft import EngineDisk, GroupStatus, RaftError, SimDisk
+from meshraft import GroupStatus, RaftError
 from meshtest.checkers import Held, check_acknowledged_readable, check_exactly_once
 from meshtest.histories import Publish, Read, check_linearizable, check_progress
 from meshwire.errors import WireError
 from tests.sim.clients import CatalogueClient
+from tests.sim.disks import Disks
 from tests.sim.node import MCG, SimNode
 from tests.sim.publisher import Publisher
-from tests.sim.raft_host import Disk, GroupPoisonedError
+from tests.sim.raft_host import GroupPoisonedError
 from tests.sim.reader import Reader
 from tests.sim.world import World
 
@@ -34,16 +33,8 @@ PROGRESS_S: Final = 5.0
 REST_S: Final = 4.0
 """Without calls; a group that slept no sooner than its last one had to wait sleeps by then."""
 GROUPS_MAX: Final = 50
-MEMORY: Final = "/dev/shm"
-ENGINE_EVERY: Final = 4
-"""One seed of so many runs raft-engine itself."""
 BATCHES: Final = 150
 """Of all publishers of a run together, so that one of many groups takes little longer than one of few."""
-
-
-def uses_engine(seed: int) -> bool:
-    """Whether the disks of that seed are raft-engine's files and not the model of the log."""
-    return seed % ENGINE_EVERY == 0
 
 
 def has_caught_up(members: list[GroupStatus]) -> bool:
@@ -78,16 +69,14 @@ class Simulation:
 
     def __init__(self, seed: int, mutant: str | None = None, on_engine: bool = False) -> None:
         self.world = World(seed)
-        self._mutant = mutant
-        self._root: TemporaryDirectory[str] | None = None
+        self._disks = Disks(on_engine=on_engine, mutant=mutant)
         if on_engine:
-            self._root = TemporaryDirectory(prefix="meshsim-", dir=MEMORY if Path(MEMORY).is_dir() else None)
             self.world.note("engine disks")
         count = self.world.rng.randint(3, 7)
         self.outcome = Outcome(seed, count)
         self._hashes: dict[tuple[int, int], str] = {}
         self.nodes = [
-            SimNode(self.world, number, count, self._disk, self._applied, self._lose_power)
+            SimNode(self.world, number, count, self._disks.blank, self._applied, self._lose_power)
             for number in range(1, count + 1)
         ]
         self.world.endpoints.update({node.number: node for node in self.nodes})
@@ -96,18 +85,12 @@ class Simulation:
         self._readers: list[Reader] = []
         self._healed_s = 0.0
 
-    def _disk(self, name: str) -> Disk:
-        if self._root:
-            return EngineDisk(f"{self._root.name}/{name}", mutant=self._mutant)
-        return SimDisk(mutant=self._mutant)
-
     def run(self) -> Outcome:
         """Runs to the end and checks."""
         try:
             return self._run()
         finally:
-            if self._root:
-                self._root.cleanup()
+            self._disks.close()
 
     def _run(self) -> Outcome:
         try:

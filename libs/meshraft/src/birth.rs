@@ -199,6 +199,7 @@ fn assemble(
         named: named.keys().copied().collect(),
         grants: Grants::default(),
         goal: None,
+        verified: Default::default(),
         notices: Vec::new(),
         settings,
         node,

@@ -101,7 +101,8 @@ fn first_damage(directory: &Path, full_bytes: u64) -> io::Result<Option<Damage>>
     Ok(None)
 }
 
-fn check_lock(directory: &Path) -> io::Result<()> {
+/// Refuses a directory that another process holds.
+pub fn check_lock(directory: &Path) -> io::Result<()> {
     let Ok(lock) = File::open(directory.join("LOCK")) else { return Ok(()) };
     // SAFETY: the descriptor is open for the call; closing the file releases the lock for raft-engine to take.
     if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
@@ -164,6 +165,13 @@ fn bad_place(file: &[u8], number: u64, full_bytes: u64) -> Option<u64> {
 fn good_header(file: &[u8]) -> bool {
     let rest = file.strip_prefix(MAGIC).and_then(|rest| rest.first_chunk::<16>());
     rest.is_some_and(|rest| rest[..8] == VERSION.to_be_bytes() && rest[8..] == [0; 8])
+}
+
+/// Whether a file has not even its whole header: what is there of it, and zeros.
+pub fn is_unbegun(file: &[u8]) -> bool {
+    let header = [MAGIC, &VERSION.to_be_bytes(), &[0; 8]].concat();
+    let begin = file.iter().zip(&header).take_while(|(byte, expected)| byte == expected).count();
+    begin < header.len() && file[begin..].iter().all(|byte| *byte == 0)
 }
 
 /// How far the batches of a file are good; 0 when not even its header is.

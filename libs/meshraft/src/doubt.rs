@@ -4,8 +4,11 @@
 //! when every voter has granted. So without an intact quorum the member with the longest valid log wins, once all of them
 //! answer, at a term above all that they know; until then the group waits.
 //!
-//! A leader is told by a *notice* (a rejection with the mark) what the member still has: it forgets what the member had
-//! confirmed beyond, sends it again, and names its own last index. Once the member has applied that, in the same term,
+//! What is left of its log beyond its commit index may be a tail that had been overwritten, and whose overwriting was lost: it
+//! counts only as far as appends of the present leader have matched it.
+//!
+//! A leader is told by a *notice* (a rejection with the mark) up to where the member's log is surely its own: it forgets what
+//! the member had confirmed beyond, sends it again, and names its own last index. Once the member has applied that, in the same term,
 //! everything that it may have confirmed and lost is behind it, and it votes again.
 //!
 //! Left out: members that begin blank (`Group::earn_vote`), which never stand in for a vote.
@@ -26,6 +29,13 @@ const MARK: &[u8] = b"doubt";
 /// The leader's last index when it learnt of the doubt, and its term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Goal {
+    term: u64,
+    index: u64,
+}
+
+/// Up to where appends of the leader of `term` have matched the log.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Verified {
     term: u64,
     index: u64,
 }
@@ -123,10 +133,17 @@ impl Group {
             return;
         }
         self.goal = goal.or(self.goal.filter(|goal| goal.term == message.term));
-        let (last, has) = (self.node.raft.raft_log.last_index(), self.node.raft.raft_log.persisted);
+        let log = &self.node.raft.raft_log;
+        let has = log.committed.min(log.persisted);
+        if self.verified.term != message.term {
+            self.verified = Verified { term: message.term, index: 0 };
+        }
         if kind == MessageType::MsgHeartbeat {
-            // The leader may count on more than is left here; raft-rs would panic.
-            message.commit = message.commit.min(last);
+            // The leader may count on what was confirmed here and is lost, also in a heartbeat that was long on its way.
+            message.commit = message.commit.min(log.committed.max(self.verified.index));
+        } else if message.index >= log.committed && log.match_term(message.index, message.log_term) {
+            let end = message.index + message.entries.len() as u64;
+            self.verified.index = self.verified.index.max(end);
         }
         if self.goal.is_none() {
             let mut notice = Message::default();

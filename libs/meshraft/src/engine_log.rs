@@ -27,7 +27,7 @@ use crate::damage::{self, Damage, Place};
 use crate::engine_reader::EngineReader;
 use crate::errors::{one_line, panic_text, Fault};
 use crate::log::{Fetch, Fetched, Log, LogReader, Op, Standing, Stored};
-use crate::log_files::LogFiles;
+use crate::log_files::{self, LogFiles};
 use crate::salvage;
 use crate::sheaf::Sheaf;
 use crate::wake::Wake;
@@ -341,6 +341,9 @@ pub fn open_directory<B: FileSystem>(
     let directory = Path::new(&config.dir);
     let io = |e: std::io::Error| Fault::HostPoisoned(e.to_string());
     let mut damage = None;
+    if directory.exists() {
+        damage::check_lock(directory).and_then(|()| log_files::remove_unbegun(directory)).map_err(io)?;
+    }
     if let Some(found) = damage::find(directory, full_bytes)? {
         damage = Some(salvage::put_aside(directory, &found).map_err(io)?);
     }

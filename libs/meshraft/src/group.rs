@@ -14,7 +14,7 @@ use crate::admission;
 use crate::bookmark;
 use crate::conf::Change;
 use crate::config::GroupSettings;
-use crate::doubt::{is_grant, Goal, Grants};
+use crate::doubt::{is_grant, Goal, Grants, Verified};
 use crate::errors::Fault;
 use crate::log::{Op, Standing};
 use crate::reader::Span;
@@ -53,6 +53,7 @@ pub struct Group {
     pub named: Vec<u64>,
     pub grants: Grants,
     pub goal: Option<Goal>,
+    pub verified: Verified,
     /// Messages that do not come from raft-rs.
     pub notices: Vec<Message>,
     pub settings: GroupSettings,

@@ -5,7 +5,10 @@
 //! `damage` that a file was lost. Here every lower file is set aside under another name before one goes: lower ones hold
 //! nothing live, since raft-engine purges from the front. What a crash leaves aside is removed at the next start.
 //!
-//! Left out: files of rewritten batches, which are never kept. Source: raft-engine 0.4.2, `file_pipe_log/pipe.rs`.
+//! A crash may also leave the name of a new file without its header. raft-engine would go on in it in an older format, whose
+//! batches carry no number of their file: nobody could tell damage there from batches. Such a file goes before the log is opened.
+//!
+//! Left out: keeping files of rewritten batches, which raft-engine never does. Source: raft-engine 0.4.2, `file_pipe_log/pipe.rs`.
 
 use std::fs;
 use std::io::Result;
@@ -14,7 +17,7 @@ use std::sync::Arc;
 
 use raft_engine::env::{FileSystem, Permission};
 
-use crate::damage::{numbered_files, SUFFIX};
+use crate::damage::{is_unbegun, numbered_files, REWRITE_SUFFIX, SUFFIX};
 
 const ASIDE: &str = "aside";
 
@@ -78,6 +81,19 @@ impl<B: FileSystem> FileSystem for LogFiles<B> {
     fn new_writer(&self, handle: Arc<Self::Handle>) -> Result<Self::Writer> {
         self.0.new_writer(handle)
     }
+}
+
+/// Removes what a crash left of files that were being made, in a directory that nobody has open.
+pub fn remove_unbegun(directory: &Path) -> Result<()> {
+    for suffix in [SUFFIX, REWRITE_SUFFIX] {
+        while let Some((_, last)) = numbered_files(directory, suffix)?.pop() {
+            if !is_unbegun(&fs::read(&last)?) {
+                break;
+            }
+            fs::remove_file(last)?;
+        }
+    }
+    Ok(())
 }
 
 /// Where the file is that raft-engine knows as `path`.

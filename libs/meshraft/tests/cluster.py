@@ -69,6 +69,7 @@ class Cluster:
         config: GroupConfig = CONFIG,
     ) -> None:
         self.seed = seed
+        self.damages = damages
         self.config = config
         self.starts = 0
         self.nodes = list(range(1, nodes + 1))
@@ -102,8 +103,8 @@ class Cluster:
     def attach(self, node: int) -> RaftHost:
         """A host on the node's disk with no group open yet."""
         self.disks.setdefault(node, SimDisk())
-        # Sleeping groups know a process by its seed: every one has its own.
-        restarts = max(0, self.starts + 1 - len(self.nodes)) if self.config.sleeps else 0
+        # Sleeping groups know a process by its seed, and no two lives draw the same timeouts: every one has its own.
+        restarts = max(0, self.starts + 1 - len(self.nodes))
         self.starts += 1
         self.hosts[node] = RaftHost.simulated(self.disks[node], seed=self.seed * 1000 + node + 1_000_000 * restarts)
         self.apps[node] = Application()

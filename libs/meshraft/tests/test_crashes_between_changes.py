@@ -141,6 +141,42 @@ def stored(root: Path) -> tuple[str | None, dict[int, Found]]:
     return host.damage(), found
 
 
+def lasts(root: Path) -> str:
+    """What is wrong with the next life's writes after another power cut; empty when they are there."""
+    disk = EngineDisk(str(root))
+    host = RaftHost.simulated(disk, seed=3)
+    if host.damage() is not None:
+        return f"{host.damage()}"
+    for group in GROUPS:
+        if group not in host.stored_groups():
+            host.create_group(group, 11, {11: 1}, voters=[11], snapshot=b"0", config=CONFIG)
+        else:
+            host.open_group(group, 11, {11: 1}, config=CONFIG)
+    settle(host, disk)
+    for group in GROUPS:
+        host.campaign(group)
+    settle(host, disk)
+    ends = {group: host.propose(group, b"next life")[1] for group in GROUPS}
+    settle(host, disk)
+    disk.crash()
+    host = RaftHost.simulated(disk, seed=4)
+    if host.damage() is not None:
+        return f"{host.damage()}"
+    for group, end in ends.items():
+        if group not in host.stored_groups():
+            return f"group {group} is gone"
+        host.open_group(group, 11, {11: 1}, config=CONFIG)
+        if host.status(group).last_index < end:
+            return f"group {group} ends at {host.status(group).last_index}, not {end}"
+    return ""
+
+
+def settle(host: RaftHost, disk: EngineDisk) -> None:
+    while host.has_work() or disk.pending():
+        host.pump()
+        disk.sync()
+
+
 def faults(scenario: Scenario, root: Path, first: Moment, last: Moment, steps: int, kept: str) -> Iterator[str]:
     """What is wrong after a crash at `steps`, between what was known at `first` and at `last`."""
     where = f"after {steps} changes, of the rest {kept}"
@@ -152,6 +188,8 @@ def faults(scenario: Scenario, root: Path, first: Moment, last: Moment, steps: i
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
         yield f"{where}: cannot be opened: {error!r} {files}"
         return
+    if damage is None and (lost := lasts(root)):
+        yield f"{where}, and the next life: {lost.replace(str(root), '')} {files}"
     # A torn last batch may be damage as well, and counts as such (`damage.rs`); nothing else does.
     if damage is not None and kept not in MAY_TEAR:
         yield f"{where}: {damage.replace(str(root), '')} {files}"

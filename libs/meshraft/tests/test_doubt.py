@@ -44,6 +44,30 @@ def test_a_member_in_doubt_is_repaired_by_the_leader_that_counts_on_what_it_lost
     assert (cluster.leader(), cluster.status(1).term) == (1, term), "the repair needs no election"
 
 
+@pytest.mark.parametrize("batches", range(1, 16))
+def test_a_tail_that_had_been_overwritten_is_not_taken_for_what_the_leader_means(batches: int) -> None:
+    """I1: node 3 led, wrote what nobody else has, and was corrected. It loses the correction, and the tail is there again."""
+    cluster = written()
+    cluster.hosts[1].transfer_leader(GROUP, member_of(3))
+    cluster.until(lambda: cluster.leader() == 3)
+    cluster.isolate(3)
+    for number in range(6):
+        cluster.propose(f"stray {number}", node=3)
+    cluster.settle()
+    cluster.until(lambda: cluster.leader() in (1, 2))
+    for payload in ("k", "l", "m", "n", "o", "p", "q"):
+        cluster.commit(payload)
+    cluster.heal()
+    agreed = [*PAYLOADS, "k", "l", "m", "n", "o", "p", "q"]
+    cluster.until(lambda: cluster.payloads(3) == agreed)
+    leader = cluster.leader()
+    cluster.damage(3, batches)
+    cluster.restart(3)
+    cluster.until(lambda: all(cluster.payloads(node) == agreed for node in cluster.nodes))
+    cluster.until(lambda: not cluster.status(3).in_doubt)
+    assert cluster.leader() == leader, "the repair needs no election"
+
+
 def test_a_repaired_member_votes_again_also_after_a_restart() -> None:
     cluster = written()
     cluster.damage(3, 4)

@@ -530,6 +530,25 @@ def test_a_torn_last_write_is_cut_off(tmp_path: Path) -> None:
         assert not host.status(GROUP).in_doubt
 
 
+HEADER_OF_A_FILE = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5" + bytes([*[0] * 7, 2, *[0] * 8])
+
+
+@pytest.mark.parametrize("content", [b"", bytes(8192), HEADER_OF_A_FILE[:30], HEADER_OF_A_FILE[:61], HEADER_OF_A_FILE])
+def test_a_crash_while_a_file_is_made_costs_nothing_later(tmp_path: Path, content: bytes) -> None:
+    """raft-engine goes on in such a file in an older format, which looks like damage at the next start."""
+    for name in ("0000000000000001.raftlog", "0000000000000001.rewrite"):
+        (tmp_path / name).write_bytes(content)
+    payloads = write(tmp_path, 3)
+    with opened(tmp_path) as host:
+        assert host.damage() is None
+        host.open_group(GROUP, 11, {11: 1}, config=CONFIG)
+        applied: list[bytes] = []
+        settle(host, applied, 5)
+        assert applied == payloads
+    for file in tmp_path.glob("*.r*"):
+        assert file.read_bytes().startswith(HEADER_OF_A_FILE)
+
+
 def test_a_log_with_a_file_missing_keeps_what_is_before_the_hole(tmp_path: Path) -> None:
     # raft-engine would forget what lies before the hole, votes included, without a word.
     write(tmp_path, 5)

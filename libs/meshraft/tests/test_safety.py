@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 
 from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, UnsafeError, member_of
-from meshraft import Backpressure, GroupPoisoned, NotLeader
+from meshraft import Backpressure, GroupPoisoned, GroupStatus, NotLeader
 
 STEPS = 2000
 DAMAGE_CHANCE = 0.005
@@ -135,8 +135,18 @@ def hand_over(cluster: Cluster, rng: random.Random, _: str) -> None:
             cluster.hosts[leader].transfer_leader(GROUP, rng.choice(cluster.status(leader).voters))
 
 
+def has_all(status: GroupStatus, member: int) -> bool:
+    """Whether a member knows the leader's whole log to be committed: one that began blank may vote then."""
+    end = status.last_index
+    return any((item.member, item.matched, item.commit) == (member, end, end) for item in status.progress)
+
+
 def change_membership(cluster: Cluster, rng: random.Random, _: str) -> None:
-    """A new node joins, a learner is promoted or a member is removed, if the leader agrees. Ids are never used again."""
+    """A new node joins, a learner is promoted or a member is removed, if the leader agrees. Ids are never used again.
+
+    Where disks are damaged nobody votes before it may: a blank voter and a damaged one are two of four that cannot say what
+    they held, and the group waits for ever, as it should. Without damage Raft has to bear it.
+    """
     leader = cluster.leader()
     if leader is None:
         return
@@ -148,6 +158,10 @@ def change_membership(cluster: Cluster, rng: random.Random, _: str) -> None:
             return
     elif kind == "add_voter" and status.learners:
         member = status.learners[0]
+        if cluster.damages and not has_all(status, member):
+            return
+    elif kind == "add_voter" and cluster.damages:
+        return
     elif len(cluster.nodes) < NODES_MAX:
         node = len(cluster.nodes) + 1
         cluster.add_node(node)
@@ -195,7 +209,7 @@ def test_no_committed_entry_is_lost_and_states_agree(seed: int) -> None:
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", [*range(30), 390])
 def test_one_damaged_disk_loses_no_committed_entry(seed: int) -> None:
     """Again and again the same disk loses what it synced, votes included, amid crashes, cuts and new members."""
     cluster = storm(1000 + seed, nodes=3 if seed % 3 else 5, damages=True)

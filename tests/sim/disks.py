@@ -1,0 +1,75 @@
+"""The simulated disks of one run: the model of the log, or raft-engine itself over simulated files.
+
+The files of a run lie in memory where the machine has such a place, and are gone when it ends. Leaves out: who writes when.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, TypeAlias
+
+from meshraft import EngineDisk, SimDisk
+
+ENGINE_EVERY: Final = 2
+"""One seed of so many runs raft-engine itself."""
+_PURGES: Final = 0.2
+"""Share of syncs after which old files are removed."""
+_KEPT: Final = ("nothing", "everything", "names", "bytes")
+"""What a power cut leaves of what no sync covers. Not "half": a torn batch counts as damage, which is another promise."""
+_MEMORY: Final = "/dev/shm"
+
+Disk: TypeAlias = SimDisk | EngineDisk
+
+
+def uses_engine(seed: int) -> bool:
+    """Whether the disks of that seed are raft-engine's files and not the model of the log."""
+    return seed % ENGINE_EVERY == 0
+
+
+def crash(disk: Disk, rng: random.Random) -> None:
+    """Power loss: what was not synced is gone; of raft-engine's files some of it may be there."""
+    if isinstance(disk, EngineDisk):
+        disk.crash(rng.choice(_KEPT))
+    else:
+        disk.crash()
+
+
+def sync(disk: Disk, batches: int, rng: random.Random) -> bool:
+    """Makes the oldest `batches` durable; False when old files could not be removed afterwards."""
+    disk.sync(batches)
+    return not isinstance(disk, EngineDisk) or rng.random() >= _PURGES or disk.purge()
+
+
+class Disks:
+    """Makes the disks of a run; `mutant` plants a known bug in all of them."""
+
+    def __init__(self, *, on_engine: bool, mutant: str | None = None) -> None:
+        self._mutant = mutant
+        self._made = 0
+        self._root: TemporaryDirectory[str] | None = None
+        if on_engine:
+            self._root = TemporaryDirectory(prefix="meshsim-", dir=_MEMORY if Path(_MEMORY).is_dir() else None)
+
+    def blank(self) -> Disk:
+        """A disk with nothing on it."""
+        return SimDisk(mutant=self._mutant) if self._root is None else EngineDisk(self._next(), mutant=self._mutant)
+
+    def copy(self, disk: Disk) -> Disk:
+        """A disk that holds what is durable on `disk` now: a backup, for instance."""
+        if isinstance(disk, SimDisk):
+            return disk.copy()
+        root = self._next()
+        disk.image(root, disk.steps(), "nothing")
+        return EngineDisk(root, mutant=self._mutant)
+
+    def close(self) -> None:
+        """Removes the files."""
+        if self._root is not None:
+            self._root.cleanup()
+
+    def _next(self) -> str:
+        assert self._root is not None
+        self._made += 1
+        return f"{self._root.name}/{self._made}"
