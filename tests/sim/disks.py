@@ -16,8 +16,8 @@ ENGINE_EVERY: Final = 2
 """One seed of so many runs raft-engine itself."""
 _PURGES: Final = 0.2
 """Share of syncs after which old files are removed."""
-_KEPT: Final = ("nothing", "everything", "names", "bytes")
-"""What a power cut leaves of what no sync covers. Not "half": a torn batch counts as damage, which is another promise."""
+_KEPT: Final = ("nothing", "everything", "half", "names", "bytes")
+"""What a power cut leaves of what no sync covers. "half" tears a batch, which counts as damage: the groups are in doubt."""
 _MEMORY: Final = "/dev/shm"
 
 Disk: TypeAlias = SimDisk | EngineDisk

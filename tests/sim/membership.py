@@ -24,7 +24,6 @@ from mesh_data.core.group_steps import (
     HandOver,
     Witness,
     members_out,
-    members_removed,
     next_step,
 )
 from mesh_data.core.stream_snapshot import StreamConfig
@@ -40,6 +39,7 @@ from meshraft import (
     Backpressure,
     Committed,
     GroupConfig,
+    GroupStatus,
     LogCorrupt,
     NotLeader,
     RaftError,
@@ -307,7 +307,7 @@ class MembershipRun:
         for node in self.nodes.values():
             if node.host is not None and self.rng.random() < self.crash_rate / NODES:
                 self._crash(node)
-        if self.rng.random() < 0.004:
+        if self.rng.random() < 0.01:
             self._lose_a_disk()
         self._set_a_disk_back()
 
@@ -422,12 +422,11 @@ class MembershipRun:
                 if item.matched >= needed_index and item.commit >= replica.term_begins_at
             ),
             revision=replica.state.members_revision,
-            is_witnessed=replica.witness.is_committed(status.term, status.conf_index, status.applied),
+            is_witnessed=_is_witnessed(replica, status),
         )
         replica.out = members_out(stream, raft)
         try:
-            lacks_witness = bool(members_removed(stream, raft)) and not raft.is_witnessed
-            if lacks_witness and not replica.witness.is_for(status.term, status.conf_index):
+            if not raft.is_witnessed and not replica.witness.is_for(status.term, status.conf_index):
                 replica.witness = Witness(status.term, status.conf_index, host.propose(GROUP, b"")[1])
             match next_step(stream, raft):
                 case ConfStep(change, member, home):
@@ -520,8 +519,7 @@ class MembershipRun:
 
         The first to object may remember no more than the store before the one that was lost: then another peer objects too.
         """
-        culprit = self._forgetful[0] if self._is_mending and self._forgetful is not None else None
-        if culprit is not node:
+        if not self._is_mending or self._forgetful is None or self._forgetful[0] is not node:
             self.outcome.findings.append(f"node {node.number} gave up a store that had forgotten nothing")
         elif self._is_noticed:
             self.outcome.given_up_again += 1
@@ -543,7 +541,7 @@ class MembershipRun:
         if stream.state.name != "ACTIVE" or stream.retiring:
             return f"{stream.state.name}, retiring {[int(item.member_id) for item in stream.retiring]}"
         wished = {int(member.member_id): member for member in stream.members}
-        applied = set()
+        applied, is_witnessed = set(), False
         for member in stream.members:
             node = self.nodes[int(member.node_id)]
             if node.host is None or node.replica is None or node.replica.member != member.member_id:
@@ -553,7 +551,10 @@ class MembershipRun:
             if sorted(status.voters) != voters or len(status.voters) + len(status.learners) != len(wished):
                 return f"member {member.member_id} has voters {status.voters}, learners {status.learners}, not {voters}"
             applied.add((status.applied, status.last_index))
-        return "" if len(applied) == 1 else f"applied {sorted(applied)}"
+            is_witnessed |= status.role == "leader" and _is_witnessed(node.replica, status)
+        if len(applied) != 1:
+            return f"applied {sorted(applied)}"
+        return "" if is_witnessed else "the last change has no witness"
 
     def _check_readable(self) -> None:
         """C1: what was acknowledged is in the log of every member, at its index."""
@@ -570,6 +571,12 @@ class MembershipRun:
             ]
             if missing:
                 self.outcome.findings.append(f"C1 member {member.member_id} lacks {len(missing)} acknowledged entries")
+
+
+def _is_witnessed(replica: _Replica, status: GroupStatus) -> bool:
+    return status.conf_index < status.first_index or replica.witness.is_committed(
+        status.term, status.conf_index, status.applied
+    )
 
 
 def _suspects(node: _Node) -> set[int]:

@@ -53,7 +53,8 @@ class Witness:
 
     The commit index comes to each member with the entries and becomes durable in the same write: whoever holds this one
     knows after a restart too that the change is committed, and who could be elected holds it. Without it members that have
-    all crashed may believe in the configuration before, and wait for one whose data went when it was out.
+    all crashed may believe in the configuration before: they wait for one whose data went when it was out, or for one of
+    two when the third had its vote already.
     """
 
     term: int = 0
@@ -114,18 +115,15 @@ def next_step(stream: Stream, raft: Configuration) -> Step | None:
     return _drop_silent(stream, raft) or _take_in(stream, raft) or _promote(stream, raft) or _drop(stream, raft)
 
 
-def members_removed(stream: Stream, raft: Configuration) -> tuple[MemberId, ...]:
-    """Retiring members whose removal is committed: no older wish can bring them back."""
+def members_out(stream: Stream, raft: Configuration) -> tuple[MemberId, ...]:
+    """Retiring members that are out of the group for good: no older wish can bring them back, and no crash of the others."""
+    if not raft.is_witnessed:
+        return ()
     return tuple(
         item.member_id
         for item in stream.retiring
         if not item.is_out and item.member_id not in raft.members and raft.revision >= item.revision
     )
-
-
-def members_out(stream: Stream, raft: Configuration) -> tuple[MemberId, ...]:
-    """Retiring members that are out of the group for good: it will not miss their data, whoever crashes."""
-    return members_removed(stream, raft) if raft.is_witnessed else ()
 
 
 def _drop_silent(stream: Stream, raft: Configuration) -> Step | None:

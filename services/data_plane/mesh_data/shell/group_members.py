@@ -16,7 +16,6 @@ from mesh_data.core.group_steps import (
     Step,
     Witness,
     members_out,
-    members_removed,
     next_step,
 )
 from mesh_data.core.stream_timing import StreamTiming
@@ -52,12 +51,11 @@ def look_after_members(host: RaftHost, replica: Replica, status: GroupStatus, ti
     raft = _configuration(replica, status, timing)
     step = next_step(replica.stream, raft)
     out = members_out(replica.stream, raft)
-    lacks_witness = bool(members_removed(replica.stream, raft)) and not raft.is_witnessed
     is_news = (out, str(step or "")) != (replica.members_out, replica.change)
     replica.members_out, replica.change = out, str(step or "")
-    replica.is_settled = step is None and not lacks_witness
+    replica.is_settled = step is None and raft.is_witnessed
     _take(host, replica, step, ticks, timing)
-    if lacks_witness and not replica.witness.is_for(status.term, status.conf_index):
+    if not raft.is_witnessed and not replica.witness.is_for(status.term, status.conf_index):
         _propose_witness(host, replica, status)
     return is_news
 
@@ -78,7 +76,8 @@ def _configuration(replica: Replica, status: GroupStatus, timing: StreamTiming) 
             MemberId(item.member) for item in others if item.matched >= needed_index and item.commit >= begins_at
         ),
         revision=replica.state.members_revision,
-        is_witnessed=replica.witness.is_committed(status.term, status.conf_index, status.applied),
+        is_witnessed=status.conf_index < status.first_index
+        or replica.witness.is_committed(status.term, status.conf_index, status.applied),
     )
 
 
