@@ -39,7 +39,7 @@ _RETAINED_BYTES: Final = 8 << 30
 _STEADY_S: Final = 4.0
 _SAMPLE_S: Final = 0.5
 _FLOOD_S: Final = 600.0
-_PATIENCE_S: Final = 120.0
+_PATIENCE_S: Final = 300.0
 _MANY: Final = ("--batch-bytes", str(64 * 1024), "--in-flight", "2", "--buffer-bytes", str(256 * 1024))
 """What the client keeps for each of many streams: its default for one, 4 MiB and 1.3 of it sent, is a lot for a hundred."""
 _HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"

@@ -107,13 +107,15 @@ class MeshNodes:
     def __init__(self, nodes: Sequence[MeshNode]) -> None:
         self.nodes = {node.number: node for node in nodes}
         self._revision = 0
+        self._streams_made = 0
         self._streams: list[view_pb2.StreamView] = []
 
     async def create(self, names: Sequence[str], retained_bytes_max: int = RETAINED_BYTES_MAX) -> None:
         """Makes streams of three members, led by each node in turn, and waits until they have formed."""
-        for name in names:
-            number = len(self._streams) + 1
-            order = [NODES[(number - 1 + step) % len(NODES)] for step in range(len(NODES))]
+        for place, name in enumerate(names):
+            self._streams_made += 1
+            number = self._streams_made
+            order = [NODES[(place + step) % len(NODES)] for step in range(len(NODES))]
             self._streams.append(
                 view_pb2.StreamView(
                     stream_id=number,
@@ -131,6 +133,24 @@ class MeshNodes:
         await self._formed({stream.stream_id: stream.members[0].node_id for stream in self._streams[-len(names) :]})
         for stream in self._streams:
             stream.state = view_pb2.STREAM_STATE_ACTIVE
+        await self.configure()
+
+    async def delete(self, names: Sequence[str]) -> None:
+        """Ends streams, and waits until nothing of them is left: what is kept of old ones costs new ones their share of the disk."""
+        for name in names:
+            await self.change(name, view_pb2.STREAM_STATE_DELETING, is_sealed=True)
+        ended = {stream.stream_id for stream in self._streams if stream.name in names}
+
+        async def are_gone() -> bool:
+            reports = [await self._reports(node) for node in self.nodes.values()]
+            return all(
+                found[stream_id].state == data_pb2.GROUP_STATE_DESTROYED
+                for found in reports
+                for stream_id in ended & found.keys()
+            )
+
+        await eventually(f"{len(names)} streams are destroyed", are_gone, timeout_s=60)
+        self._streams = [stream for stream in self._streams if stream.stream_id not in ended]
         await self.configure()
 
     async def change(self, name: str, state: view_pb2.StreamState.ValueType, *, is_sealed: bool = False) -> None:
@@ -165,14 +185,7 @@ class MeshNodes:
 
         async def look() -> bool:
             for node in self.nodes.values():
-                call = node.data.WatchGroups(data_pb2.WatchGroupsRequest())
-                try:
-                    response = await call.read()
-                finally:
-                    call.cancel()
-                if not isinstance(response, data_pb2.WatchGroupsResponse):
-                    return False
-                reports = {report.stream_id: report for report in response.groups}
+                reports = await self._reports(node)
                 for stream_id, leader in leaders.items():
                     report = reports.get(stream_id)
                     if report is None or report.state != data_pb2.GROUP_STATE_OPEN or report.leader_node != leader:
@@ -181,6 +194,18 @@ class MeshNodes:
 
         timeout_s = 60 + 0.2 * len(leaders)
         await eventually(f"{len(leaders)} streams form under their nodes", look, timeout_s=timeout_s)
+
+    @staticmethod
+    async def _reports(node: MeshNode) -> dict[int, data_pb2.GroupReport]:
+        """What a node says of its groups, by stream; empty when it does not answer."""
+        call = node.data.WatchGroups(data_pb2.WatchGroupsRequest())
+        try:
+            response = await call.read()
+        finally:
+            call.cancel()
+        if not isinstance(response, data_pb2.WatchGroupsResponse):
+            return {}
+        return {report.stream_id: report for report in response.groups}
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 Rounds alternate the sides, so that a machine that others use meanwhile is unfair to both alike: ratios from one run count,
 absolute figures say what the machine had left, and processor time a message (in `runs`) what a change to our side gave.
+Each row has streams of its own on both sides.
 NATS runs with its defaults and without fsync; its load generator speaks the protocol directly. Debian's version cannot
 publish atomic batches. Writes build/bench/publish.json and a picture of it, publish.svg.
 """
@@ -104,7 +105,9 @@ class Bench:
                 f"   us of processor a message: {shown}",
                 flush=True,
             )
+        await self._mesh.create(["bench/one"])
         ours = await load("load_mesh", "single", self._address, "bench/one", *self._seconds)
+        await self._mesh.delete(["bench/one"])
         await self._nats.create("single")
         theirs = await load("load_nats", "single", await self._nats.leader("single"), "single", *self._seconds)
         await self._nats.delete("single")
@@ -118,9 +121,11 @@ class Bench:
 
     async def _flood(self, case: Case) -> dict[str, Any]:
         how = ("--size", str(case.size), *self._seconds, *case.mesh)
+        await self._mesh.create(case.streams)
         watch = Stopwatch(node.pid for node in self._mesh.nodes.values())
         found = await load("load_mesh", "flood", self._address, ",".join(case.streams), *how)
         nodes_s = watch.used_s()
+        await self._mesh.delete(case.streams)
         names = ("leader", "follower", "follower 2") if len(case.streams) == 1 else ("node 1", "node 2", "node 3")
         used_s = dict(zip(names, nodes_s, strict=True)) | {"client": found["cpu_s"]}
         # The nodes were watched during the warm-up too.
@@ -164,7 +169,9 @@ async def measure_full_mesh(mesh: MeshNodes, rounds: int, seconds: float) -> Row
     async with running_full_mesh(DIRECTORY / "full") as address:
         for number in range(rounds):
             full.append((await load("load_mesh", "flood", address, FULL_STREAM, *how))["rate"])
+            await mesh.create(["bench/one"])
             alone.append((await load("load_mesh", "flood", mesh.nodes[1].client, "bench/one", *how))["rate"])
+            await mesh.delete(["bench/one"])
             print(
                 f"round {number + 1}  full mesh {ONE}    all services {full[-1]:>10,.0f}/s   data planes alone {alone[-1]:>10,.0f}/s",
                 flush=True,
@@ -181,7 +188,6 @@ async def run(rounds: int, seconds: float, *, has_full_mesh: bool) -> None:
     try:
         async with AsyncExitStack() as stack:
             mesh = await stack.enter_async_context(running_mesh(DIRECTORY / "mesh"))
-            await mesh.create(["bench/one", *TEN])
             async with running_nats(DIRECTORY / "nats") as nats:
                 bench = Bench(mesh, nats, seconds)
                 for number in range(rounds):
