@@ -83,13 +83,15 @@ impl<B: FileSystem> FileSystem for LogFiles<B> {
     }
 }
 
-/// Removes what a crash left of files that were being made, in a directory that nobody has open.
+/// Removes what a crash left of a file that was being made, in a directory that nobody has open. That is the last one, and the
+/// one before was synced by then: if that is blank too it is damage, and stays to be found.
 pub fn remove_unbegun(directory: &Path) -> Result<()> {
     for suffix in [SUFFIX, REWRITE_SUFFIX] {
-        while let Some((_, last)) = numbered_files(directory, suffix)?.pop() {
-            if !is_unbegun(&fs::read(&last)?) {
-                break;
-            }
+        let files = numbered_files(directory, suffix)?;
+        let mut newest = files.iter().rev().map(|(_, path)| path);
+        let Some(last) = newest.next() else { continue };
+        let is_damage = newest.next().map_or(Ok(false), |path| fs::read(path).map(|bytes| is_unbegun(&bytes)))?;
+        if !is_damage && is_unbegun(&fs::read(last)?) {
             fs::remove_file(last)?;
         }
     }

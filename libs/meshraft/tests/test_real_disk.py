@@ -549,6 +549,15 @@ def test_a_crash_while_a_file_is_made_costs_nothing_later(tmp_path: Path, conten
         assert file.read_bytes().startswith(HEADER_OF_A_FILE)
 
 
+def test_a_file_of_zeros_before_one_that_was_never_begun_is_damage(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    (file,) = log_files(tmp_path)
+    file.write_bytes(bytes(file.stat().st_size))
+    (tmp_path / f"{int(file.stem) + 1:016}.raftlog").touch()
+    with opened(tmp_path) as host:
+        assert f"{file.name} is damaged at byte 0" in (host.damage() or "")
+
+
 def test_a_log_with_a_file_missing_keeps_what_is_before_the_hole(tmp_path: Path) -> None:
     # raft-engine would forget what lies before the hole, votes included, without a word.
     write(tmp_path, 5)
