@@ -142,12 +142,13 @@ class MeshNodes:
         ended = {stream.stream_id for stream in self._streams if stream.name in names}
 
         async def are_gone() -> bool:
-            reports = [await self._reports(node) for node in self.nodes.values()]
-            return all(
-                found[stream_id].state == data_pb2.GROUP_STATE_DESTROYED
-                for found in reports
-                for stream_id in ended & found.keys()
-            )
+            for node in self.nodes.values():
+                found = await self._reports(node)
+                if found is None or any(
+                    found[stream_id].state != data_pb2.GROUP_STATE_DESTROYED for stream_id in ended & found.keys()
+                ):
+                    return False
+            return True
 
         await eventually(f"{len(names)} streams are destroyed", are_gone, timeout_s=60)
         self._streams = [stream for stream in self._streams if stream.stream_id not in ended]
@@ -185,7 +186,7 @@ class MeshNodes:
 
         async def look() -> bool:
             for node in self.nodes.values():
-                reports = await self._reports(node)
+                reports = await self._reports(node) or {}
                 for stream_id, leader in leaders.items():
                     report = reports.get(stream_id)
                     if report is None or report.state != data_pb2.GROUP_STATE_OPEN or report.leader_node != leader:
@@ -196,15 +197,15 @@ class MeshNodes:
         await eventually(f"{len(leaders)} streams form under their nodes", look, timeout_s=timeout_s)
 
     @staticmethod
-    async def _reports(node: MeshNode) -> dict[int, data_pb2.GroupReport]:
-        """What a node says of its groups, by stream; empty when it does not answer."""
+    async def _reports(node: MeshNode) -> dict[int, data_pb2.GroupReport] | None:
+        """What a node says of its groups, by stream; None when it does not answer."""
         call = node.data.WatchGroups(data_pb2.WatchGroupsRequest())
         try:
             response = await call.read()
         finally:
             call.cancel()
         if not isinstance(response, data_pb2.WatchGroupsResponse):
-            return {}
+            return None
         return {report.stream_id: report for report in response.groups}
 
 

@@ -27,11 +27,9 @@ def digests(nodes: list[OneNode]) -> set[str]:
 
 def voters(mesh: SmallMesh) -> set[str]:
     leader = mesh.leader()
-    return (
-        set()
-        if leader is None
-        else {node.name for node in leader.node.require_mcg().state.nodes.values() if node.is_voter}
-    )
+    if leader is None:
+        return set()
+    return {node.name for node in leader.node.require_mcg().state.nodes.values() if node.is_voter}
 
 
 async def create(node: OneNode, name: str, members: list[int]) -> int:

@@ -115,7 +115,7 @@ class Replica:
         self.members_out: tuple[MemberId, ...] = ()
         """Retiring members whose removal is committed, as the leader tells."""
         self.witness = Witness()
-        """Of the last removal of a member, where this one leads."""
+        """Of the last change of members, where this one leads."""
         self.is_settled = False
         """The leader found nothing to do since the last change of leader, catalogue or configuration."""
         self._is_shown_asleep = False
