@@ -419,7 +419,7 @@ class MembershipRun:
             caught_up=frozenset(
                 MemberId(item.member)
                 for item in others
-                if item.matched >= needed_index and item.commit >= replica.term_begins_at
+                if item.matched >= needed_index and item.commit >= replica.term_begins_at and not item.in_doubt
             ),
             revision=replica.state.members_revision,
             is_witnessed=_is_witnessed(replica, status),

@@ -10,8 +10,9 @@ use raft::{RaftState, RawNode, StateRole};
 
 use crate::bookmark::{self, Bookmark};
 use crate::config::GroupSettings;
-use crate::doubt::Grants;
+use crate::doubt::{Cases, Verified};
 use crate::errors::Fault;
+use crate::grants::Grants;
 use crate::group::{ConfAt, Group};
 use crate::log::{LogReader, Op, Standing, Stored};
 use crate::ready::{Held, Installed};
@@ -81,9 +82,9 @@ pub fn create(
         return Err(Fault::BadArgument("group and member ids begin at 1".into()));
     }
     founders.check(member, &peers)?;
-    let standing = match (founders.voters.is_empty(), around.was_damaged) {
-        (true, _) => Standing::Blank,
-        (false, true) => Standing::Doubtful,
+    let standing = match (around.was_damaged, founders.voters.is_empty()) {
+        (true, _) => Standing::Doubtful,
+        (false, true) => Standing::Blank,
         (false, false) => Standing::Full,
     };
     let mut stored = Stored { member, standing, ..Stored::default() };
@@ -199,7 +200,8 @@ fn assemble(
         named: named.keys().copied().collect(),
         grants: Grants::default(),
         goal: None,
-        verified: Default::default(),
+        verified: Verified::default(),
+        cases: Cases::default(),
         notices: Vec::new(),
         settings,
         node,

@@ -1,32 +1,38 @@
 //! A member whose log was cut at damage: what it confirmed and voted may be gone, so for a while it is *in doubt*.
 //!
-//! With an intact quorum it takes no part in elections: its grants are marked, and a candidate counts a marked grant only
-//! when every voter has granted. So without an intact quorum the member with the longest valid log wins, once all of them
-//! answer, at a term above all that they know; until then the group waits.
+//! What it lost may be newer than all that it hears: the leader that it follows may have been deposed with its help, and a
+//! candidate may still hold its vote. So until its leader has named it a *goal* it confirms nothing, neither entries nor
+//! heartbeats, and only sends *notices*: its life (opening of the group), and up to where its log is surely its own. The leader forgets
+//! what the member had confirmed beyond, and writes an entry. Once that is committed, by others, its index is the goal:
 //!
-//! What is left of its log beyond its commit index may be a tail that had been overwritten, and whose overwriting was lost: it
+//! * whoever was elected in a higher term, or could still be with a vote that the member forgot, would need one of those who
+//!   hold this entry, and none of them may grant it (its log has not the entry, which is younger than the vote);
+//! * all that the member confirmed to this leader and lost lies before it.
+//!
+//! From then on it confirms, and when it has applied the goal, in the same term, it is an ordinary member again. A leader that all
+//! voters elected names a goal at once to the members in doubt among them (`grants`). Notices go on till the end, as
+//! confirmations: of what was taken in silence (a snapshot), and against those from before the damage, which may be processed at any time.
+//!
+//! What is left of the log beyond its commit index may be a tail that had been overwritten, and whose overwriting was lost: it
 //! counts only as far as appends of the present leader have matched it.
 //!
-//! A leader is told by a *notice* (a rejection with the mark) up to where the member's log is surely its own: it forgets what
-//! the member had confirmed beyond, sends it again, and names its own last index. Once the member has applied that, in the same term,
-//! everything that it may have confirmed and lost is behind it, and it votes again.
-//!
-//! Left out: members that begin blank (`Group::earn_vote`), which never stand in for a vote.
-//! Source: Alagappan et al., Protocol-Aware Recovery (FAST 2018), §3.3–3.4; Ongaro's thesis §11.7.2.
+//! Left out: members that begin blank where no damage was seen (`Group::earn_vote`). If theirs was a disk that was emptied or set
+//! back, those who have seen more of it refuse it (docs/design/stores.md).
+//! Source: Alagappan et al., Protocol-Aware Recovery (FAST 2018), §3.3–3.4; Ongaro's thesis §11.7.2; docs/design/streams.md.
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
+use bytes::Buf;
 use raft::eraftpb::{Message, MessageType};
-use raft::{ProgressState, StateRole};
+use raft::{ProgressState, INVALID_ID};
 
 use crate::group::Group;
 use crate::log::{Op, Standing};
 
-/// Begins the context of marked messages. Those of reads are of another length.
-const MARK: &[u8] = b"doubt";
+/// Begins the context of messages that speak of doubt. Those of reads are of another length.
+pub const MARK: &[u8] = b"doubt";
 
-/// The leader's last index when it learnt of the doubt, and its term.
+/// What a member in doubt has to apply, and in which term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Goal {
     term: u64,
@@ -40,12 +46,19 @@ pub struct Verified {
     index: u64,
 }
 
-/// Grants of one candidacy.
+/// A member in doubt, as its leader knows it.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    /// The leader's last index when it learnt of the doubt.
+    after: u64,
+    goal: Option<u64>,
+}
+
+/// The members in doubt, in each of their lives, that the leader of `term` knows of.
 #[derive(Debug, Default)]
-pub struct Grants {
-    /// Pre-votes and votes of different terms never mix.
-    of: Option<(MessageType, u64)>,
-    granted: BTreeMap<u64, Option<Message>>,
+pub struct Cases {
+    term: u64,
+    of: BTreeMap<(u64, u64), Case>,
 }
 
 impl Group {
@@ -68,7 +81,7 @@ impl Group {
 
     /// Whom a group without a leader waits for: voters, and members named at the opening, not heard for a while.
     pub fn silent(&self) -> Vec<u64> {
-        if self.node.raft.leader_id != raft::INVALID_ID {
+        if self.node.raft.leader_id != INVALID_ID {
             return Vec::new();
         }
         let patience = 4 * self.settings.election_ticks as u64;
@@ -81,105 +94,122 @@ impl Group {
         silent
     }
 
-    /// Marks the grants that this member gives while it is in doubt.
-    pub fn mark_grants(&self, messages: &mut [Message]) {
-        if self.in_doubt() {
-            for message in messages.iter_mut().filter(|message| is_grant(message)) {
-                message.context = Bytes::from_static(MARK);
-            }
-        }
-    }
-
-    /// Takes a grant; returns those to be counted now.
-    pub fn weigh_grant(&mut self, mut message: Message) -> Vec<Message> {
-        let (kind, term) = (message.get_msg_type(), message.term);
-        let raft = &self.node.raft;
-        let is_current = match raft.state {
-            StateRole::PreCandidate => kind == MessageType::MsgRequestPreVoteResponse && term == raft.term + 1,
-            StateRole::Candidate => kind == MessageType::MsgRequestVoteResponse && term == raft.term,
-            _ => false,
-        };
-        let is_marked = !message.take_context().is_empty();
-        if !is_current {
-            // Nothing is counted any more, but an unmarked one may still say something to raft-rs.
-            return if is_marked { Vec::new() } else { vec![message] };
-        }
-        if self.grants.of != Some((kind, term)) {
-            self.grants = Grants { of: Some((kind, term)), granted: BTreeMap::new() };
-        }
-        let from = message.from;
-        let counts = !is_marked && !self.in_doubt();
-        let mut ready = if counts { vec![message.clone()] } else { Vec::new() };
-        self.grants.granted.insert(from, (!counts).then_some(message));
-        let own = self.member;
-        let granted = &self.grants.granted;
-        if self.conf().voters.iter().all(|voter| *voter == own || granted.contains_key(voter)) {
-            ready.extend(self.grants.granted.values_mut().filter_map(Option::take));
-        }
-        ready
-    }
-
     /// What a member in doubt makes of its leader's message before raft-rs sees it.
     pub fn hear_leader(&mut self, message: &mut Message) {
         let kind = message.get_msg_type();
         if !matches!(kind, MessageType::MsgHeartbeat | MessageType::MsgAppend) {
             return;
         }
-        let goal = parse_goal(message);
-        if goal.is_some() {
-            message.context.clear();
-        }
+        let named = take_goal(message);
         if !self.in_doubt() || message.term < self.node.raft.term {
             return;
         }
-        self.goal = goal.or(self.goal.filter(|goal| goal.term == message.term));
-        let log = &self.node.raft.raft_log;
-        let has = log.committed.min(log.persisted);
+        self.goal = self.goal.filter(|goal| goal.term == message.term);
+        if let Some((_, index)) = named.filter(|(life, _)| *life == self.life) {
+            self.goal = Some(Goal { term: message.term, index });
+        }
         if self.verified.term != message.term {
             self.verified = Verified { term: message.term, index: 0 };
         }
+        let log = &self.node.raft.raft_log;
+        let own = log.committed.max(self.verified.index);
+        if self.goal.is_none() || kind == MessageType::MsgHeartbeat {
+            self.notices.push(self.notice(message, own.min(log.persisted)));
+        }
         if kind == MessageType::MsgHeartbeat {
             // The leader may count on what was confirmed here and is lost, also in a heartbeat that was long on its way.
-            message.commit = message.commit.min(log.committed.max(self.verified.index));
+            message.commit = message.commit.min(own);
         } else if message.index >= log.committed && log.match_term(message.index, message.log_term) {
             let end = message.index + message.entries.len() as u64;
             self.verified.index = self.verified.index.max(end);
         }
-        if self.goal.is_none() {
-            let mut notice = Message::default();
-            notice.set_msg_type(MessageType::MsgAppendResponse);
-            (notice.from, notice.to, notice.term) = (self.member, message.from, message.term);
-            (notice.reject, notice.index, notice.reject_hint) = (true, has, has);
-            notice.context = Bytes::from_static(MARK);
-            self.notices.push(notice);
+    }
+
+    /// Tells the sender of `message` that this member is in doubt and holds its log up to `end`; confirms that if it may.
+    fn notice(&self, message: &Message, end: u64) -> Message {
+        let mut notice = Message::default();
+        notice.set_msg_type(MessageType::MsgAppendResponse);
+        (notice.from, notice.to, notice.term) = (self.member, message.from, message.term);
+        (notice.reject, notice.index, notice.commit) = (self.goal.is_none(), end, self.node.raft.raft_log.committed);
+        notice.context = [MARK, &self.life.to_be_bytes()].concat().into();
+        notice
+    }
+
+    /// Drops what would confirm something to a leader that named no goal, also when one of another term has.
+    pub fn hush(&self, messages: &mut Vec<Message>) {
+        if self.in_doubt() {
+            let certain = self.goal.map(|goal| goal.term);
+            messages.retain(|message| !confirms(message) || Some(message.term) == certain);
         }
     }
 
-    /// At the leader: takes a notice. Whether the message was one.
-    pub fn take_notice(&mut self, message: &Message) -> bool {
-        if message.get_msg_type() != MessageType::MsgAppendResponse || message.context.as_ref() != MARK {
-            return false;
+    /// Notes the vote that this member may have given and lost, before it may vote again: another one in the same term would
+    /// be a second.
+    pub fn keep_vote(&mut self) {
+        let raft = &mut self.node.raft;
+        let is_led = self.goal.is_some_and(|goal| goal.term == raft.term) && raft.leader_id != INVALID_ID;
+        if self.standing == Standing::Doubtful && is_led && raft.vote == INVALID_ID {
+            raft.vote = raft.leader_id;
         }
+    }
+
+    /// At the leader: takes a notice. Whether raft-rs need not see the message.
+    pub fn take_notice(&mut self, message: &mut Message) -> bool {
+        let Some(life) = life_in(message) else { return false };
+        message.context.clear();
         if !self.is_leader() || message.term != self.node.raft.term {
             return true;
         }
-        let last = self.node.raft.raft_log.last_index();
         let Some(progress) = self.node.raft.mut_prs().get_mut(message.from) else { return true };
-        progress.recent_active = true;
-        if progress.matched > message.reject_hint {
-            progress.matched = message.reject_hint;
+        if progress.matched > message.index {
+            progress.matched = message.index;
             if progress.state == ProgressState::Replicate {
                 progress.become_probe();
             }
         }
+        let matched = progress.matched;
+        self.heard.insert(message.from, self.ticks);
+        let Some(goal) = self.goal_of(message.from, life) else { return true };
         let mut answer = Message::default();
         answer.set_msg_type(MessageType::MsgHeartbeat);
         (answer.from, answer.to, answer.term) = (self.member, message.from, message.term);
-        answer.commit = progress.matched.min(self.node.raft.raft_log.committed);
-        answer.context = [MARK, &last.to_be_bytes()].concat().into();
-        self.heard.insert(message.from, self.ticks);
-        self.notices.push(answer);
-        true
+        answer.commit = matched.min(self.node.raft.raft_log.committed);
+        answer.context = [MARK, &life.to_be_bytes(), &goal.to_be_bytes()].concat().into();
+        if message.reject {
+            self.notices.push(answer);
+        }
+        message.reject
+    }
+
+    /// The goal of a member in doubt, once there is one.
+    fn goal_of(&mut self, member: u64, life: u64) -> Option<u64> {
+        let raft = &self.node.raft;
+        let (term, last, committed) = (raft.term, raft.raft_log.last_index(), raft.raft_log.committed);
+        if self.cases.term != term {
+            self.cases = Cases { term, of: BTreeMap::new() };
+        }
+        let granted = self.grants.electors.has(term, member, life);
+        let first = Case { after: last, goal: granted.then_some(last) };
+        let case = self.cases.of.entry((member, life)).or_insert(first);
+        if case.goal.is_none() && committed > case.after {
+            case.goal = Some(case.after + 1);
+        }
+        let goal = case.goal;
+        if goal.is_none() && case.after == last {
+            // Refused while the leadership is being handed over: the next notice asks again.
+            let _ = self.node.propose(Vec::new(), Vec::new());
+        }
+        goal
+    }
+
+    /// At the leader: whether a member is known to be in doubt, and did not say yet that it has reached its goal.
+    pub fn doubts(&self, member: u64) -> bool {
+        let raft = &self.node.raft;
+        let committed = raft.prs().get(member).map_or(0, |progress| progress.committed_index);
+        let cases = self.cases.of.range((member, 0)..=(member, u64::MAX));
+        self.is_leader()
+            && self.cases.term == raft.term
+            && cases.into_iter().any(|(_, case)| case.goal.is_none_or(|goal| committed < goal))
     }
 
     /// Ends the doubt: at a leader, whom every voter granted; at others once they have reached their goal.
@@ -197,12 +227,27 @@ impl Group {
     }
 }
 
-pub fn is_grant(message: &Message) -> bool {
-    use MessageType::{MsgRequestPreVoteResponse, MsgRequestVoteResponse};
-    !message.reject && matches!(message.get_msg_type(), MsgRequestPreVoteResponse | MsgRequestVoteResponse)
+/// Whether a message says that entries are here, or that its receiver leads. An answer without an index only tells a former
+/// leader of a newer term.
+fn confirms(message: &Message) -> bool {
+    match message.get_msg_type() {
+        MessageType::MsgHeartbeatResponse => true,
+        MessageType::MsgAppendResponse => message.index > 0 || message.reject,
+        _ => false,
+    }
 }
 
-fn parse_goal(message: &Message) -> Option<Goal> {
-    let index = message.context.strip_prefix(MARK)?.try_into().ok()?;
-    Some(Goal { term: message.term, index: u64::from_be_bytes(index) })
+/// The life of the member that a notice is from, if the message is one.
+fn life_in(message: &Message) -> Option<u64> {
+    let is_answer = message.get_msg_type() == MessageType::MsgAppendResponse;
+    let mut life = message.context.strip_prefix(MARK).filter(|life| is_answer && life.len() == 8)?;
+    Some(life.get_u64())
+}
+
+/// Takes the goal out of a leader's message: whose it is (a life), and the index.
+fn take_goal(message: &mut Message) -> Option<(u64, u64)> {
+    let mut rest = message.context.strip_prefix(MARK).filter(|rest| rest.len() == 16)?;
+    let goal = (rest.get_u64(), rest.get_u64());
+    message.context.clear();
+    Some(goal)
 }

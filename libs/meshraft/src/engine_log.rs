@@ -376,12 +376,12 @@ fn open_engine<B: FileSystem>(config: &Config, base: B) -> Result<Engine<B>, Fau
         .map_err(open_fault)
 }
 
-/// Writes down that every group may have lost what it had synced. One that began blank stays so: that says more.
+/// Writes down that every group may have lost what it had synced.
 fn put_in_doubt<B: FileSystem>(engine: &Engine<B>) -> Result<(), String> {
     let mut batch = LogBatch::default();
     for group in engine.raft_groups() {
         let identity = engine.get(group, KEY_IDENTITY).and_then(|bytes| parse_identity(&bytes));
-        if let Some((member, Standing::Full)) = identity {
+        if let Some((member, _)) = identity {
             add(&mut batch, engine, Op::Identity { group, member, standing: Standing::Doubtful })
                 .map_err(|e| one_line(&e.to_string()))?;
         }

@@ -14,8 +14,9 @@ use crate::admission;
 use crate::bookmark;
 use crate::conf::Change;
 use crate::config::GroupSettings;
-use crate::doubt::{is_grant, Goal, Grants, Verified};
+use crate::doubt::{Cases, Goal, Verified};
 use crate::errors::Fault;
+use crate::grants::{is_grant, Grants};
 use crate::log::{Op, Standing};
 use crate::reader::Span;
 use crate::ready::{Held, Installed};
@@ -54,6 +55,7 @@ pub struct Group {
     pub grants: Grants,
     pub goal: Option<Goal>,
     pub verified: Verified,
+    pub cases: Cases,
     /// Messages that do not come from raft-rs.
     pub notices: Vec<Message>,
     pub settings: GroupSettings,
@@ -259,9 +261,10 @@ impl Group {
         if kind == MessageType::MsgTimeoutNow && self.in_doubt() {
             return Ok(());
         }
+        self.take_request(&mut message);
         self.hear_leader(&mut message);
         self.take_word(&mut message);
-        if self.take_notice(&message) {
+        if self.take_notice(&mut message) {
             return Ok(());
         }
         if kind == MessageType::MsgSnapshot {

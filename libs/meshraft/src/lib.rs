@@ -22,6 +22,7 @@ mod errors;
 mod feed;
 mod feeding;
 mod frame;
+mod grants;
 mod group;
 mod host;
 mod log;

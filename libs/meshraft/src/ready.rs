@@ -85,6 +85,7 @@ impl Group {
         let mut turn = Turn::default();
         self.flush_proposals();
         self.settle(done, &mut turn);
+        self.keep_vote();
         loop {
             while self.node.has_ready() && turn.committed_bytes < COMMITTED_BYTES_PER_TURN {
                 self.handle_ready(sequence, &mut turn);
@@ -145,8 +146,10 @@ impl Group {
         self.take_reads(ready.take_read_states());
         let mut waiting = ready.take_persisted_messages();
         let mut now = ready.take_messages();
-        self.mark_grants(&mut waiting);
-        self.mark_grants(&mut now);
+        for messages in [&mut waiting, &mut now] {
+            self.hush(messages);
+            self.stamp(messages);
+        }
         if let Some(state) = ready.hs() {
             self.hard = state.clone();
             self.hard_unwritten = true;

@@ -81,6 +81,8 @@ class Cluster:
         self.cut: set[tuple[int, int]] = set()
         self.loses: Callable[[Letter], bool] = lambda _: False
         self.auto_sync = True
+        self.paused: set[int] = set()
+        self.late: list[Letter] = []
         self.leaders: dict[int, int] = {}
         self.contents: dict[int, tuple[int, int, bytes]] = {}
         self.installs = 0
@@ -118,10 +120,9 @@ class Cluster:
         self.found(node)
 
     def crash(self, node: int) -> None:
-        """Loses what the node had not synced, and its memory."""
+        """Loses what the node had not synced, and its memory. What it had sent may still arrive."""
         self.disks[node].crash()
         del self.hosts[node]
-        self.network = [letter for letter in self.network if letter.source != node]
 
     def damage(self, node: int, batches: int) -> None:
         """The node dies, and the newest `batches` that it had synced cannot be read any more. Needs `damages`."""

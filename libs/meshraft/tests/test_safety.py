@@ -60,13 +60,17 @@ def act(cluster: Cluster, rng: random.Random, payload: str) -> None:
     """One random thing happens, then every host that has work runs once."""
     (chosen,) = rng.choices(list(ACTIONS), weights=list(ACTIONS.values()))
     chosen(cluster, rng, payload)
-    for node in sorted(cluster.hosts):
+    for node in running(cluster):
         if cluster.hosts[node].has_work():
             cluster.pump(node)
 
 
+def running(cluster: Cluster) -> list[int]:
+    return sorted(cluster.hosts.keys() - cluster.paused)
+
+
 def tick_some(cluster: Cluster, rng: random.Random, _: str) -> None:
-    for node in sorted(cluster.hosts):
+    for node in running(cluster):
         for _tick in range(rng.randint(0, 2)):
             cluster.hosts[node].tick()
 
@@ -88,6 +92,9 @@ def deliver_some(cluster: Cluster, rng: random.Random, _: str) -> None:
     if rng.random() < 0.3:
         rng.shuffle(letters)
     for letter in letters:
+        if letter.target in cluster.paused:
+            cluster.network.append(letter)
+            continue
         fate = rng.random()
         if fate < 0.05:
             continue
@@ -100,6 +107,28 @@ def deliver_some(cluster: Cluster, rng: random.Random, _: str) -> None:
 def crash_one(cluster: Cluster, rng: random.Random, _: str) -> None:
     if cluster.hosts:
         cluster.crash(rng.choice(sorted(cluster.hosts)))
+
+
+def pause_one(cluster: Cluster, rng: random.Random, _: str) -> None:
+    """A process stands still, and finds all that was sent to it when it goes on."""
+    if cluster.damages and cluster.hosts:
+        cluster.paused = {rng.choice(sorted(cluster.hosts))}
+
+
+def go_on(cluster: Cluster, _: random.Random, __: str) -> None:
+    cluster.paused.clear()
+
+
+def delay_some(cluster: Cluster, rng: random.Random, _: str) -> None:
+    """Some of what is on its way stays there, and comes when nobody expects it any more."""
+    if cluster.damages:
+        cluster.late += [letter for letter in cluster.network if rng.random() < 0.3]
+        cluster.network = [letter for letter in cluster.network if letter not in cluster.late]
+
+
+def deliver_late(cluster: Cluster, rng: random.Random, _: str) -> None:
+    cluster.network += cluster.late
+    cluster.late = []
 
 
 def restart_all(cluster: Cluster, _: random.Random, __: str) -> None:
@@ -138,7 +167,8 @@ def hand_over(cluster: Cluster, rng: random.Random, _: str) -> None:
 def has_all(status: GroupStatus, member: int) -> bool:
     """Whether a member knows the leader's whole log to be committed: one that began blank may vote then."""
     end = status.last_index
-    return any((item.member, item.matched, item.commit) == (member, end, end) for item in status.progress)
+    has = [item for item in status.progress if (item.member, item.matched, item.commit) == (member, end, end)]
+    return bool(has) and not has[0].in_doubt
 
 
 def change_membership(cluster: Cluster, rng: random.Random, _: str) -> None:
@@ -185,6 +215,10 @@ ACTIONS: dict[Callable[[Cluster, random.Random, str], None], int] = {
     keep_one: 6,
     change_membership: 2,
     hand_over: 1,
+    pause_one: 2,
+    go_on: 1,
+    delay_some: 3,
+    deliver_late: 1,
 }
 
 
@@ -192,6 +226,8 @@ def heal(cluster: Cluster) -> None:
     """Ends all faults; the cluster must make progress again."""
     cluster.heal()
     cluster.network.clear()
+    cluster.paused.clear()
+    cluster.late.clear()
     cluster.auto_sync = True
     for node in cluster.nodes:
         if node not in cluster.hosts:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final, final
 
 KIND_NORMAL: Final[int]  # 0: application entry, `data` is what was proposed
-KIND_EMPTY: Final[int]  # 1: a new leader's first entry; advances the applied index only
+KIND_EMPTY: Final[int]  # 1: an entry of Raft's own, as a new leader's first; advances the applied index only
 KIND_CONF: Final[int]  # 2: configuration change, already applied to the group; `data` is its context
 
 CLASS_CONTROL: Final[int]  # 0: votes, heartbeats, responses, appends without payload
@@ -189,6 +189,7 @@ class Pump:
 class Progress:
     """How far one member is, as its leader sees it; `commit` is what it said it knows to be committed.
 
+    `in_doubt`: its log was damaged and it is not known to be repaired; till then its votes and confirmations may not count.
     `quiet_ticks` counts ticks since it was last heard.
     """
 
@@ -197,6 +198,7 @@ class Progress:
     matched: int
     commit: int
     voter: bool
+    in_doubt: bool
     state: str  # "probe", "replicate", "snapshot"
     quiet_ticks: int
 

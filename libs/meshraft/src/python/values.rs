@@ -125,6 +125,7 @@ pub struct Progress {
     matched: u64,
     commit: u64,
     voter: bool,
+    in_doubt: bool,
     state: &'static str,
     quiet_ticks: u64,
 }
@@ -244,6 +245,7 @@ impl Progress {
             matched: found.map_or(0, |p| p.matched),
             commit: found.map_or(0, |p| p.committed_index),
             voter: group.conf().voters.contains(&member),
+            in_doubt: group.doubts(member),
             state: match found.map(|p| p.state) {
                 Some(raft::ProgressState::Replicate) => "replicate",
                 Some(raft::ProgressState::Snapshot) => "snapshot",

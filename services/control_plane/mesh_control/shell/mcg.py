@@ -260,6 +260,7 @@ class Mcg:
             for item in status.progress
             if item.matched + CAUGHT_UP_ENTRIES >= status.commit
             and item.commit >= begins_at
+            and not item.in_doubt
             and item.quiet_ticks <= self._timing.election_ticks
         }
         return Configuration(

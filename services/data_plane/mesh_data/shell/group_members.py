@@ -73,7 +73,9 @@ def _configuration(replica: Replica, status: GroupStatus, timing: StreamTiming) 
         learners=frozenset(map(MemberId, status.learners)),
         heard=frozenset(MemberId(item.member) for item in others if item.quiet_ticks <= timing.election_ticks),
         caught_up=frozenset(
-            MemberId(item.member) for item in others if item.matched >= needed_index and item.commit >= begins_at
+            MemberId(item.member)
+            for item in others
+            if item.matched >= needed_index and item.commit >= begins_at and not item.in_doubt
         ),
         revision=replica.state.members_revision,
         is_witnessed=status.conf_index < status.first_index

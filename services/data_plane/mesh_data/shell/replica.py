@@ -429,11 +429,8 @@ class Replica:
         """
         if not self.is_leading:
             return False
-        heirs = [
-            item
-            for item in self.status().progress
-            if item.voter and item.member != self.member_id and is_reachable(NodeId(item.peer))
-        ]
+        others = [item for item in self.status().progress if item.member != self.member_id]
+        heirs = [item for item in others if item.voter and not item.in_doubt and is_reachable(NodeId(item.peer))]
         if not heirs:
             return False
         heir = max(heirs, key=lambda item: (item.matched, -item.quiet_ticks))
@@ -468,8 +465,8 @@ class Replica:
                 self._host.campaign(self.group)
                 self._wake()
             return
-        progress = next((item for item in status.progress if item.member == first), None)
-        if self.is_leading and progress is not None and progress.matched == status.last_index:
+        ready = (first, status.last_index, False)
+        if self.is_leading and ready in [(item.member, item.matched, item.in_doubt) for item in status.progress]:
             self._host.transfer_leader(self.group, first)
             self._wake()
 
