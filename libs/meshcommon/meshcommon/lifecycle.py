@@ -50,45 +50,49 @@ def run_service(service: str, main: Callable[[Stop], Awaitable[None]]) -> None:
     one JSON line (it may come before logging is configured) and gives the exit status of its code.
     """
 
-    async def supervised() -> None:
+    async def supervised() -> int:
         stop = Stop()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.request)
-        await main(stop)
-        _leave_within(LEAVE_S)
+        status = 0
+        try:
+            await main(stop)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told before the loop waits for what is left
+            status = _tell(service, error)
+        _leave_within(LEAVE_S, status)
+        return status
 
-    try:
-        uvloop.run(supervised())
-    except MeshError as error:
-        _fail(service, error)
-    except BaseExceptionGroup as group:
-        known, unknown = group.split(MeshError)
-        if known is not None and unknown is None:
-            _fail(service, _first(known))
-        get_logger(__name__).error("service_failed", exc_info=group)
-        sys.exit(1)
+    sys.exit(uvloop.run(supervised()))
 
 
-def _leave_within(seconds: float) -> None:
-    """Ends the process with status 0 in a while, whatever it waits for then.
+def _leave_within(seconds: float, status: int) -> None:
+    """Ends the process in a while, whatever it waits for then.
 
     A name that is being resolved cannot be given up: where the store of a site stops first, its name is gone too, and the
     loop would wait for the resolver's own timeout before it closes, which is longer than a container is given.
     """
-    timer = threading.Timer(seconds, os._exit, (0,))
+    timer = threading.Timer(seconds, os._exit, (status,))
     timer.daemon = True
     timer.start()
 
 
-def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
-    for error in group.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    raise ValueError("an exception group is never empty")
-
-
-def _fail(service: str, error: MeshError) -> None:
-    line = {"level": "error", "event": "start_failed", "service": service, "code": error.code, "message": error.message}
+def _tell(service: str, error: Exception) -> int:
+    """Says why the service ends; returns its exit status."""
+    known = error if isinstance(error, MeshError) else None
+    if isinstance(error, ExceptionGroup):
+        expected, unexpected = error.split(MeshError)
+        known = _first(expected) if expected is not None and unexpected is None else None
+    if known is None:
+        get_logger(__name__).error("service_failed", exc_info=error)
+        return 1
+    line = {"level": "error", "event": "start_failed", "service": service, "code": known.code, "message": known.message}
     sys.stderr.write(json.dumps(line) + "\n")
     sys.stderr.flush()
-    sys.exit(error.mapping.exit_status)
+    return known.mapping.exit_status
+
+
+def _first(group: ExceptionGroup[MeshError]) -> MeshError:
+    for error in group.exceptions:
+        return _first(error) if isinstance(error, ExceptionGroup) else error
+    raise ValueError("an exception group is never empty")

@@ -200,6 +200,7 @@ async def test_log_lines_carry_origin_correlation_and_the_trace_that_is_exported
     [
         ({"MESH_NODE_NAME": None}, 78, "SETTING_INVALID"),
         ({"MESH_DATA_FAULT": "storage"}, 1, "STORAGE_FAILED"),
+        ({"MESH_DATA_FAULT": "storage beside a stuck thread"}, 1, "STORAGE_FAILED"),
     ],
 )
 def test_refusal_is_one_json_line_and_the_codes_exit_status(
