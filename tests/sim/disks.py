@@ -14,6 +14,10 @@ from meshraft import EngineDisk, SimDisk
 
 ENGINE_EVERY: Final = 2
 """One seed of so many runs raft-engine itself."""
+_DAMAGE_EVERY: Final = 3
+"""One seed of so many has a disk that loses what it had synced."""
+_CUT_MAX: Final = 60
+"""Batches that the model of the log loses at once."""
 _PURGES: Final = 0.2
 """Share of syncs after which old files are removed."""
 _KEPT: Final = ("nothing", "everything", "half", "names", "bytes")
@@ -26,6 +30,31 @@ Disk: TypeAlias = SimDisk | EngineDisk
 def uses_engine(seed: int) -> bool:
     """Whether the disks of that seed are raft-engine's files and not the model of the log."""
     return seed % ENGINE_EVERY == 0
+
+
+def has_damage(seed: int) -> bool:
+    """Whether one of the nodes of that seed has bad disks."""
+    return seed % _DAMAGE_EVERY == 1
+
+
+def damage(disk: Disk, rng: random.Random) -> None:
+    """After a crash: a bit of raft-engine's newest file is flipped; the model of the log loses its newest batches.
+
+    In older files a bit of a record is seen only when it is read; the member is replaced then, which the mesh here cannot.
+    """
+    if isinstance(disk, SimDisk):
+        disk.cut(rng.randint(1, _CUT_MAX))
+    else:
+        files = sorted(disk.directory().glob("*.raftlog"))
+        flip(files[-1], rng)
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    """Flips a bit of what was written to a file."""
+    content = bytearray(path.read_bytes())
+    # Behind the last byte that is not zero nothing was written.
+    content[rng.randrange(len(content.rstrip(b"\0")))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
 
 
 def crash(disk: Disk, rng: random.Random) -> None:
@@ -52,9 +81,11 @@ class Disks:
         if on_engine:
             self._root = TemporaryDirectory(prefix="meshsim-", dir=_MEMORY if Path(_MEMORY).is_dir() else None)
 
-    def blank(self) -> Disk:
-        """A disk with nothing on it."""
-        return SimDisk(mutant=self._mutant) if self._root is None else EngineDisk(self._next(), mutant=self._mutant)
+    def blank(self, *, is_bad: bool = False) -> Disk:
+        """A disk with nothing on it; only one that `is_bad` can be damaged."""
+        if self._root is None:
+            return SimDisk(mutant=self._mutant, keeps_history=is_bad)
+        return EngineDisk(self._next(), mutant=self._mutant)
 
     def copy(self, disk: Disk) -> Disk:
         """A disk that holds what is durable on `disk` now: a backup, for instance."""

@@ -8,6 +8,7 @@ and the route table holds the direct path and the detours over one other node).
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable
 from typing import Final
 
@@ -26,7 +27,7 @@ from meshraft import KIND_NORMAL, Committed, Frame, GroupConfig, GroupStatus, Ra
 from meshtest.checkers import Held
 from meshwire.packet import Protocol, TrafficClass
 from meshwire.request import ErrorResponse, OkResponse, Request, Response
-from tests.sim.disks import Disk
+from tests.sim.disks import Disk, damage
 from tests.sim.raft_host import Answer, SimulatedHost
 from tests.sim.replica import Replica, config_of
 from tests.sim.world import World
@@ -120,6 +121,13 @@ class SimNode:
         self._data.crash()
         self._waiting.clear()
         self._world.forget_lanes_of(self.number)
+
+    def damage(self, rng: random.Random) -> None:
+        """Between a crash and a start: one of its two logs, or both, cannot be read to the end."""
+        logs = rng.choice(((self._mcg_disk,), (self._data_disk,), (self._mcg_disk, self._data_disk)))
+        self._world.note("damage", self.number, len(logs))
+        for disk in logs:
+            damage(disk, rng)
 
     def _routes(self) -> data_pb2.PushRoutesRequest:
         others = [number for number in range(1, self._count + 1) if number != self.number]

@@ -37,6 +37,7 @@ class SeedOutcome:
     replaced: int
     floors_moved: int
     crashes: int
+    damages: int
     sleeps: int
     steps: int
     trace_hash: str
@@ -63,6 +64,7 @@ def run_seed(seed: int, mutant_name: str | None = None) -> SeedOutcome:
         replaced=mesh.replaced if mesh else 0,
         floors_moved=mesh.floors_moved if mesh else 0,
         crashes=(mesh.crashes if mesh else 0) + (members.crashes if members else 0),
+        damages=mesh.damages if mesh else 0,
         sleeps=mesh.sleeps if mesh else 0,
         steps=members.steps if members else 0,
         trace_hash=joint_hash(traces),
@@ -121,6 +123,7 @@ def report(outcomes: Iterable[SeedOutcome]) -> dict[str, object]:
         "producers_replaced": sum(outcome.replaced for outcome in ordered),
         "floors_moved": sum(outcome.floors_moved for outcome in ordered),
         "crashes": sum(outcome.crashes for outcome in ordered),
+        "damages": sum(outcome.damages for outcome in ordered),
         "sleeps": sum(outcome.sleeps for outcome in ordered),
         "membership_steps": sum(outcome.steps for outcome in ordered),
     }

@@ -6,7 +6,9 @@ C5 as in `meshtest.histories`; besides, the catalogue keeps what was acknowledge
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from mesh_control.core.model import StreamState
@@ -18,7 +20,7 @@ from meshtest.checkers import Held, check_acknowledged_readable, check_exactly_o
 from meshtest.histories import Publish, Read, check_linearizable, check_progress
 from meshwire.errors import WireError
 from tests.sim.clients import CatalogueClient
-from tests.sim.disks import Disks
+from tests.sim.disks import Disks, has_damage
 from tests.sim.node import MCG, SimNode
 from tests.sim.publisher import Publisher
 from tests.sim.raft_host import GroupPoisonedError
@@ -32,6 +34,8 @@ PROGRESS_S: Final = 5.0
 """I9 for `lan`; after the last restart, since a node that is down is a fault too."""
 REST_S: Final = 4.0
 """Without calls; a group that slept no sooner than its last one had to wait sleeps by then."""
+DAMAGE_CHANCE: Final = 0.5
+"""At a crash of the node that has bad disks."""
 GROUPS_MAX: Final = 50
 BATCHES: Final = 150
 """Of all publishers of a run together, so that one of many groups takes little longer than one of few."""
@@ -59,6 +63,7 @@ class Outcome:
     replaced: int = 0
     floors_moved: int = 0
     crashes: int = 0
+    damages: int = 0
     sleeps: int = 0
     trace_hash: str = ""
     findings: list[str] = field(default_factory=list)
@@ -75,10 +80,20 @@ class Simulation:
         count = self.world.rng.randint(3, 7)
         self.outcome = Outcome(seed, count)
         self._hashes: dict[tuple[int, int], str] = {}
+        self._damages = random.Random(f"{seed} damages")
+        bad = self._damages.randint(1, count) if has_damage(seed) else 0
         self.nodes = [
-            SimNode(self.world, number, count, self._disks.blank, self._applied, self._lose_power)
+            SimNode(
+                self.world,
+                number,
+                count,
+                partial(self._disks.blank, is_bad=number == bad),
+                self._applied,
+                self._lose_power,
+            )
             for number in range(1, count + 1)
         ]
+        self._bad_node = self.nodes[bad - 1] if bad else None
         self.world.endpoints.update({node.number: node for node in self.nodes})
         self._catalogue = CatalogueClient(self.world, self.nodes)
         self._publishers: list[Publisher] = []
@@ -214,6 +229,9 @@ class Simulation:
     def _stop(self, node: SimNode, down_s: float) -> None:
         node.crash()
         self.outcome.crashes += 1
+        if node is self._bad_node and self._damages.random() < DAMAGE_CHANCE:
+            node.damage(self._damages)
+            self.outcome.damages += 1
         self._healed_s = max(self._healed_s, self.world.now + down_s)
         self.world.after(down_s, node.start)
 

@@ -22,6 +22,7 @@ def test_no_seed_has_a_finding(first: int) -> None:
     assert all(outcome.acknowledged and outcome.steps for outcome in outcomes)
     for name in ("reads", "replaced", "floors_moved", "crashes", "sleeps"):
         assert sum(getattr(outcome, name) for outcome in outcomes) > BATCH, name
+    assert any(outcome.damages for outcome in outcomes)
     assert max(outcome.groups for outcome in outcomes) > 10
 
 

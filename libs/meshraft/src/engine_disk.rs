@@ -132,6 +132,11 @@ impl EngineDisk {
         self.lock().crash(kept)
     }
 
+    /// Where the files of the present life are, or after a crash those that it left.
+    pub fn directory(&self) -> PathBuf {
+        self.lock().directory()
+    }
+
     /// Writes what a crash after `steps` changes would leave below another root, for a disk of its own.
     pub fn image(&self, root: &Path, steps: usize, kept: Kept) -> std::io::Result<()> {
         write_image(&self.lock().journal, steps, kept, &root.join("0"))

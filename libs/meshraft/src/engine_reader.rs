@@ -10,6 +10,8 @@ use crate::engine_log::{Engine, EntryOf};
 use crate::errors::one_line;
 use crate::log::LogReader;
 
+/// Begins what is said of bytes that are not what was written; others look for these words.
+const DAMAGED: &str = "the log is damaged";
 const READ_ATTEMPTS: u32 = 3;
 
 thread_local! {
@@ -59,6 +61,7 @@ impl<B: FileSystem> EngineReader<B> {
                 Ok(_) => return Ok(found),
                 // The purge may move an entry and reuse its file between the look-up and the read: look it up again.
                 Err(_) if attempts < READ_ATTEMPTS => attempts += 1,
+                Err(raft_engine::Error::Corruption(why)) => return Err(one_line(&format!("{DAMAGED}: {why}"))),
                 Err(error) => return Err(one_line(&error.to_string())),
             }
         }

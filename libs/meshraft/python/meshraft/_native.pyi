@@ -11,6 +11,7 @@ Source: Ongaro's thesis; TiKV `raft` 0.7 and `raft-engine` 0.4; architecture §7
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, final
 
 KIND_NORMAL: Final[int]  # 0: application entry, `data` is what was proposed
@@ -281,6 +282,8 @@ class EngineDisk:
         """The next "sync" fails with EIO, or the next "write" with ENOSPC."""
     def crash(self, kept: str = "nothing") -> None:
         """Detaches the host; open a new host on this disk afterwards. Raises OSError."""
+    def directory(self) -> Path:
+        """Where the files of the present life are, or after a crash those that it left."""
     def image(self, root: str, steps: int, kept: str) -> None:
         """Writes what a crash after the first `steps` changes would leave, for another disk with that `root`."""
 

@@ -1,6 +1,6 @@
 //! The disks of simulations: `SimDisk`, a model of the log, and `EngineDisk`, the real log over simulated files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
@@ -98,6 +98,10 @@ impl EngineDisk {
     #[pyo3(signature = (kept="nothing"))]
     fn crash(&self, kept: &str) -> PyResult<()> {
         self.0.crash(parse_kept(kept)?).map_err(|e| PyOSError::new_err(e.to_string()))
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.0.directory()
     }
 
     fn image(&self, root: &str, steps: usize, kept: &str) -> PyResult<()> {

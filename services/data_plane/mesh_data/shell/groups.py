@@ -58,8 +58,8 @@ _BIRTH_TICKS: Final = 3
 _METRICS_TICKS: Final = 21
 """Ticks between two looks at every group; a multiple of the above."""
 _STORAGE: Final = "storage"
-_LOST: Final = "it has lost some"
-"""What meshraft says when a leader knows more of this member than its disk holds."""
+_LOST: Final = ("it has lost some", "the log is damaged")
+"""What meshraft says when a leader knows more of this member than its disk holds, or a record is not what was written."""
 
 _log = get_logger(__name__)
 
@@ -558,7 +558,9 @@ class Groups:
 
     def _fail_group(self, replica: Replica, reason: str) -> None:
         _log.error("stream_group_failed", stream=replica.stream.name, reason=reason)
-        self._failed[replica.stream.stream_id] = Failure(reason, replica.member_id, _LOST in reason)
+        self._failed[replica.stream.stream_id] = Failure(
+            reason, replica.member_id, any(words in reason for words in _LOST)
+        )
         replica.fail(storage_failed(replica.stream.name, reason))
         if self._host is not None:
             with suppress(RaftError):
