@@ -45,16 +45,13 @@ def damage(disk: Disk, rng: random.Random) -> None:
     if isinstance(disk, SimDisk):
         disk.cut(rng.randint(1, _CUT_MAX))
     else:
-        files = sorted(disk.directory().glob("*.raftlog"))
-        flip(files[-1], rng)
-
-
-def flip(path: Path, rng: random.Random) -> None:
-    """Flips a bit of what was written to a file."""
-    content = bytearray(path.read_bytes())
-    # Behind the last byte that is not zero nothing was written.
-    content[rng.randrange(len(content.rstrip(b"\0")))] ^= 1 << rng.randrange(8)
-    path.write_bytes(content)
+        for path in sorted(disk.directory().glob("*.raftlog"), reverse=True):
+            content = bytearray(path.read_bytes())
+            # Behind the last byte that is not zero nothing was written.
+            if written := len(content.rstrip(b"\0")):
+                content[rng.randrange(written)] ^= 1 << rng.randrange(8)
+                path.write_bytes(content)
+                return
 
 
 def crash(disk: Disk, rng: random.Random) -> None:
