@@ -119,7 +119,6 @@ pub fn reopen(
     if stored.member != member {
         return Err(Fault::LogCorrupt(format!("group {group} is stored as member {}, not {member}", stored.member)));
     }
-    check_stored(group, &stored)?;
     let (meta, blank) = (stored.snapshot.get_metadata().clone(), stored.snapshot.get_metadata().index == 0);
     let (mut known, data) = match snapshot::open(&stored.snapshot) {
         Some(opened) => opened,
@@ -139,7 +138,8 @@ pub fn reopen(
     Ok((assemble(around, group, known, &named, bookmark, stored, settings)?, installed))
 }
 
-fn check_stored(group: u64, stored: &Stored) -> Result<(), Fault> {
+/// Checks that the pieces of what is stored fit together, and finds where its terms begin.
+pub fn terms_of(reader: &dyn LogReader, group: u64, stored: &Stored) -> Result<Vec<(u64, u64)>, Fault> {
     let corrupt = |why: String| Err(Fault::LogCorrupt(format!("group {group}: {why}")));
     let start = stored.snapshot.get_metadata().index;
     if let Some((first, _)) = stored.span.filter(|(first, _)| *first > start + 1) {
@@ -153,7 +153,11 @@ fn check_stored(group: u64, stored: &Stored) -> Result<(), Fault> {
     if stored.hard.term < stored.snapshot.get_metadata().term {
         return corrupt("its term is older than its snapshot's".into());
     }
-    Ok(())
+    let terms = runs_of_terms(reader, group, &stored.snapshot, last)?;
+    if terms.last().is_some_and(|run| run.1 > stored.hard.term) {
+        return corrupt("its term is older than its last entry's".into());
+    }
+    Ok(terms)
 }
 
 fn last_of(stored: &Stored) -> u64 {
@@ -173,10 +177,7 @@ fn assemble(
     settings.check()?;
     let meta = stored.snapshot.get_metadata().clone();
     let last = last_of(&stored);
-    let terms = runs_of_terms(&*around.reader, id, &stored.snapshot, last)?;
-    if terms.last().is_some_and(|run| run.1 > stored.hard.term) {
-        return Err(Fault::LogCorrupt(format!("group {id}: its term is older than its last entry's")));
-    }
+    let terms = terms_of(&*around.reader, id, &stored)?;
     let (applied, confs) = match bookmark {
         Some(at) => {
             let term = term_in(&terms, at.index).filter(|_| at.index <= last);
@@ -198,6 +199,7 @@ fn assemble(
         member: stored.member,
         standing: stored.standing,
         named: named.keys().copied().collect(),
+        nodes: Vec::new(),
         grants: Grants::default(),
         goal: None,
         verified: Verified::default(),

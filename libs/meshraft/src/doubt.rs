@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 
 use bytes::Buf;
 use raft::eraftpb::{Message, MessageType};
-use raft::{ProgressState, INVALID_ID};
+use raft::{ProgressState, SnapshotStatus, INVALID_ID};
 
 use crate::group::Group;
 use crate::log::{Op, Standing};
@@ -74,7 +74,9 @@ impl Group {
             Standing::Blank => false,
             Standing::Doubtful => {
                 let conf = self.conf();
-                self.named.iter().all(|member| conf.voters.contains(member) || conf.learners.contains(member))
+                let is_member = |member: &u64| conf.voters.contains(member) || conf.learners.contains(member);
+                let is_home = |node: &u64| self.peers.iter().any(|(member, home)| home == node && is_member(member));
+                self.named.iter().all(is_member) && self.nodes.iter().all(is_home)
             }
         }
     }
@@ -190,6 +192,10 @@ impl Group {
         }
         let granted = self.grants.electors.has(term, member, life);
         let first = Case { after: last, goal: granted.then_some(last) };
+        if !self.cases.of.contains_key(&(member, life)) && self.snapshots_sent.remove(&member).is_some() {
+            // It went to an earlier life, which will not answer.
+            self.node.report_snapshot(member, SnapshotStatus::Failure);
+        }
         let case = self.cases.of.entry((member, life)).or_insert(first);
         if case.goal.is_none() && committed > case.after {
             case.goal = Some(case.after + 1);
@@ -209,7 +215,7 @@ impl Group {
         let cases = self.cases.of.range((member, 0)..=(member, u64::MAX));
         self.is_leader()
             && self.cases.term == raft.term
-            && cases.into_iter().any(|(_, case)| case.goal.is_none_or(|goal| committed < goal))
+            && cases.into_iter().any(|(_, case)| committed < case.goal.unwrap_or(case.after + 1))
     }
 
     /// Ends the doubt: at a leader, whom every voter granted; at others once they have reached their goal.
@@ -218,7 +224,8 @@ impl Group {
             return;
         }
         let term = self.node.raft.term;
-        let reached = self.goal.is_some_and(|goal| goal.term == term && goal.index <= self.applied);
+        let has_voted = self.node.raft.vote != INVALID_ID;
+        let reached = has_voted && self.goal.is_some_and(|goal| goal.term == term && goal.index <= self.applied);
         if reached || self.is_leader() {
             self.standing = Standing::Full;
             self.goal = None;

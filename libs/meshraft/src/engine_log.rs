@@ -23,6 +23,7 @@ use raft::eraftpb::{Entry, HardState, Snapshot};
 use raft_engine::env::{DefaultFileSystem, FileSystem};
 use raft_engine::{Command, Config, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
+use crate::birth;
 use crate::damage::{self, Damage, Place};
 use crate::engine_reader::EngineReader;
 use crate::errors::{one_line, panic_text, Fault};
@@ -359,14 +360,15 @@ pub fn open_directory<B: FileSystem>(
         }
         opened => opened?,
     };
+    let (engine, log) = (Arc::new(engine), OPENED.fetch_add(1, Ordering::Relaxed));
     if let Some(seen) = salvage::marked(directory).map_err(io)? {
-        put_in_doubt(&engine).map_err(Fault::HostPoisoned)?;
+        put_in_doubt(&engine, log).map_err(Fault::HostPoisoned)?;
         salvage::unmark(directory).map_err(io)?;
         damage.get_or_insert(seen);
     }
     sync_names(directory).map_err(io)?;
     let was_damaged = salvage::keeps_aside(directory).map_err(io)?;
-    Ok(Opened { engine: Arc::new(engine), log: OPENED.fetch_add(1, Ordering::Relaxed), damage, was_damaged })
+    Ok(Opened { engine, log, damage, was_damaged })
 }
 
 fn open_engine<B: FileSystem>(config: &Config, base: B) -> Result<Engine<B>, Fault> {
@@ -376,15 +378,19 @@ fn open_engine<B: FileSystem>(config: &Config, base: B) -> Result<Engine<B>, Fau
         .map_err(open_fault)
 }
 
-/// Writes down that every group may have lost what it had synced.
-fn put_in_doubt<B: FileSystem>(engine: &Engine<B>) -> Result<(), String> {
+/// Writes down that every group may have lost what it had synced. What does not fit together any more is dropped: where older
+/// files were rewritten, a group may have lost a snapshot and kept the entries behind it. Its member begins anew, in doubt.
+fn put_in_doubt<B: FileSystem>(engine: &Arc<Engine<B>>, log: u64) -> Result<(), String> {
+    let reader = EngineReader::new(engine.clone(), log);
     let mut batch = LogBatch::default();
     for group in engine.raft_groups() {
-        let identity = engine.get(group, KEY_IDENTITY).and_then(|bytes| parse_identity(&bytes));
-        if let Some((member, _)) = identity {
-            add(&mut batch, engine, Op::Identity { group, member, standing: Standing::Doubtful })
-                .map_err(|e| one_line(&e.to_string()))?;
-        }
+        let stored = load_group(engine, group).ok().flatten();
+        let fitting = stored.filter(|stored| birth::terms_of(&reader, group, stored).is_ok());
+        let op = match fitting {
+            Some(stored) => Op::Identity { group, member: stored.member, standing: Standing::Doubtful },
+            None => Op::Destroy { group },
+        };
+        add(&mut batch, engine, op).map_err(|e| one_line(&e.to_string()))?;
     }
     engine.write(&mut batch, true).map(|_| ()).map_err(|e| one_line(&e.to_string()))
 }

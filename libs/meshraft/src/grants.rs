@@ -9,6 +9,8 @@
 //! * a candidate in doubt names its own life when it asks, and counts only grants that name it too: what it has forgotten
 //!   it may have asked for in the same term.
 //!
+//! Known gap: all voters are those of the applied configuration, see "known gaps" in docs/design/streams.md.
+//!
 //! Whom all voters elected so may trust the members in doubt that granted it: none of them voted for, or followed, anybody
 //! in a higher term, because that one would not have granted. Source: Protocol-Aware Recovery (FAST 2018), §3.4; docs/design/streams.md.
 
@@ -75,41 +77,39 @@ pub struct Grants {
     of: Option<(MessageType, u64)>,
     /// Who granted, and the grants that wait for all others.
     granted: BTreeMap<u64, Option<Message>>,
+    /// The lives of those that granted in doubt.
+    marked: BTreeMap<u64, u64>,
     /// Who in doubt granted the pre-vote.
     known: Lives,
-    /// Who in doubt granted the vote, and was counted.
+    /// Who in doubt granted the vote of this leader, as all others did.
     pub electors: Lives,
-    /// Candidates in doubt that asked for the vote here: the term, and their life.
-    asked: BTreeMap<u64, (u64, u64)>,
 }
 
 impl Group {
-    /// Stamps what this member asks for in doubt, and what it grants in doubt or to a candidate in doubt.
-    pub fn stamp(&self, messages: &mut [Message]) {
-        let own = if self.in_doubt() { self.life } else { 0 };
-        for message in messages {
-            if is_grant(message) {
-                let asked = self.grants.asked.get(&message.to).filter(|(term, _)| *term == message.term);
-                message.context = Stamp { own, asked: asked.map_or(0, |(_, life)| *life) }.context();
-            } else if own != 0 && message.get_msg_type() == MessageType::MsgRequestVote {
-                message.context = Stamp { own, asked: 0 }.context();
+    /// Stamps what this member asks for in doubt.
+    pub fn stamp_requests(&self, messages: &mut [Message]) {
+        for message in messages.iter_mut().filter(|_| self.in_doubt()) {
+            if message.get_msg_type() == MessageType::MsgRequestVote {
+                message.context = Stamp { own: self.life, asked: 0 }.context();
             }
         }
     }
 
-    /// Notes which life of a candidate in doubt asks. What comes with an old term is answered by nobody.
-    pub fn take_request(&mut self, message: &mut Message) {
-        if message.get_msg_type() != MessageType::MsgRequestVote {
-            return;
-        }
-        let stamp = Stamp::take(message);
-        if message.term < self.node.raft.term {
-            return;
-        }
-        if stamp.own == 0 {
-            self.grants.asked.remove(&message.from);
+    /// Takes from a request for a vote which life of a candidate in doubt asks; 0 for a candidate that is not.
+    pub fn take_request(message: &mut Message) -> u64 {
+        if message.get_msg_type() == MessageType::MsgRequestVote {
+            Stamp::take(message).own
         } else {
-            self.grants.asked.insert(message.from, (message.term, stamp.own));
+            0
+        }
+    }
+
+    /// Stamps what this member has just granted, the messages behind the first `before`. Not later: two requests of one
+    /// candidate, from before and after its damage, may come in one turn.
+    pub fn stamp_grants(&mut self, before: usize, asked: u64) {
+        let own = if self.in_doubt() { self.life } else { 0 };
+        for message in self.node.raft.msgs.iter_mut().skip(before).filter(|message| is_grant(message)) {
+            message.context = Stamp { own, asked }.context();
         }
     }
 
@@ -135,11 +135,15 @@ impl Group {
             return Vec::new();
         }
         if self.grants.of != Some((kind, term)) {
-            (self.grants.of, self.grants.granted) = (Some((kind, term)), BTreeMap::new());
+            (self.grants.of, self.grants.granted, self.grants.marked) =
+                (Some((kind, term)), BTreeMap::new(), BTreeMap::new());
         }
+        self.grants.marked.remove(&from);
         if stamp.own != 0 {
-            let lives = if is_vote { &mut self.grants.electors } else { &mut self.grants.known };
-            lives.note(term, from, stamp.own);
+            self.grants.marked.insert(from, stamp.own);
+        }
+        if stamp.own != 0 && !is_vote {
+            self.grants.known.note(term, from, stamp.own);
         }
         let counts = stamp.own == 0 && !self.in_doubt();
         let mut ready = if counts { vec![message.clone()] } else { Vec::new() };
@@ -147,6 +151,9 @@ impl Group {
         let own = self.member;
         let granted = &self.grants.granted;
         if self.conf().voters.iter().all(|voter| *voter == own || granted.contains_key(voter)) {
+            if is_vote {
+                self.grants.marked.iter().for_each(|(from, life)| self.grants.electors.note(term, *from, *life));
+            }
             ready.extend(self.grants.granted.values_mut().filter_map(Option::take));
         }
         ready

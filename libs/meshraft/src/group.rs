@@ -52,6 +52,8 @@ pub struct Group {
     pub standing: Standing,
     /// Members that the caller named when it opened the group.
     pub named: Vec<u64>,
+    /// Nodes of which the caller knew then that each has some member.
+    pub nodes: Vec<u64>,
     pub grants: Grants,
     pub goal: Option<Goal>,
     pub verified: Verified,
@@ -261,7 +263,7 @@ impl Group {
         if kind == MessageType::MsgTimeoutNow && self.in_doubt() {
             return Ok(());
         }
-        self.take_request(&mut message);
+        let asked = Self::take_request(&mut message);
         self.hear_leader(&mut message);
         self.take_word(&mut message);
         if self.take_notice(&mut message) {
@@ -275,12 +277,16 @@ impl Group {
         self.peers.entry(from).or_insert(peer);
         self.heard.insert(from, self.ticks);
         let counted = if is_grant(&message) { self.weigh_grant(message) } else { vec![message] };
+        let before = self.node.raft.msgs.len();
         for message in counted {
             match self.node.step(message) {
                 // Strays of a former membership or leadership: normal on a network.
                 Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
                 Err(e) => return Err(Fault::InvalidFrame(e.to_string())),
             }
+        }
+        if asks_for_a_vote(kind) {
+            self.stamp_grants(before, asked);
         }
         if self.node.raft.leader_id == from {
             self.leader_heard = self.ticks;

@@ -211,6 +211,15 @@ impl Host {
         })
     }
 
+    /// Says that each of these nodes has a member of the group: one in doubt takes no part while its configuration has none
+    /// there.
+    pub fn know_nodes(&mut self, group: u64, nodes: Vec<u64>) -> Result<(), Fault> {
+        self.with(group, |g, _| {
+            g.nodes = nodes;
+            Ok(())
+        })
+    }
+
     /// Feeds a frame; returns the groups in it that are not here. Good messages are taken even beside a bad one.
     pub fn step(&mut self, peer: u64, data: Bytes) -> Result<Vec<u64>, Fault> {
         self.check()?;

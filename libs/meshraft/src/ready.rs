@@ -148,7 +148,7 @@ impl Group {
         let mut now = ready.take_messages();
         for messages in [&mut waiting, &mut now] {
             self.hush(messages);
-            self.stamp(messages);
+            self.stamp_requests(messages);
         }
         if let Some(state) = ready.hs() {
             self.hard = state.clone();

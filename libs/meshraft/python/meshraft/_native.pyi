@@ -363,6 +363,12 @@ class RaftHost:
         the bookmark's index, where the application must be. `peers` adds to the stored map.
         Raises UnknownGroup, GroupExists when it is open, LogCorrupt, BookmarkRefused (nothing is open then).
         """
+    def know_nodes(self, group: int, nodes: Sequence[int]) -> None:
+        """Says that each of these nodes has a member of the group, by whatever id.
+
+        A member in doubt takes no part in elections while its configuration has none there: it has forgotten the change that
+        took that one in.
+        """
     def bookmark(self, group: int) -> bytes | None:
         """What `open_group` needs to open the group at the applied index; None while a snapshot is being installed.
 

@@ -106,6 +106,10 @@ impl RaftHost {
         Ok(Installed::new(py, &opened))
     }
 
+    fn know_nodes(&mut self, group: u64, nodes: Vec<u64>) -> PyResult<()> {
+        Ok(self.call(|host| host.know_nodes(group, nodes))?)
+    }
+
     fn bookmark(&mut self, py: Python<'_>, group: u64) -> PyResult<Option<Py<PyBytes>>> {
         let made = self.call(|host| Ok(host.group(group)?.bookmark()))?;
         Ok(made.map(|data| PyBytes::new(py, &data).unbind()))

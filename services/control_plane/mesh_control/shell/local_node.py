@@ -335,16 +335,17 @@ class LocalNode:
         self._data_dir.claim(membership.node_id, membership.mesh_id)
         first = membership.first_view
         place = Place(membership.mesh_id, NodeId(membership.node_id), MemberId(membership.mcg_member))
-        birth = Birth(
-            _founding_snapshot(first) if membership.is_founder else b"",
-            {node.mcg_member: node.node_id for node in first.nodes},
-        )
         host = _open_host(self._data_dir.path / _RAFT_DIR, self._seed)
         try:
             self.store.open()
         except OSError as error:
             host.close()
             raise _not_opened(self._data_dir.path / _RAFT_DIR, error) from error
+        birth = Birth(
+            _founding_snapshot(first) if membership.is_founder else b"",
+            {node.mcg_member: node.node_id for node in first.nodes},
+            self.store.keeper.acquainted,
+        )
         self._mcg = Mcg.open(host, place, birth, self.timing, self._send_frame, self._now_ms)
         self._follow(self._mcg)
         self._mcg.set_ticking(membership.is_running)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -64,10 +64,12 @@ class Birth:
         founding: the mesh's first state at index 1, when this node founds it; empty for a node that joins, which waits
             for the leader's snapshot.
         peers: where each member lives, as far as known.
+        acquainted: other nodes that are known to be in the mesh, whatever the log says.
     """
 
     founding: bytes
     peers: Mapping[int, int]
+    acquainted: Collection[NodeId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,9 @@ class Mcg:
         config = GroupConfig(election_ticks=self._timing.election_ticks, heartbeat_ticks=self._timing.heartbeat_ticks)
         self._peers = dict(birth.peers.items()) | {self.place.mcg_member: self.place.node_id}
         if GROUP in self._host.stored_groups():
-            stored = self._host.open_group(GROUP, self.place.mcg_member, self._peers, config=config)
+            # Named is nobody else: who was there at the birth may have left since.
+            own = {int(self.place.mcg_member): int(self.place.node_id)}
+            stored = self._host.open_group(GROUP, self.place.mcg_member, own, config=config)
             self._restore(stored.index, stored.data)
         else:
             voters = [self.place.mcg_member] if birth.founding else []
@@ -146,7 +150,10 @@ class Mcg:
                 GROUP, self.place.mcg_member, self._peers, voters=voters, snapshot=birth.founding, config=config
             )
             self._restore(1 if birth.founding else 0, birth.founding)
-        if self._host.status(GROUP).voters == [self.place.mcg_member]:
+        # A damaged log may have forgotten that there are others; without them nothing is decided then.
+        self._host.know_nodes(GROUP, sorted(birth.acquainted))
+        status = self._host.status(GROUP)
+        if status.voters == [self.place.mcg_member] and not status.in_doubt:
             self._host.campaign(GROUP)
 
     async def run(self) -> None:
