@@ -89,6 +89,23 @@ class Compose:
         """`docker compose …` on this project."""
         return await command(*self.program, "-p", self.project, *words, environment=self.environment)
 
+    async def down(self, *options: str, profile: tuple[str, ...] = ()) -> None:
+        """Removes the containers and networks; `options` go to `down`.
+
+        Docker 20.10 may keep an endpoint of a container that was killed while it was being connected, and then refuses to
+        remove that network until the engine restarts. The network is used again by the next `up`: that is no fault of ours.
+        """
+        try:
+            await self(*profile, "down", *options)
+        except CommandFailedError as error:
+            label = f"label=com.docker.compose.project={self.project}"
+            if "has active endpoints" not in str(error) or await docker("ps", "--all", "--quiet", "--filter", label):
+                raise
+            if "--volumes" in options and (
+                found := (await docker("volume", "ls", "--quiet", "--filter", label)).split()
+            ):
+                await docker("volume", "rm", *found)
+
     async def version(self) -> str:
         """For the report."""
         return (await command(*self.program, "version", "--short")).strip()

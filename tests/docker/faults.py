@@ -201,7 +201,7 @@ async def everything_stops_and_starts(stage: Stage) -> None:
             # 137 is what is left when the grace period of 10 s was not enough.
             state = (await stage.compose.inspect(f"{node}-{part}"))["State"]
             assert state["ExitCode"] == 0, f"{node}-{part} ended with status {state['ExitCode']}"
-    await stage.compose("down")
+    await stage.compose.down()
     stopped_s = time.monotonic() - started
     seconds = await stage.up()
     stage.narrator.say(

@@ -185,7 +185,7 @@ async def remove(compose: Compose) -> None:
     found = (await docker("ps", "--all", "--quiet", "--filter", label)).split()
     if found:
         await docker("rm", "--force", *found)
-    await compose("--profile", "observability", "down", "--volumes", "--remove-orphans")
+    await compose.down("--volumes", "--remove-orphans", profile=("--profile", "observability"))
 
 
 async def measured(action: Callable[[], Awaitable[None]]) -> float:
