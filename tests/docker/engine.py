@@ -105,6 +105,7 @@ class Compose:
                 found := (await docker("volume", "ls", "--quiet", "--filter", label)).split()
             ):
                 await docker("volume", "rm", *found)
+            print("the engine keeps a network: an endpoint of a killed container is left in it", flush=True)
 
     async def version(self) -> str:
         """For the report."""

@@ -119,6 +119,7 @@ pub fn reopen(
     if stored.member != member {
         return Err(Fault::LogCorrupt(format!("group {group} is stored as member {}, not {member}", stored.member)));
     }
+    check_stored(group, &stored)?;
     let (meta, blank) = (stored.snapshot.get_metadata().clone(), stored.snapshot.get_metadata().index == 0);
     let (mut known, data) = match snapshot::open(&stored.snapshot) {
         Some(opened) => opened,
@@ -138,8 +139,8 @@ pub fn reopen(
     Ok((assemble(around, group, known, &named, bookmark, stored, settings)?, installed))
 }
 
-/// Checks that the pieces of what is stored fit together, and finds where its terms begin.
-pub fn terms_of(reader: &dyn LogReader, group: u64, stored: &Stored) -> Result<Vec<(u64, u64)>, Fault> {
+/// Checks that the pieces of what is stored fit together, as far as can be told without reading an entry.
+pub fn check_stored(group: u64, stored: &Stored) -> Result<(), Fault> {
     let corrupt = |why: String| Err(Fault::LogCorrupt(format!("group {group}: {why}")));
     let start = stored.snapshot.get_metadata().index;
     if let Some((first, _)) = stored.span.filter(|(first, _)| *first > start + 1) {
@@ -153,11 +154,7 @@ pub fn terms_of(reader: &dyn LogReader, group: u64, stored: &Stored) -> Result<V
     if stored.hard.term < stored.snapshot.get_metadata().term {
         return corrupt("its term is older than its snapshot's".into());
     }
-    let terms = runs_of_terms(reader, group, &stored.snapshot, last)?;
-    if terms.last().is_some_and(|run| run.1 > stored.hard.term) {
-        return corrupt("its term is older than its last entry's".into());
-    }
-    Ok(terms)
+    Ok(())
 }
 
 fn last_of(stored: &Stored) -> u64 {
@@ -177,7 +174,10 @@ fn assemble(
     settings.check()?;
     let meta = stored.snapshot.get_metadata().clone();
     let last = last_of(&stored);
-    let terms = terms_of(&*around.reader, id, &stored)?;
+    let terms = runs_of_terms(&*around.reader, id, &stored.snapshot, last)?;
+    if terms.last().is_some_and(|run| run.1 > stored.hard.term) {
+        return Err(Fault::LogCorrupt(format!("group {id}: its term is older than its last entry's")));
+    }
     let (applied, confs) = match bookmark {
         Some(at) => {
             let term = term_in(&terms, at.index).filter(|_| at.index <= last);

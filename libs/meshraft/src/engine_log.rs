@@ -360,15 +360,14 @@ pub fn open_directory<B: FileSystem>(
         }
         opened => opened?,
     };
-    let (engine, log) = (Arc::new(engine), OPENED.fetch_add(1, Ordering::Relaxed));
     if let Some(seen) = salvage::marked(directory).map_err(io)? {
-        put_in_doubt(&engine, log).map_err(Fault::HostPoisoned)?;
+        put_in_doubt(&engine).map_err(Fault::HostPoisoned)?;
         salvage::unmark(directory).map_err(io)?;
         damage.get_or_insert(seen);
     }
     sync_names(directory).map_err(io)?;
     let was_damaged = salvage::keeps_aside(directory).map_err(io)?;
-    Ok(Opened { engine, log, damage, was_damaged })
+    Ok(Opened { engine: Arc::new(engine), log: OPENED.fetch_add(1, Ordering::Relaxed), damage, was_damaged })
 }
 
 fn open_engine<B: FileSystem>(config: &Config, base: B) -> Result<Engine<B>, Fault> {
@@ -380,12 +379,12 @@ fn open_engine<B: FileSystem>(config: &Config, base: B) -> Result<Engine<B>, Fau
 
 /// Writes down that every group may have lost what it had synced. What does not fit together any more is dropped: where older
 /// files were rewritten, a group may have lost a snapshot and kept the entries behind it. Its member begins anew, in doubt.
-fn put_in_doubt<B: FileSystem>(engine: &Arc<Engine<B>>, log: u64) -> Result<(), String> {
-    let reader = EngineReader::new(engine.clone(), log);
+/// Nothing is read for that: a disk that fails for a moment costs no group.
+fn put_in_doubt<B: FileSystem>(engine: &Engine<B>) -> Result<(), String> {
     let mut batch = LogBatch::default();
     for group in engine.raft_groups() {
         let stored = load_group(engine, group).ok().flatten();
-        let fitting = stored.filter(|stored| birth::terms_of(&reader, group, stored).is_ok());
+        let fitting = stored.filter(|stored| birth::check_stored(group, stored).is_ok());
         let op = match fitting {
             Some(stored) => Op::Identity { group, member: stored.member, standing: Standing::Doubtful },
             None => Op::Destroy { group },

@@ -88,19 +88,11 @@ pub struct Grants {
 impl Group {
     /// Stamps what this member asks for in doubt.
     pub fn stamp_requests(&self, messages: &mut [Message]) {
-        for message in messages.iter_mut().filter(|_| self.in_doubt()) {
-            if message.get_msg_type() == MessageType::MsgRequestVote {
-                message.context = Stamp { own: self.life, asked: 0 }.context();
-            }
+        if !self.in_doubt() {
+            return;
         }
-    }
-
-    /// Takes from a request for a vote which life of a candidate in doubt asks; 0 for a candidate that is not.
-    pub fn take_request(message: &mut Message) -> u64 {
-        if message.get_msg_type() == MessageType::MsgRequestVote {
-            Stamp::take(message).own
-        } else {
-            0
+        for message in messages.iter_mut().filter(|message| message.get_msg_type() == MessageType::MsgRequestVote) {
+            message.context = Stamp { own: self.life, asked: 0 }.context();
         }
     }
 
@@ -141,9 +133,9 @@ impl Group {
         self.grants.marked.remove(&from);
         if stamp.own != 0 {
             self.grants.marked.insert(from, stamp.own);
-        }
-        if stamp.own != 0 && !is_vote {
-            self.grants.known.note(term, from, stamp.own);
+            if !is_vote {
+                self.grants.known.note(term, from, stamp.own);
+            }
         }
         let counts = stamp.own == 0 && !self.in_doubt();
         let mut ready = if counts { vec![message.clone()] } else { Vec::new() };
@@ -157,6 +149,15 @@ impl Group {
             ready.extend(self.grants.granted.values_mut().filter_map(Option::take));
         }
         ready
+    }
+}
+
+/// Takes from a request for a vote which life of a candidate in doubt asks; 0 for a candidate that is not.
+pub fn take_request(message: &mut Message) -> u64 {
+    if message.get_msg_type() == MessageType::MsgRequestVote {
+        Stamp::take(message).own
+    } else {
+        0
     }
 }
 

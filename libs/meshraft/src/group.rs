@@ -16,7 +16,7 @@ use crate::conf::Change;
 use crate::config::GroupSettings;
 use crate::doubt::{Cases, Goal, Verified};
 use crate::errors::Fault;
-use crate::grants::{is_grant, Grants};
+use crate::grants::{is_grant, take_request, Grants};
 use crate::log::{Op, Standing};
 use crate::reader::Span;
 use crate::ready::{Held, Installed};
@@ -263,7 +263,7 @@ impl Group {
         if kind == MessageType::MsgTimeoutNow && self.in_doubt() {
             return Ok(());
         }
-        let asked = Self::take_request(&mut message);
+        let asked = take_request(&mut message);
         self.hear_leader(&mut message);
         self.take_word(&mut message);
         if self.take_notice(&mut message) {

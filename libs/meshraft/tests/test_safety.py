@@ -126,7 +126,7 @@ def delay_some(cluster: Cluster, rng: random.Random, _: str) -> None:
         cluster.network = [letter for letter in cluster.network if letter not in cluster.late]
 
 
-def deliver_late(cluster: Cluster, rng: random.Random, _: str) -> None:
+def deliver_late(cluster: Cluster, _: random.Random, __: str) -> None:
     cluster.network += cluster.late
     cluster.late = []
 

@@ -58,7 +58,7 @@ class SendFrame(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """How the replica starts when nothing is stored yet.
+    """How the replica starts when nothing is stored yet, and what is known beside its log.
 
     Attributes:
         founding: the mesh's first state at index 1, when this node founds it; empty for a node that joins, which waits

@@ -465,8 +465,8 @@ class Replica:
                 self._host.campaign(self.group)
                 self._wake()
             return
-        ready = (first, status.last_index, False)
-        if self.is_leading and ready in [(item.member, item.matched, item.in_doubt) for item in status.progress]:
+        progress = next((item for item in status.progress if item.member == first and not item.in_doubt), None)
+        if self.is_leading and progress is not None and progress.matched == status.last_index:
             self._host.transfer_leader(self.group, first)
             self._wake()
 
