@@ -20,7 +20,7 @@
 //! back, those who have seen more of it refuse it (docs/design/stores.md).
 //! Source: Alagappan et al., Protocol-Aware Recovery (FAST 2018), §3.3–3.4; Ongaro's thesis §11.7.2; docs/design/streams.md.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Buf;
 use raft::eraftpb::{Message, MessageType};
@@ -66,34 +66,20 @@ impl Group {
         self.standing == Standing::Doubtful
     }
 
-    /// Whether elections are this member's business. One in doubt has to know everybody whom the catalogue names: the
-    /// change that took the missing one in may be what was lost.
-    pub fn takes_part(&self) -> bool {
-        match self.standing {
-            Standing::Full => true,
-            Standing::Blank => false,
-            Standing::Doubtful => {
-                let conf = self.conf();
-                let is_member = |member: &u64| conf.voters.contains(member) || conf.learners.contains(member);
-                let is_home = |node: &u64| self.peers.iter().any(|(member, home)| home == node && is_member(member));
-                self.named.iter().all(is_member) && self.nodes.iter().all(is_home)
-            }
-        }
-    }
-
-    /// Whom a group without a leader waits for: voters, and members named at the opening, not heard for a while.
+    /// Whom a group without a leader may wait for: voters not heard for a while, or whoever else a member in doubt needs.
     pub fn silent(&self) -> Vec<u64> {
         if self.node.raft.leader_id != INVALID_ID {
             return Vec::new();
         }
         let patience = 4 * self.settings.election_ticks as u64;
         let is_heard = |member: &u64| self.heard.get(member).is_some_and(|at| self.ticks - at <= patience);
-        let mut silent = self.conf().voters.clone();
-        silent.extend(self.named.iter().filter(|_| self.in_doubt()));
-        silent.retain(|member| *member != self.member && !is_heard(member));
-        silent.sort_unstable();
-        silent.dedup();
-        silent
+        let mut silent: BTreeSet<u64> = self.conf().voters.iter().copied().collect();
+        if self.in_doubt() {
+            silent = self.electorate().unwrap_or_else(|| silent.iter().chain(&self.named).copied().collect());
+        }
+        let is_lone = self.is_lone_in_doubt();
+        silent.retain(|member| *member != self.member && !(is_heard(member) && (!is_lone || self.grants.has(*member))));
+        silent.into_iter().collect()
     }
 
     /// What a member in doubt makes of its leader's message before raft-rs sees it.

@@ -9,7 +9,7 @@
 //! * a candidate in doubt names its own life when it asks, and counts only grants that name it too: what it has forgotten
 //!   it may have asked for in the same term.
 //!
-//! Known gap: all voters are those of the applied configuration, see "known gaps" in docs/design/streams.md.
+//! Who all voters are, with changes of the membership under way or forgotten, is told by `electorate`.
 //!
 //! Whom all voters elected so may trust the members in doubt that granted it: none of them voted for, or followed, anybody
 //! in a higher term, because that one would not have granted. Source: Protocol-Aware Recovery (FAST 2018), §3.4; docs/design/streams.md.
@@ -22,31 +22,41 @@ use raft::StateRole;
 
 use crate::doubt::MARK;
 use crate::group::Group;
+use crate::log::Standing;
 
 /// What requests and grants say of doubt: the life of the member in doubt that sends, and that of the one that asked; 0 for
 /// members that are not.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    own: u64,
-    asked: u64,
+pub struct Stamp {
+    pub own: u64,
+    pub asked: u64,
+    /// A request to one that is no voter, as far as the candidate knows.
+    pub is_wide: bool,
+    /// The same of a lone voter, which takes what is shared.
+    pub is_alone: bool,
 }
 
 impl Stamp {
     /// Takes the stamp off a message.
     fn take(message: &mut Message) -> Stamp {
-        let Some(mut rest) = message.context.strip_prefix(MARK).filter(|rest| rest.len() == 16) else {
+        let Some(mut rest) = message.context.strip_prefix(MARK).filter(|rest| rest.len() == 17) else {
             return Stamp::default();
         };
-        let stamp = Stamp { own: rest.get_u64(), asked: rest.get_u64() };
+        let stamp = Stamp { own: rest.get_u64(), asked: rest.get_u64(), ..Stamp::reach(rest.get_u8()) };
         message.context.clear();
         stamp
     }
 
-    fn context(self) -> Bytes {
+    pub fn context(self) -> Bytes {
         if self == Stamp::default() {
             return Bytes::new();
         }
-        [MARK, &self.own.to_be_bytes(), &self.asked.to_be_bytes()].concat().into()
+        let reach = u8::from(self.is_wide) + u8::from(self.is_alone);
+        [MARK, &self.own.to_be_bytes(), &self.asked.to_be_bytes(), &[reach]].concat().into()
+    }
+
+    fn reach(byte: u8) -> Stamp {
+        Stamp { is_wide: byte > 0, is_alone: byte > 1, ..Stamp::default() }
     }
 }
 
@@ -68,6 +78,10 @@ impl Lives {
     pub fn has(&self, term: u64, member: u64, life: u64) -> bool {
         self.term == term && self.of.get(&member) == Some(&life)
     }
+
+    fn has_some(&self, term: u64) -> bool {
+        self.term == term && !self.of.is_empty()
+    }
 }
 
 /// A member's part in elections, as far as members in doubt take part in them.
@@ -85,23 +99,49 @@ pub struct Grants {
     pub electors: Lives,
 }
 
-impl Group {
-    /// Stamps what this member asks for in doubt.
-    pub fn stamp_requests(&self, messages: &mut [Message]) {
-        if !self.in_doubt() {
-            return;
+impl Grants {
+    /// Begins to count, unless that candidacy is counted already.
+    fn turn_to(&mut self, kind: MessageType, term: u64) {
+        if self.of != Some((kind, term)) {
+            self.begin(kind, term);
         }
-        for message in messages.iter_mut().filter(|message| message.get_msg_type() == MessageType::MsgRequestVote) {
-            message.context = Stamp { own: self.life, asked: 0 }.context();
+    }
+
+    pub fn begin(&mut self, kind: MessageType, term: u64) {
+        self.of = Some((kind, term));
+        self.granted.clear();
+        self.marked.clear();
+    }
+
+    /// Whether a member has granted what is counted.
+    pub fn has(&self, member: u64) -> bool {
+        self.granted.contains_key(&member)
+    }
+}
+
+impl Group {
+    /// Stamps what this member asks for in doubt, and asks the rest of the electorate too where grants in doubt count.
+    pub fn stamp_requests(&self, messages: &mut Vec<Message>) {
+        let is_request = |message: &&mut Message| is_request(message) && message.context.is_empty();
+        let mut asks = None;
+        for message in messages.iter_mut().filter(is_request) {
+            asks = Some((message.get_msg_type(), message.term));
+            if self.in_doubt() {
+                message.context = Stamp { own: self.life, ..Stamp::default() }.context();
+            }
+        }
+        let Some((kind, term)) = asks else { return };
+        if self.in_doubt() || self.grants.known.has_some(term) {
+            messages.extend(self.wide_requests(kind, term));
         }
     }
 
     /// Stamps what this member has just granted, the messages behind the first `before`. Not later: two requests of one
     /// candidate, from before and after its damage, may come in one turn.
     pub fn stamp_grants(&mut self, before: usize, asked: u64) {
-        let own = if self.in_doubt() { self.life } else { 0 };
+        let own = if self.standing == Standing::Full { 0 } else { self.life };
         for message in self.node.raft.msgs.iter_mut().skip(before).filter(|message| is_grant(message)) {
-            message.context = Stamp { own, asked }.context();
+            message.context = Stamp { own, asked, ..Stamp::default() }.context();
         }
     }
 
@@ -111,54 +151,74 @@ impl Group {
         let (kind, term, from) = (message.get_msg_type(), message.term, message.from);
         let raft = &self.node.raft;
         let is_vote = kind == MessageType::MsgRequestVoteResponse;
+        let canvasses = self.is_lone_in_doubt() && self.grants.of == Some((kind, term));
         let is_current = match raft.state {
             StateRole::PreCandidate => !is_vote && term == raft.term + 1,
             StateRole::Candidate => is_vote && term == raft.term,
-            _ => false,
+            StateRole::Follower => !is_vote && term == raft.term + 1 && canvasses,
+            StateRole::Leader => false,
         };
         if !is_current {
             // Nothing is counted any more, but an unmarked one may still say something to raft-rs.
             return if stamp.own == 0 { vec![message] } else { Vec::new() };
         }
-        if is_vote && self.in_doubt() && stamp.asked != self.life {
+        if self.in_doubt() && stamp.asked != self.life {
             return Vec::new();
         }
         if is_vote && stamp.own != 0 && !self.grants.known.has(term, from, stamp.own) {
             return Vec::new();
         }
-        if self.grants.of != Some((kind, term)) {
-            (self.grants.of, self.grants.granted, self.grants.marked) =
-                (Some((kind, term)), BTreeMap::new(), BTreeMap::new());
-        }
-        self.grants.marked.remove(&from);
-        if stamp.own != 0 {
-            self.grants.marked.insert(from, stamp.own);
-            if !is_vote {
-                self.grants.known.note(term, from, stamp.own);
-            }
-        }
+        self.grants.turn_to(kind, term);
+        let is_news = self.note_mark(&message, stamp.own);
         let counts = stamp.own == 0 && !self.in_doubt();
         let mut ready = if counts { vec![message.clone()] } else { Vec::new() };
         self.grants.granted.insert(from, (!counts).then_some(message));
-        let own = self.member;
-        let granted = &self.grants.granted;
-        if self.conf().voters.iter().all(|voter| *voter == own || granted.contains_key(voter)) {
+        if !self.in_doubt() && self.grants.marked.is_empty() {
+            return ready;
+        }
+        if is_news && !is_vote && !self.in_doubt() {
+            let requests = self.wide_requests(MessageType::MsgRequestPreVote, term);
+            self.notices.extend(requests);
+        }
+        if self.electorate().is_some_and(|electorate| electorate.iter().all(|member| self.grants.has(*member))) {
             if is_vote {
                 self.grants.marked.iter().for_each(|(from, life)| self.grants.electors.note(term, *from, *life));
             }
             ready.extend(self.grants.granted.values_mut().filter_map(Option::take));
+            if canvasses {
+                ready.clear();
+                self.stand_alone();
+            }
         }
         ready
     }
+
+    /// Notes whether a grant was given in doubt; whether that is the first such in this candidacy.
+    fn note_mark(&mut self, grant: &Message, own: u64) -> bool {
+        let grants = &mut self.grants;
+        let is_first = own != 0 && grants.marked.is_empty();
+        grants.marked.remove(&grant.from);
+        if own != 0 {
+            grants.marked.insert(grant.from, own);
+            if grant.get_msg_type() == MessageType::MsgRequestPreVoteResponse {
+                grants.known.note(grant.term, grant.from, own);
+            }
+        }
+        is_first
+    }
 }
 
-/// Takes from a request for a vote which life of a candidate in doubt asks; 0 for a candidate that is not.
-pub fn take_request(message: &mut Message) -> u64 {
-    if message.get_msg_type() == MessageType::MsgRequestVote {
-        Stamp::take(message).own
+/// Takes from a request for a vote what it says of doubt.
+pub fn take_request(message: &mut Message) -> Stamp {
+    if is_request(message) {
+        Stamp::take(message)
     } else {
-        0
+        Stamp::default()
     }
+}
+
+fn is_request(message: &Message) -> bool {
+    matches!(message.get_msg_type(), MessageType::MsgRequestPreVote | MessageType::MsgRequestVote)
 }
 
 pub fn is_grant(message: &Message) -> bool {

@@ -15,6 +15,7 @@ use crate::bookmark;
 use crate::conf::Change;
 use crate::config::GroupSettings;
 use crate::doubt::{Cases, Goal, Verified};
+use crate::electorate::{is_share, WHOEVER};
 use crate::errors::Fault;
 use crate::grants::{is_grant, take_request, Grants};
 use crate::log::{Op, Standing};
@@ -50,9 +51,9 @@ pub struct Group {
     pub member: u64,
     /// Full, unless the disk may be one that lost votes and entries that others count on.
     pub standing: Standing,
-    /// Members that the caller named when it opened the group.
+    /// Members that the caller names: all that are in the group or on their way, as far as it knows.
     pub named: Vec<u64>,
-    /// Nodes of which the caller knew then that each has some member.
+    /// Nodes of which the caller knows that each has some member.
     pub nodes: Vec<u64>,
     pub grants: Grants,
     pub goal: Option<Goal>,
@@ -148,10 +149,15 @@ impl Group {
             return;
         }
         // An election reads the log from the applied index on, which an uninstalled snapshot has cut off.
-        if self.installing.is_none() && self.takes_part() {
-            self.node.tick();
-            self.settle_timeout();
+        if self.installing.is_some() || self.standing == Standing::Blank {
+            return;
         }
+        if self.is_lone_in_doubt() {
+            self.tick_alone();
+        } else {
+            self.node.tick();
+        }
+        self.settle_timeout();
     }
 
     pub fn propose(&mut self, data: Bytes) -> Result<(u64, u64), Fault> {
@@ -214,10 +220,14 @@ impl Group {
 
     pub fn campaign(&mut self) -> Result<(), Fault> {
         // raft-rs would let a member without a vote elect itself in an empty configuration, and panic.
-        if !self.is_voter() || self.installing.is_some() || !self.takes_part() {
+        if !self.is_voter() || self.installing.is_some() || self.standing == Standing::Blank {
             return Err(Fault::BadArgument("only a voter can campaign".into()));
         }
         self.flush_proposals();
+        if self.is_lone_in_doubt() {
+            self.canvass();
+            return Ok(());
+        }
         let campaigned = self.node.campaign();
         self.settle_timeout();
         campaigned.map_err(|e| Fault::BadArgument(e.to_string()))
@@ -235,8 +245,19 @@ impl Group {
         Ok(())
     }
 
+    /// Takes who the members are, as far as the caller knows, and where they live.
+    pub fn name(&mut self, peers: BTreeMap<u64, u64>) {
+        self.named = peers.keys().copied().collect();
+        let conf = self.conf().clone();
+        self.peers.retain(|member, _| conf.voters.contains(member) || conf.learners.contains(member));
+        self.peers.extend(peers);
+    }
+
     /// Feeds one message from node `peer`.
     pub fn step(&mut self, peer: u64, mut message: Message) -> Result<(), Fault> {
+        if message.to & WHOEVER != 0 && asks_for_a_vote(message.get_msg_type()) {
+            message.to = self.member;
+        }
         let raft = &self.node.raft;
         let receiver = admission::Receiver { member: self.member, term: raft.term, leader: raft.leader_id };
         admission::check(&message, peer, self.peers.get(&message.from).copied(), &receiver)?;
@@ -257,13 +278,21 @@ impl Group {
         if kind == MessageType::MsgTimeoutNow && self.installing.is_some() {
             return Ok(());
         }
-        if asks_for_a_vote(kind) && !self.takes_part() {
+        if kind == MessageType::MsgTimeoutNow && self.standing != Standing::Full {
             return Ok(());
         }
-        if kind == MessageType::MsgTimeoutNow && self.in_doubt() {
+        if is_share(&message) {
+            self.heard.insert(message.from, self.ticks);
+            self.peers.entry(message.from).or_insert(peer);
+            return self.take_share(message);
+        }
+        let request = take_request(&mut message);
+        if request.is_wide && !self.take_wide_request(&mut message, request.is_alone) {
             return Ok(());
         }
-        let asked = take_request(&mut message);
+        if asks_for_a_vote(kind) && self.standing == Standing::Blank && !request.is_wide {
+            return Ok(());
+        }
         self.hear_leader(&mut message);
         self.take_word(&mut message);
         if self.take_notice(&mut message) {
@@ -286,7 +315,7 @@ impl Group {
             }
         }
         if asks_for_a_vote(kind) {
-            self.stamp_grants(before, asked);
+            self.stamp_grants(before, request.own);
         }
         if self.node.raft.leader_id == from {
             self.leader_heard = self.ticks;

@@ -204,15 +204,15 @@ impl Host {
         Ok(())
     }
 
+    /// Names the members anew, and where they live. Members of the configuration that are not named stay reachable.
     pub fn set_peers(&mut self, group: u64, peers: BTreeMap<u64, u64>) -> Result<(), Fault> {
         self.with(group, |g, _| {
-            g.peers = peers;
+            g.name(peers);
             Ok(())
         })
     }
 
-    /// Says that each of these nodes has a member of the group: one in doubt takes no part while its configuration has none
-    /// there.
+    /// Says that each of these nodes has a member of the group: a lone voter in doubt that knows none there does not stand.
     pub fn know_nodes(&mut self, group: u64, nodes: Vec<u64>) -> Result<(), Fault> {
         self.with(group, |g, _| {
             g.nodes = nodes;

@@ -15,6 +15,7 @@ mod config;
 mod damage;
 mod disk_journal;
 mod doubt;
+mod electorate;
 mod engine_disk;
 mod engine_log;
 mod engine_reader;

@@ -10,6 +10,7 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use raft::{ReadState, StateRole};
 
 use crate::conf;
+use crate::electorate::{is_share, WHOEVER};
 use crate::frame::{class_of, Outgoing};
 use crate::group::{ConfAt, Group};
 use crate::log::Op;
@@ -272,11 +273,14 @@ impl Group {
     /// Addresses the turn's messages. One for a member whose node is unknown is dropped: raft sends again.
     fn route(&mut self, turn: &mut Turn) {
         for message in std::mem::take(&mut turn.messages) {
-            let Some(peer) = self.peers.get(&message.to).copied() else { continue };
-            if message.get_msg_type() == MessageType::MsgSnapshot {
+            let whoever = (message.to & WHOEVER != 0).then_some(message.to & !WHOEVER);
+            let Some(peer) = self.peers.get(&message.to).copied().or(whoever) else { continue };
+            let is_shared = is_share(&message);
+            if message.get_msg_type() == MessageType::MsgSnapshot && !is_shared {
                 self.note_snapshot_sent(message.to);
             }
-            if let Some(last) = message.entries.last().filter(|_| message.get_msg_type() == MessageType::MsgAppend) {
+            let is_append = message.get_msg_type() == MessageType::MsgAppend && !is_shared;
+            if let Some(last) = message.entries.last().filter(|_| is_append) {
                 let bytes = message.entries.iter().map(|entry| entry.data.len() as u64 + 32).sum();
                 turn.appends.push(Appended { peer, member: message.to, last: last.index, bytes });
             }

@@ -30,8 +30,10 @@ def storm(seed: int, *, nodes: int, mutant: str | None = None, steps: int = STEP
     cluster = Cluster(nodes, seed=seed, mutant=mutant, damages=damages)
     cluster.auto_sync = False
     acknowledged: set[str] = set()
+    is_grown = nodes > 1
     for step in range(steps):
-        if damages and rng.random() < DAMAGE_CHANCE:
+        is_grown = is_grown or has_grown(cluster)
+        if damages and is_grown and rng.random() < DAMAGE_CHANCE:
             cluster.damage(1, rng.randrange(1, 40))
         act(cluster, rng, f"s{step}")
         acknowledged |= {payload for app in cluster.apps.values() for payload in app.payloads}
@@ -46,6 +48,14 @@ def storm(seed: int, *, nodes: int, mutant: str | None = None, steps: int = STEP
     configurations = {(tuple(cluster.status(n).voters), tuple(cluster.status(n).learners)) for n in members(cluster)}
     assert len(configurations) == 1, f"members disagree on who they are: {configurations} (seed {seed})"
     return cluster
+
+
+def has_grown(cluster: Cluster) -> bool:
+    """Whether a group that began with one voter has a second, which holds all that the first one has confirmed alone."""
+    if not {1, 2} <= cluster.hosts.keys():
+        return False
+    first, second = cluster.status(1), cluster.status(2)
+    return first.voters == second.voters == [11, 12] and first.commit == first.applied == second.applied
 
 
 def members(cluster: Cluster) -> list[int]:
@@ -164,6 +174,13 @@ def hand_over(cluster: Cluster, rng: random.Random, _: str) -> None:
             cluster.hosts[leader].transfer_leader(GROUP, rng.choice(cluster.status(leader).voters))
 
 
+def stand(cluster: Cluster, rng: random.Random, _: str) -> None:
+    """Somebody wants to lead who has not waited for it."""
+    if cluster.damages and cluster.hosts:
+        with suppress(ValueError):  # no voter
+            cluster.hosts[rng.choice(running(cluster) or [*cluster.hosts])].campaign(GROUP)
+
+
 def has_all(status: GroupStatus, member: int) -> bool:
     """Whether a member knows the leader's whole log to be committed: one that began blank may vote then."""
     end = status.last_index
@@ -215,6 +232,7 @@ ACTIONS: dict[Callable[[Cluster, random.Random, str], None], int] = {
     keep_one: 6,
     change_membership: 2,
     hand_over: 1,
+    stand: 1,
     pause_one: 2,
     go_on: 1,
     delay_some: 3,

@@ -366,8 +366,8 @@ class RaftHost:
     def know_nodes(self, group: int, nodes: Sequence[int]) -> None:
         """Says that each of these nodes has a member of the group, by whatever id.
 
-        A member in doubt takes no part in elections while its configuration has none there: it has forgotten the change that
-        took that one in.
+        A lone voter in doubt does not lead while none of those that it knows lives there: it has forgotten the change that took
+        that one in.
         """
     def bookmark(self, group: int) -> bytes | None:
         """What `open_group` needs to open the group at the applied index; None while a snapshot is being installed.
@@ -379,10 +379,11 @@ class RaftHost:
     def destroy_group(self, group: int) -> None:
         """Closes the group and removes its entries and state from the log. Not reversible."""
     def set_peers(self, group: int, peers: dict[int, int]) -> None:
-        """Replaces the member to node map.
+        """Names the members anew, with their nodes: all that are in the group or on their way, as far as the caller knows.
 
-        Needed only for what the group cannot know: entries and snapshots carry the map, and an unknown member's node is
-        learnt from its first message. Messages for a member without a node are dropped.
+        Needed only for what the group cannot know: entries and snapshots carry where the members of the configuration live, and
+        an unknown member's node is learnt from its first message. Messages for a member without a node are dropped. Ids only
+        rise: a member of the configuration that is not named, below one that is, counts as out of the group for good.
         """
     def is_asleep(self, group: int) -> bool:
         """Whether the group sleeps: what its status says but for ticks is as it was when it fell asleep. Raises UnknownGroup."""

@@ -125,6 +125,11 @@ class McgState:
         return MappingProxyType(self._now.nodes)
 
     @property
+    def next_node_id(self) -> NodeId:
+        """The id that the next node gets: all below are members, or were."""
+        return NodeId(self._now.counters.node_id)
+
+    @property
     def streams(self) -> Mapping[StreamId, Stream]:
         """Streams, tombstones included."""
         return MappingProxyType(self._now.streams)

@@ -107,6 +107,8 @@ class Mcg:
         self._closed = asyncio.Event()
         self._is_ticking = True
         self._peers: dict[int, int] = {}
+        self._acquainted: Collection[NodeId] = ()
+        self._forgotten: list[NodeId] = []
         self._pending: dict[int, tuple[int, asyncio.Future[Result]]] = {}
         self._applied_term = self._term_begins_at = 0
         self._reads: dict[int, asyncio.Future[None]] = {}
@@ -138,20 +140,19 @@ class Mcg:
 
     def _start(self, birth: Birth) -> None:
         config = GroupConfig(election_ticks=self._timing.election_ticks, heartbeat_ticks=self._timing.heartbeat_ticks)
-        self._peers = dict(birth.peers.items()) | {self.place.mcg_member: self.place.node_id}
+        self._acquainted = birth.acquainted
         if GROUP in self._host.stored_groups():
-            # Named is nobody else: who was there at the birth may have left since.
-            own = {int(self.place.mcg_member): int(self.place.node_id)}
-            stored = self._host.open_group(GROUP, self.place.mcg_member, own, config=config)
+            # Named is nobody yet: who was there at the birth may have left since.
+            stored = self._host.open_group(GROUP, self.place.mcg_member, {}, config=config)
             self._restore(stored.index, stored.data)
         else:
             voters = [self.place.mcg_member] if birth.founding else []
+            self._peers = dict(birth.peers.items()) | {self.place.mcg_member: self.place.node_id}
             self._host.create_group(
                 GROUP, self.place.mcg_member, self._peers, voters=voters, snapshot=birth.founding, config=config
             )
             self._restore(1 if birth.founding else 0, birth.founding)
-        # A damaged log may have forgotten that there are others; without them nothing is decided then.
-        self._host.know_nodes(GROUP, sorted(birth.acquainted))
+        self._tell_forgotten()
         status = self._host.status(GROUP)
         if status.voters == [self.place.mcg_member] and not status.in_doubt:
             self._host.campaign(GROUP)
@@ -394,6 +395,14 @@ class Mcg:
         if peers != self._peers:
             self._peers = peers
             self._host.set_peers(GROUP, peers)
+            self._tell_forgotten()
+
+    def _tell_forgotten(self) -> None:
+        """Tells the host which nodes came after all that the log here tells of: a damaged one may have forgotten them."""
+        forgotten = sorted(node for node in self._acquainted if node >= self.state.next_node_id)
+        if forgotten != self._forgotten:
+            self._forgotten = forgotten
+            self._host.know_nodes(GROUP, forgotten)
 
     def _fail_pending(self) -> None:
         for _term, future in self._pending.values():

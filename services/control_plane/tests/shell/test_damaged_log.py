@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meshapi.control.v1 import mcg_pb2
+from meshcommon.errors import MeshError
 
 if TYPE_CHECKING:
     from tests.shell.conftest import OneNode, SmallMesh
@@ -21,16 +22,17 @@ STREAMS = 10
 
 
 def damage(mesh: SmallMesh, name: str, share: float, chance: random.Random) -> None:
-    """Flips a bit behind that share of the node's log."""
+    """Flips a bit behind that share of the node's log, within the next tenth."""
     (file,) = (mesh.directory / name / "raft").glob("*.raftlog")
     content = bytearray(file.read_bytes())
-    written = len(content.rstrip(b"\0"))
-    content[chance.randrange(LOG_FILE_HEADER_BYTES + int(share * (written - LOG_FILE_HEADER_BYTES)), written)] ^= 1
+    room = len(content.rstrip(b"\0")) - LOG_FILE_HEADER_BYTES
+    content[LOG_FILE_HEADER_BYTES + int(room * (share + 0.1 * chance.random()))] ^= 1
     file.write_bytes(content)
 
 
-async def create(node: OneNode, name: str) -> None:
-    await node.proposals.propose(mcg_pb2.Command(create_stream=mcg_pb2.CreateStream(name=name, node_ids=[1, 2])))
+async def create(node: OneNode, name: str, *node_ids: int) -> None:
+    command = mcg_pb2.CreateStream(name=name, node_ids=node_ids or (1, 2))
+    await node.proposals.propose(mcg_pb2.Command(create_stream=command))
 
 
 def is_in_doubt(node: OneNode) -> bool:
@@ -62,3 +64,41 @@ async def test_a_node_whose_log_is_damaged_leads_nobody_and_is_repaired(
     await mesh.eventually(lambda: not is_in_doubt(back))
     assert len(back.node.require_mcg().state.streams) == STREAMS + 1
     await create(back, "demo/after")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.2, 0.5, 0.8])
+async def test_the_only_voter_of_two_nodes_gets_back_what_the_learner_holds(mesh: SmallMesh, share: float) -> None:
+    await mesh.grow("a", "b")
+    for number in range(STREAMS):
+        await create(mesh.nodes["b"], f"demo/s{number}")
+    await mesh.crash("a")
+    damage(mesh, "a", share, random.Random(f"two{share}"))
+    mesh.cut_off = {"a"}
+    back = mesh.start("a")
+    for _ in range(5 * mesh.timing.election_ticks):
+        await asyncio.sleep(mesh.timing.tick_s)
+        assert back.node.mcg is None or not back.node.mcg.standing().is_leader
+    mesh.cut_off = set()
+    await mesh.eventually(lambda: back.node.require_mcg().standing().is_leader)
+    assert len(back.node.require_mcg().state.streams) == STREAMS
+    await create(mesh.nodes["b"], "demo/after")
+    assert not is_in_doubt(back)
+
+
+@pytest.mark.parametrize("last", ["a", "b"])
+async def test_the_last_node_of_a_mesh_goes_on_after_a_torn_write(mesh: SmallMesh, last: str) -> None:
+    """The other one has left: the store remembers it, the log knows that it is gone."""
+    left = {"a": "b", "b": "a"}[last]
+    await mesh.grow("a", "b")
+    await mesh.nodes[left].lifecycle.leave()
+    await mesh.crash(left)
+    await mesh.crash(last)
+    (file,) = (mesh.directory / last / "raft").glob("*.raftlog")
+    content = file.read_bytes()
+    written = len(content.rstrip(b"\0"))
+    file.write_bytes(content[:written] + b"torn" + content[written + 4 :])
+    back = mesh.start(last)
+    await mesh.eventually(lambda: back.node.require_mcg().standing().is_leader)
+    assert not is_in_doubt(back)
+    with pytest.raises(MeshError, match="MEMBER_COUNT"):  # decided, and refused
+        await create(back, "demo/after", back.node.node_id)

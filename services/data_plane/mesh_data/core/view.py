@@ -107,6 +107,11 @@ class Stream:
         homes = {item.node_id for item in self.members} | {item.node_id for item in self.retiring}
         return node_id in homes
 
+    def homes(self) -> dict[int, int]:
+        """Where each member lives that may be in the group: those that it should have, and those not out of it yet."""
+        retiring = {int(item.member_id): int(item.node_id) for item in self.retiring if not item.is_out}
+        return retiring | {int(item.member_id): int(item.node_id) for item in self.members}
+
     def node_of(self, member_id: MemberId) -> NodeId:
         """Where a member lives, 0 when the catalogue does not know it."""
         homes = {item.member_id: item.node_id for item in self.retiring}

@@ -7,6 +7,7 @@ dies is followed by one that goes on from the group's own configuration. Source:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 from mesh_data.core.group_steps import (
@@ -19,11 +20,11 @@ from mesh_data.core.group_steps import (
     next_step,
 )
 from mesh_data.core.stream_timing import StreamTiming
-from mesh_data.core.view import StreamState
+from mesh_data.core.view import Stream, StreamState
 from mesh_data.shell.replica import REVISION, Replica
 from meshcommon.ids import MemberId
 from meshcommon.logging import get_logger
-from meshraft import Backpressure, GroupStatus, NotLeader, RaftHost
+from meshraft import Backpressure, GroupPoisoned, GroupStatus, NotLeader, RaftHost
 
 CAUGHT_UP_ENTRIES: Final = 64
 """A learner this close to the commit index gets its vote, and a voter further behind is not counted on."""
@@ -31,6 +32,14 @@ HEARTBEATS_TO_LEARN: Final = 3
 """A member that does not know of its vote yet ignores that it should lead, which would block the group for a while."""
 
 _log = get_logger(__name__)
+
+
+def follow_catalogue(host: RaftHost, replica: Replica, stream: Stream) -> None:
+    """Takes a stream as the catalogue has it now, and tells the group whom it names."""
+    if stream.homes() != replica.stream.homes():
+        with suppress(GroupPoisoned):  # the next pump tells
+            host.set_peers(replica.group, stream.homes())
+    replica.follow(stream)
 
 
 def look_after_members(host: RaftHost, replica: Replica, status: GroupStatus, ticks: int, timing: StreamTiming) -> bool:

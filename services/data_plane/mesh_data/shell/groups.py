@@ -27,7 +27,7 @@ from mesh_data.shell.checkpointing import Checkpointing
 from mesh_data.shell.disk_watch import DiskWatch
 from mesh_data.shell.entry_reader import EntryReader
 from mesh_data.shell.group_frames import GroupFrames
-from mesh_data.shell.group_members import look_after_members
+from mesh_data.shell.group_members import follow_catalogue, look_after_members
 from mesh_data.shell.group_reports import Failure, ReplicaState, Report, reports_of
 from mesh_data.shell.overlay_port import OverlayPort
 from mesh_data.shell.replica import Replica
@@ -289,7 +289,7 @@ class Groups:
         if current is None or stream.stream_id in self._failed:
             return
         if stream.stream_id in self._replicas:
-            self._replicas[stream.stream_id].follow(stream)
+            follow_catalogue(host, self._replicas[stream.stream_id], stream)
         elif is_stored or not (is_deleted or goes_on):
             self._destroyed.discard(stream.stream_id)
             self._open(host, stream, current.member_id, is_stored=is_stored)
@@ -312,8 +312,7 @@ class Groups:
 
     def _open(self, host: RaftHost, stream: Stream, member_id: MemberId, *, is_stored: bool) -> None:
         group = int(stream.stream_id)
-        peers = {int(item.member_id): int(item.node_id) for item in stream.members}
-        peers |= {int(item.member_id): int(item.node_id) for item in stream.retiring}
+        peers = stream.homes()
         replica = Replica(
             host, self._reader, stream, member_id, self.wake, self._wall_clock_ms, refusal=self._disk.refusal
         )
