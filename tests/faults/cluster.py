@@ -87,6 +87,15 @@ class Cluster:
         """Starts them again; they know the stream from their disks."""
         await asyncio.gather(*(self.node(number).start() for number in numbers))
 
+    async def repaired(self, number: int) -> None:
+        """Waits until the node's member is not in doubt: while it is, the group goes on only with both others."""
+
+        async def is_repaired() -> bool:
+            replicas = (await self.gateways[number].replicas()).replicas
+            return bool(replicas) and not any(replica.reason for replica in replicas)
+
+        await eventually(f"the log of node {number} is repaired", is_repaired)
+
     def cut_power(self, *numbers: int, kept: float = 0.0) -> int:
         """Kills them and takes from their disks what was not fsynced; returns how many changes that were."""
         self.kill(*numbers)
