@@ -201,6 +201,7 @@ fn assemble(
         named: named.keys().copied().collect(),
         nodes: Vec::new(),
         grants: Grants::default(),
+        is_canvass_due: false,
         goal: None,
         verified: Verified::default(),
         cases: Cases::default(),

@@ -105,12 +105,19 @@ impl Group {
             self.node.raft.become_follower(self.node.raft.term, INVALID_ID);
         }
         if self.node.raft.leader_id == INVALID_ID && self.ticks % patience == 0 {
-            self.canvass();
+            self.is_canvass_due = true;
         }
     }
 
-    /// Asks everybody whether this lone voter may lead; if nobody has to be asked it does.
+    /// Asks everybody whether this lone voter may lead, when it is time; if nobody has to be asked it does.
     pub fn canvass(&mut self) {
+        let log = &self.node.raft.raft_log;
+        self.is_canvass_due &= self.is_lone_in_doubt();
+        // What is not durable yet must not lead: raft-rs panics.
+        if !self.is_canvass_due || log.persisted < log.last_index() {
+            return;
+        }
+        self.is_canvass_due = false;
         let term = self.node.raft.term + 1;
         self.grants.begin(MessageType::MsgRequestPreVoteResponse, term);
         match self.electorate() {
@@ -130,7 +137,10 @@ impl Group {
 
     /// Elects this lone voter, if it is one.
     pub fn stand_alone(&mut self) {
-        if self.is_voter() {
+        let log = &self.node.raft.raft_log;
+        if log.persisted < log.last_index() {
+            self.is_canvass_due = true;
+        } else if self.is_voter() {
             // Refused while changes are committed and not applied: the next canvass tries again.
             let _ = self.node.campaign();
         }
@@ -224,9 +234,7 @@ impl Group {
         // Raft-rs took the sender for its leader.
         self.node.raft.become_follower(self.node.raft.term, INVALID_ID);
         self.settle_timeout();
-        if extent(self) != before {
-            self.canvass();
-        }
+        self.is_canvass_due |= extent(self) != before;
         Ok(())
     }
 

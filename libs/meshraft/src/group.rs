@@ -56,6 +56,8 @@ pub struct Group {
     /// Nodes of which the caller knows that each has some member.
     pub nodes: Vec<u64>,
     pub grants: Grants,
+    /// Whether a lone voter in doubt asks the others as soon as its log is durable.
+    pub is_canvass_due: bool,
     pub goal: Option<Goal>,
     pub verified: Verified,
     pub cases: Cases,
@@ -116,6 +118,7 @@ impl Group {
     pub fn has_work(&self) -> bool {
         !self.proposals.is_empty()
             || !self.notices.is_empty()
+            || self.is_canvass_due && self.held.is_empty()
             || self.node.has_ready()
             || self.role() != self.role_told
             || self.read_is_due()
@@ -225,7 +228,7 @@ impl Group {
         }
         self.flush_proposals();
         if self.is_lone_in_doubt() {
-            self.canvass();
+            self.is_canvass_due = true;
             return Ok(());
         }
         let campaigned = self.node.campaign();

@@ -86,6 +86,7 @@ impl Group {
         let mut turn = Turn::default();
         self.flush_proposals();
         self.settle(done, &mut turn);
+        self.canvass();
         self.keep_vote();
         loop {
             while self.node.has_ready() && turn.committed_bytes < COMMITTED_BYTES_PER_TURN {

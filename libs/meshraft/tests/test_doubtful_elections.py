@@ -307,6 +307,13 @@ def test_a_learner_gives_back_what_a_lone_voter_lost(is_committed: bool, is_comp
         cluster.restart(1)
     cluster.loses = lambda _: False
     cluster.network.clear()
+    cluster.auto_sync = False  # what is given back is durable later than the answers to the next question are here
+    for _ in range(ELECTIONS):
+        cluster.tick(1)
+    for node in cluster.nodes:
+        cluster.disks[node].sync()
+    cluster.settle()
+    cluster.auto_sync = True
     cluster.until(lambda: cluster.leader() == 1)
     heals(cluster, "new")
 
