@@ -34,7 +34,8 @@ def storm(seed: int, *, nodes: int, mutant: str | None = None, steps: int = STEP
     for step in range(steps):
         is_grown = is_grown or has_grown(cluster)
         if damages and is_grown and rng.random() < DAMAGE_CHANCE:
-            cluster.damage(1, rng.randrange(1, 40))
+            # A group that grew may forget that it did.
+            cluster.damage(1, rng.randrange(1, 40 if nodes > 1 else 400))
         act(cluster, rng, f"s{step}")
         acknowledged |= {payload for app in cluster.apps.values() for payload in app.payloads}
     heal(cluster)
@@ -269,6 +270,12 @@ def test_one_damaged_disk_loses_no_committed_entry(seed: int) -> None:
     """Again and again the same disk loses what it synced, votes included, amid crashes, cuts and new members."""
     cluster = storm(1000 + seed, nodes=3 if seed % 3 else 5, damages=True)
     assert not any(cluster.status(node).in_doubt for node in members(cluster))
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("seed", range(40))
+def test_one_damaged_disk_of_a_group_that_grew_loses_no_committed_entry(seed: int) -> None:
+    storm(2000 + seed, nodes=1 + seed % 2, damages=True)
 
 
 @pytest.mark.sim
