@@ -198,6 +198,7 @@ fn assemble(
         id,
         member: stored.member,
         standing: stored.standing,
+        full_since: 0,
         named: named.keys().copied().collect(),
         nodes: Vec::new(),
         grants: Grants::default(),

@@ -32,8 +32,6 @@ pub struct Stamp {
     pub asked: u64,
     /// A request to one that is no voter, as far as the candidate knows.
     pub is_wide: bool,
-    /// The same of a lone voter, which takes what is shared.
-    pub is_alone: bool,
 }
 
 impl Stamp {
@@ -42,7 +40,7 @@ impl Stamp {
         let Some(mut rest) = message.context.strip_prefix(MARK).filter(|rest| rest.len() == 17) else {
             return Stamp::default();
         };
-        let stamp = Stamp { own: rest.get_u64(), asked: rest.get_u64(), ..Stamp::reach(rest.get_u8()) };
+        let stamp = Stamp { own: rest.get_u64(), asked: rest.get_u64(), is_wide: rest.get_u8() != 0 };
         message.context.clear();
         stamp
     }
@@ -51,12 +49,7 @@ impl Stamp {
         if self == Stamp::default() {
             return Bytes::new();
         }
-        let reach = u8::from(self.is_wide) + u8::from(self.is_alone);
-        [MARK, &self.own.to_be_bytes(), &self.asked.to_be_bytes(), &[reach]].concat().into()
-    }
-
-    fn reach(byte: u8) -> Stamp {
-        Stamp { is_wide: byte > 0, is_alone: byte > 1, ..Stamp::default() }
+        [MARK, &self.own.to_be_bytes(), &self.asked.to_be_bytes(), &[u8::from(self.is_wide)]].concat().into()
     }
 }
 
@@ -102,9 +95,13 @@ pub struct Grants {
 impl Grants {
     /// Begins to count, unless that candidacy is counted already.
     fn turn_to(&mut self, kind: MessageType, term: u64) {
-        if self.of != Some((kind, term)) {
+        if !self.counts(kind, term) {
             self.begin(kind, term);
         }
+    }
+
+    pub fn counts(&self, kind: MessageType, term: u64) -> bool {
+        self.of == Some((kind, term))
     }
 
     pub fn begin(&mut self, kind: MessageType, term: u64) {
@@ -151,12 +148,12 @@ impl Group {
         let (kind, term, from) = (message.get_msg_type(), message.term, message.from);
         let raft = &self.node.raft;
         let is_vote = kind == MessageType::MsgRequestVoteResponse;
-        let canvasses = self.is_lone_in_doubt() && self.grants.of == Some((kind, term));
+        let canvasses = self.is_lone_in_doubt();
         let is_current = match raft.state {
+            _ if canvasses => term == self.next_term() && self.grants.counts(kind, term),
             StateRole::PreCandidate => !is_vote && term == raft.term + 1,
             StateRole::Candidate => is_vote && term == raft.term,
-            StateRole::Follower => !is_vote && term == raft.term + 1 && canvasses,
-            StateRole::Leader => false,
+            StateRole::Follower | StateRole::Leader => false,
         };
         if !is_current {
             // Nothing is counted any more, but an unmarked one may still say something to raft-rs.
@@ -187,7 +184,7 @@ impl Group {
             ready.extend(self.grants.granted.values_mut().filter_map(Option::take));
             if canvasses {
                 ready.clear();
-                self.stand_alone();
+                self.go_on_alone(is_vote, term);
             }
         }
         ready
@@ -222,6 +219,14 @@ fn is_request(message: &Message) -> bool {
 }
 
 pub fn is_grant(message: &Message) -> bool {
+    !message.reject && answers_request(message)
+}
+
+pub fn is_refusal(message: &Message) -> bool {
+    message.reject && answers_request(message)
+}
+
+fn answers_request(message: &Message) -> bool {
     use MessageType::{MsgRequestPreVoteResponse, MsgRequestVoteResponse};
-    !message.reject && matches!(message.get_msg_type(), MsgRequestPreVoteResponse | MsgRequestVoteResponse)
+    matches!(message.get_msg_type(), MsgRequestPreVoteResponse | MsgRequestVoteResponse)
 }

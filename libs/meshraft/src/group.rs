@@ -12,12 +12,13 @@ use raft::{ProgressState, RawNode, SnapshotStatus, StateRole, INVALID_ID};
 
 use crate::admission;
 use crate::bookmark;
+use crate::canvass::is_share;
 use crate::conf::Change;
 use crate::config::GroupSettings;
 use crate::doubt::{Cases, Goal, Verified};
-use crate::electorate::{is_share, WHOEVER};
+use crate::electorate::WHOEVER;
 use crate::errors::Fault;
-use crate::grants::{is_grant, take_request, Grants};
+use crate::grants::{is_grant, is_refusal, take_request, Grants};
 use crate::log::{Op, Standing};
 use crate::reader::Span;
 use crate::ready::{Held, Installed};
@@ -51,6 +52,8 @@ pub struct Group {
     pub member: u64,
     /// Full, unless the disk may be one that lost votes and entries that others count on.
     pub standing: Standing,
+    /// The write that makes it full, if it was blank.
+    pub full_since: u64,
     /// Members that the caller names: all that are in the group or on their way, as far as it knows.
     pub named: Vec<u64>,
     /// Nodes of which the caller knows that each has some member.
@@ -290,7 +293,10 @@ impl Group {
             return self.take_share(message);
         }
         let request = take_request(&mut message);
-        if request.is_wide && !self.take_wide_request(&mut message, request.is_alone) {
+        if request.own != 0 && self.answers_one_in_doubt(&message, request.own) {
+            return Ok(());
+        }
+        if request.is_wide && !self.take_wide_request(&mut message) {
             return Ok(());
         }
         if asks_for_a_vote(kind) && self.standing == Standing::Blank && !request.is_wide {
@@ -308,6 +314,12 @@ impl Group {
         // A member that joined lately may lead before its configuration entry is applied here; answers must reach it.
         self.peers.entry(from).or_insert(peer);
         self.heard.insert(from, self.ticks);
+        if self.in_doubt() && is_refusal(&message) {
+            // Raft-rs looks at no answer of one that it does not know as a member, also not at its term.
+            self.node.raft.step(message).map_err(|e| Fault::InvalidFrame(e.to_string()))?;
+            self.settle_timeout();
+            return Ok(());
+        }
         let counted = if is_grant(&message) { self.weigh_grant(message) } else { vec![message] };
         let before = self.node.raft.msgs.len();
         for message in counted {
@@ -320,7 +332,7 @@ impl Group {
         if asks_for_a_vote(kind) {
             self.stamp_grants(before, request.own);
         }
-        if self.node.raft.leader_id == from {
+        if self.node.raft.leader_id == from && !asks_for_a_vote(kind) {
             self.leader_heard = self.ticks;
         }
         self.settle_timeout();
@@ -380,11 +392,14 @@ impl Group {
 
     /// Ends the probation of a member that began blank. What it applied in its leader's own term comes after all that was
     /// committed before, and so after whatever it may have confirmed and lost (Ongaro's thesis §11.7.2; PAR, FAST 2018).
-    pub fn earn_vote(&mut self, ops: &mut Vec<Op>) {
+    ///
+    /// Whoever promotes it counts on that, so it tells what it knows to be committed only when a crash cannot undo it.
+    pub fn earn_vote(&mut self, sequence: u64, ops: &mut Vec<Op>) {
         let raft = &self.node.raft;
         let follows = raft.leader_id != INVALID_ID && raft.leader_id != self.member;
         if self.standing == Standing::Blank && follows && self.node.store().term_at(self.applied) == Some(raft.term) {
             self.standing = Standing::Full;
+            self.full_since = sequence;
             ops.push(Op::Identity { group: self.id, member: self.member, standing: Standing::Full });
         }
     }

@@ -10,6 +10,7 @@ mod admission;
 mod batches;
 mod birth;
 mod bookmark;
+mod canvass;
 mod conf;
 mod config;
 mod damage;

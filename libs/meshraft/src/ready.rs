@@ -9,11 +9,12 @@ use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use raft::{ReadState, StateRole};
 
+use crate::canvass::is_share;
 use crate::conf;
-use crate::electorate::{is_share, WHOEVER};
+use crate::electorate::WHOEVER;
 use crate::frame::{class_of, Outgoing};
 use crate::group::{ConfAt, Group};
-use crate::log::Op;
+use crate::log::{Op, Standing};
 use crate::snapshot;
 
 pub const KIND_NORMAL: u8 = 0;
@@ -98,13 +99,16 @@ impl Group {
         }
         self.show_readers();
         self.settle_timeout();
-        self.earn_vote(&mut turn.ops);
+        self.earn_vote(sequence, &mut turn.ops);
         self.lift_doubt(&mut turn.ops);
         turn.messages.append(&mut self.notices);
         self.ask_to_sleep(&mut turn.messages);
         self.nod_off(&mut turn.messages);
         self.answer_reads(&mut turn);
         self.tell_role(&mut turn);
+        if self.standing == Standing::Blank || self.full_since > done {
+            turn.messages.iter_mut().filter(|message| is_answer(message)).for_each(|message| message.commit = 0);
+        }
         self.route(&mut turn);
         turn
     }
@@ -290,6 +294,11 @@ impl Group {
             turn.outgoing.push(Outgoing { peer, class, group: self.id, message });
         }
     }
+}
+
+/// Whether a message tells a leader how far its sender is.
+fn is_answer(message: &Message) -> bool {
+    matches!(message.get_msg_type(), MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse)
 }
 
 pub fn kind_of(entry: &Entry) -> u8 {

@@ -152,7 +152,6 @@ class Mcg:
                 GROUP, self.place.mcg_member, self._peers, voters=voters, snapshot=birth.founding, config=config
             )
             self._restore(1 if birth.founding else 0, birth.founding)
-        self._tell_forgotten()
         status = self._host.status(GROUP)
         if status.voters == [self.place.mcg_member] and not status.in_doubt:
             self._host.campaign(GROUP)
@@ -389,13 +388,13 @@ class Mcg:
 
     def _sync_peers(self) -> None:
         """Tells the host where each member lives, when that changed."""
+        self._tell_forgotten()
         if not self.state.mesh_id:
             return
         peers: dict[int, int] = {node.mcg_member: node.node_id for node in self.state.nodes.values()}
         if peers != self._peers:
             self._peers = peers
             self._host.set_peers(GROUP, peers)
-            self._tell_forgotten()
 
     def _tell_forgotten(self) -> None:
         """Tells the host which nodes came after all that the log here tells of: a damaged one may have forgotten them."""

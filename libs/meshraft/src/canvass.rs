@@ -1,0 +1,196 @@
+//! How a lone voter *in doubt* comes to lead, and how candidates in doubt get back what others hold who cannot stand.
+//!
+//! Raft-rs would let it elect itself at once, though it may have forgotten other voters, and what late letters of its former lives
+//! still tell to learners. So it *canvasses*: asks the whole electorate (`electorate`) first in advance, then for votes, and
+//! leads when it has them all. Its term is a leap above all that it knows: terms in which it led alone, and which it
+//! forgot, nobody else may have heard of, and a term must not be led twice. Others refuse terms that they know.
+//!
+//! A member that cannot stand itself, a learner say, may hold more than the candidate. It *shares* that instead of granting: for the
+//! life and the term that asked, so that nothing old is taken. The candidate takes it as from a leader, and asks anew. What
+//! is shared is longer, or known to be committed, so that the longest valid log wins here too.
+//! Source: Protocol-Aware Recovery (FAST 2018), §3.4; docs/design/streams.md, "A damaged log".
+
+use bytes::Buf;
+use raft::eraftpb::{Message, MessageType};
+use raft::{GetEntriesContext, StateRole, INVALID_ID};
+
+use crate::electorate::WHOEVER;
+use crate::errors::Fault;
+use crate::group::Group;
+
+/// Begins the context of entries and snapshots that do not come from a leader.
+const SHARE: &[u8] = b"share";
+/// A lone voter in doubt leaps over at least so many terms, and at most twice as many. More than it can have led alone in
+/// letters that are still on their way.
+const LEAP: u64 = 1 << 20;
+
+impl Group {
+    /// Whether this member knows of no other voter, because its log may have forgotten them. It would elect itself as soon as
+    /// it stands, or lost its own vote too.
+    pub fn is_lone_in_doubt(&self) -> bool {
+        self.in_doubt() && !self.is_leader() && self.conf().voters.iter().all(|voter| *voter == self.member)
+    }
+
+    /// The term for which this member asks in advance, or as a lone voter for votes.
+    pub fn next_term(&self) -> u64 {
+        let next = self.node.raft.term + 1;
+        if self.is_lone_in_doubt() {
+            // Another one in each life: what a former one led may be forgotten too.
+            next + LEAP + (self.life.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - LEAP.trailing_zeros()))
+        } else {
+            next
+        }
+    }
+
+    /// A tick of a lone voter in doubt, in place of raft-rs's.
+    pub fn tick_alone(&mut self) {
+        let patience = self.settings.election_ticks as u64;
+        if self.node.raft.leader_id != INVALID_ID && !self.hears_a_leader() {
+            // Its lease ends, which raft-rs would have counted.
+            self.node.raft.become_follower(self.node.raft.term, INVALID_ID);
+        }
+        if self.node.raft.leader_id == INVALID_ID && self.ticks % patience == 0 {
+            self.is_canvass_due = true;
+        }
+    }
+
+    /// Asks everybody whether this lone voter may lead, when it is time; if nobody has to be asked it does.
+    pub fn canvass(&mut self) {
+        self.is_canvass_due &= self.is_lone_in_doubt();
+        if !self.is_canvass_due || !self.is_durable() {
+            return;
+        }
+        self.is_canvass_due = false;
+        let term = self.next_term();
+        self.grants.begin(MessageType::MsgRequestPreVoteResponse, term);
+        match self.electorate() {
+            Some(electorate) if electorate.is_empty() => self.stand_alone(),
+            Some(_) => self.ask_widely(MessageType::MsgRequestPreVote, term),
+            None => {
+                let strangers = self.nodes.iter().filter(|node| self.member_at(**node).is_none());
+                let requests: Vec<Message> =
+                    strangers.map(|node| self.request(MessageType::MsgRequestPreVote, term, WHOEVER | node)).collect();
+                self.notices.extend(requests);
+            }
+        }
+    }
+
+    /// What a lone voter does when everybody has granted: asks for votes, or leads.
+    pub fn go_on_alone(&mut self, is_vote: bool, term: u64) {
+        if is_vote {
+            self.stand_alone();
+        } else {
+            self.grants.begin(MessageType::MsgRequestVoteResponse, term);
+            self.ask_widely(MessageType::MsgRequestVote, term);
+        }
+    }
+
+    fn ask_widely(&mut self, kind: MessageType, term: u64) {
+        let requests = self.wide_requests(kind, term);
+        self.notices.extend(requests);
+    }
+
+    /// Elects this lone voter, if it is one.
+    fn stand_alone(&mut self) {
+        if !self.is_voter() {
+            return;
+        }
+        if !self.is_durable() {
+            self.is_canvass_due = true;
+            return;
+        }
+        self.node.raft.become_follower(self.next_term() - 1, INVALID_ID);
+        // Refused while changes are committed and not applied: the next canvass tries again.
+        let _ = self.node.campaign();
+    }
+
+    /// Raft-rs panics when a lone voter leads with what is not durable yet.
+    fn is_durable(&self) -> bool {
+        self.node.raft.raft_log.persisted == self.node.raft.raft_log.last_index()
+    }
+
+    /// Answers a candidate in doubt instead of raft-rs: refuses it a term that is known here, which it may have led and forgotten,
+    /// or shares. Whether that is all. `life` is that of the candidate.
+    pub fn answers_one_in_doubt(&mut self, request: &Message, life: u64) -> bool {
+        let (term, is_vote) = (self.node.raft.term, request.get_msg_type() == MessageType::MsgRequestVote);
+        if request.term > term {
+            return !is_vote && self.share_with(request, life);
+        }
+        // A vote in this very term may be one that was given to it already: no answer can be right.
+        if !is_vote {
+            let mut refusal = Message::default();
+            refusal.set_msg_type(MessageType::MsgRequestPreVoteResponse);
+            (refusal.from, refusal.to, refusal.term, refusal.reject) = (self.member, request.from, term, true);
+            self.notices.push(refusal);
+        }
+        true
+    }
+
+    /// Sends a candidate what the log here has more than its own, or knows to be committed, if this member cannot stand itself;
+    /// whether there is any.
+    fn share_with(&mut self, request: &Message, life: u64) -> bool {
+        let log = &self.node.raft.raft_log;
+        let (last, last_term) = (log.last_index(), log.last_term());
+        let has_more = log.committed > request.commit || (last_term, last) > (request.log_term, request.index);
+        if self.is_voter() || self.hears_a_leader() || self.installing.is_some() || !has_more {
+            return false;
+        }
+        let is_common = log.match_term(request.index, request.log_term);
+        let from = if is_common { request.index } else { request.commit };
+        let mut share = Message::default();
+        (share.from, share.to, share.term) = (self.member, request.from, self.node.raft.term);
+        share.context = [SHARE, &life.to_be_bytes(), &request.term.to_be_bytes()].concat().into();
+        if from + 1 < log.first_index() {
+            share.set_msg_type(MessageType::MsgSnapshot);
+            share.set_snapshot(self.node.store().snapshot_ref().clone());
+        } else {
+            let bytes = self.settings.max_bytes_per_append;
+            let (Ok(log_term), true) = (log.term(from), from <= last) else { return false };
+            let Ok(entries) = log.slice(from + 1, last + 1, bytes, GetEntriesContext::empty(false)) else {
+                return false;
+            };
+            share.set_msg_type(MessageType::MsgAppend);
+            (share.index, share.log_term) = (from, log_term);
+            (share.entries, share.commit) = (entries.into(), log.committed);
+        }
+        self.notices.push(share);
+        true
+    }
+
+    /// Takes what somebody shares, if this member asked for it just now; a lone voter asks again if it was news.
+    pub fn take_share(&mut self, mut message: Message) -> Result<(), Fault> {
+        let raft = &self.node.raft;
+        let asks = raft.state == StateRole::PreCandidate
+            || self.is_lone_in_doubt() && self.grants.counts(MessageType::MsgRequestPreVoteResponse, self.next_term());
+        let is_for = asked_by(&message) == Some((self.life, self.next_term()));
+        let is_free = raft.leader_id == INVALID_ID && self.installing.is_none();
+        if !self.in_doubt() || !asks || !is_for || !is_free {
+            return Ok(());
+        }
+        message.context.clear();
+        message.term = message.term.max(raft.term);
+        let extent = |group: &Group| {
+            let log = &group.node.raft.raft_log;
+            (log.committed, log.last_term(), log.last_index())
+        };
+        let before = extent(self);
+        self.node.raft.step(message).map_err(|e| Fault::InvalidFrame(e.to_string()))?;
+        // Raft-rs took the sender for its leader.
+        self.node.raft.become_follower(self.node.raft.term, INVALID_ID);
+        self.settle_timeout();
+        self.is_canvass_due |= extent(self) != before;
+        Ok(())
+    }
+}
+
+/// Whether a message is what somebody shares.
+pub fn is_share(message: &Message) -> bool {
+    message.context.starts_with(SHARE)
+        && matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgSnapshot)
+}
+
+/// Which life asked for what is shared, and for which term.
+fn asked_by(share: &Message) -> Option<(u64, u64)> {
+    let mut rest = share.context.strip_prefix(SHARE).filter(|rest| rest.len() == 16)?;
+    Some((rest.get_u64(), rest.get_u64()))
+}
