@@ -85,6 +85,7 @@ class Cluster:
         self.late: list[Letter] = []
         self.leaders: dict[int, int] = {}
         self.contents: dict[int, tuple[int, int, bytes]] = {}
+        self.appliers: dict[int, set[int]] = {}
         self.installs = 0
         self.joined: set[int] = set()
         self.reads: list[tuple[int, int, int]] = []
@@ -129,6 +130,11 @@ class Cluster:
         if node in self.hosts:
             self.crash(node)
         self.disks[node].cut(batches)
+
+    def forgive(self, node: int) -> None:
+        """What nobody but this node has applied may be another thing the next time."""
+        for index in [index for index, nodes in self.appliers.items() if nodes == {node}]:
+            del self.contents[index], self.appliers[index]
 
     def restart(self, node: int) -> None:
         host = self.attach(node)
@@ -190,6 +196,7 @@ class Cluster:
             raise UnsafeError(f"node {node} applied {index} after {app.applied}")
         if self.contents.setdefault(index, (term, kind, data)) != (term, kind, data):
             raise UnsafeError(f"index {index} was applied as {self.contents[index]} and as {(term, kind, data)}")
+        self.appliers.setdefault(index, set()).add(node)
         self.trace.append((node, index, term, kind, data))
         app.applied = index
         if kind == KIND_NORMAL:

@@ -24,20 +24,35 @@ class Lost(AssertionError):
     """An acknowledged payload is gone."""
 
 
-def storm(seed: int, *, nodes: int, mutant: str | None = None, steps: int = STEPS, damages: bool = False) -> Cluster:
-    """Runs one random schedule and returns the healed cluster. `damages`: the disk of node 1 loses what it synced."""
+def storm(
+    seed: int,
+    *,
+    nodes: int,
+    mutant: str | None = None,
+    steps: int = STEPS,
+    damages: bool = False,
+    loses_alone: bool = False,
+) -> Cluster:
+    """Runs one random schedule and returns the healed cluster.
+
+    `damages`: the disk of node 1 loses what it synced, in a group of one only when that has grown. `loses_alone`: it does so before
+    too, and what nobody else has applied may be lost.
+    """
     rng = random.Random(seed)
     cluster = Cluster(nodes, seed=seed, mutant=mutant, damages=damages)
     cluster.auto_sync = False
     acknowledged: set[str] = set()
-    is_grown = nodes > 1
+    is_grown = nodes > 1 or loses_alone
     for step in range(steps):
         is_grown = is_grown or has_grown(cluster)
         if damages and is_grown and rng.random() < DAMAGE_CHANCE:
             # A group that grew may forget that it did.
             cluster.damage(1, rng.randrange(1, 40 if nodes > 1 else 400))
+            if loses_alone:
+                cluster.forgive(1)
         act(cluster, rng, f"s{step}")
-        acknowledged |= {payload for app in cluster.apps.values() for payload in app.payloads}
+        apps = [app for node, app in cluster.apps.items() if node > 1 or not loses_alone]
+        acknowledged |= {payload for app in apps for payload in app.payloads}
     heal(cluster)
     leader = cluster.leader()
     assert leader is not None
@@ -276,6 +291,12 @@ def test_one_damaged_disk_loses_no_committed_entry(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_one_damaged_disk_of_a_group_that_grew_loses_no_committed_entry(seed: int) -> None:
     storm(2000 + seed, nodes=1 + seed % 2, damages=True)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("seed", range(40))
+def test_a_lone_voter_gets_back_what_another_has_applied(seed: int) -> None:
+    storm(3000 + seed, nodes=1, damages=True, loses_alone=True)
 
 
 @pytest.mark.sim
