@@ -214,6 +214,7 @@ fn assemble(
         confs,
         held: VecDeque::new(),
         installing: None,
+        joined_at: 0,
         durable_term: hard.term,
         hard,
         hard_unwritten: false,

@@ -77,6 +77,8 @@ pub struct Group {
     pub held: VecDeque<Held>,
     /// A snapshot from the leader that is not durable yet: until it is, elections and applies must wait.
     pub installing: Option<Installed>,
+    /// The index of the newest snapshot that named this member only because raft-rs wants that.
+    pub joined_at: u64,
     pub hard: HardState,
     pub hard_unwritten: bool,
     /// The newest term that is durable here.
@@ -307,8 +309,8 @@ impl Group {
         if self.take_notice(&mut message) {
             return Ok(());
         }
-        if kind == MessageType::MsgSnapshot {
-            join_snapshot(&mut message, self.member);
+        if kind == MessageType::MsgSnapshot && join_snapshot(&mut message, self.member) {
+            self.joined_at = message.get_snapshot().get_metadata().index;
         }
         let from = message.from;
         // A member that joined lately may lead before its configuration entry is applied here; answers must reach it.
@@ -453,12 +455,14 @@ fn asks_for_a_vote(kind: MessageType) -> bool {
     matches!(kind, MsgRequestPreVote | MsgRequestVote | MsgTimeoutNow)
 }
 
-/// Makes the receiver a learner of a snapshot that is older than its own joining. raft-rs expects snapshots of the
-/// present and refuses one that does not name the receiver; ours are of the log's floor, and the entry that adds the
-/// receiver follows. That entry then changes nothing, which every member may repeat: member ids are never used twice.
-fn join_snapshot(message: &mut Message, member: u64) {
+/// Makes the receiver a learner of a snapshot that is older than its own joining, and tells whether it had to. raft-rs expects
+/// snapshots of the present and refuses one that does not name the receiver; ours are of the log's floor, and the entry that
+/// adds the receiver follows. When it is installed the receiver is taken out again (`Group::install`).
+fn join_snapshot(message: &mut Message, member: u64) -> bool {
     let conf = message.mut_snapshot().mut_metadata().mut_conf_state();
-    if !conf.voters.contains(&member) && !conf.learners.contains(&member) {
+    let joins = !conf.voters.contains(&member) && !conf.learners.contains(&member);
+    if joins {
         conf.learners.push(member);
     }
+    joins
 }

@@ -6,7 +6,7 @@
 //! Source: raft-rs `RawNode` (advance_append_async, on_persist_ready), Ongaro's thesis §10.2.1.
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
+use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType, Snapshot};
 use raft::{ReadState, StateRole};
 
 use crate::canvass::is_share;
@@ -206,7 +206,13 @@ impl Group {
         }
     }
 
-    fn install(&mut self, snapshot: Snapshot, turn: &mut Turn) {
+    fn install(&mut self, mut snapshot: Snapshot, turn: &mut Turn) {
+        if snapshot.get_metadata().index == self.joined_at {
+            snapshot.mut_metadata().mut_conf_state().learners.retain(|learner| *learner != self.member);
+            let mut leave = ConfChange { node_id: self.member, ..ConfChange::default() };
+            leave.set_change_type(ConfChangeType::RemoveNode);
+            self.node.apply_conf_change(&leave).expect("others are voters");
+        }
         let meta = snapshot.get_metadata();
         let (index, term) = (meta.index, meta.term);
         let (peers, data) = snapshot::open(&snapshot).expect("admission opened it");
@@ -232,7 +238,7 @@ impl Group {
     /// the same one) is passed over by all of them alike.
     fn apply_conf_change(&mut self, entry: &Entry) -> Bytes {
         let (change, peer, context) = conf::decode(entry).expect("a committed change parses");
-        if change.get_change_type() != raft::eraftpb::ConfChangeType::RemoveNode {
+        if change.get_change_type() != ConfChangeType::RemoveNode {
             self.peers.insert(change.node_id, peer);
         }
         if let Ok(conf) = self.node.apply_conf_change(&change) {
