@@ -1,11 +1,9 @@
 """Elections with members in doubt: which grants stand together, and whom a leader trusts. Found by a review that attacked them.
 
-The last tests are of a promotion that was forgotten, and of members that are needed though somebody named is not in the group.
+The last tests are of changes of the membership that were forgotten. Of groups of one voter: `test_lone_voters.py`.
 """
 
 from __future__ import annotations
-
-import pytest
 
 from libs.meshraft.tests.cluster import GROUP, Cluster, Letter, member_of
 from libs.meshraft.tests.messages import Kind, Message
@@ -159,25 +157,6 @@ def learner(cluster: Cluster, node: int) -> None:
     cluster.until(lambda: cluster.payloads(node) == PAYLOADS)
 
 
-def test_a_lone_voter_that_forgot_a_promotion_does_not_lead_without_the_promoted_one() -> None:
-    """Node 1 promoted 2, and both confirmed an entry; 1 forgets both, and elects itself."""
-    cluster = written(1)
-    learner(cluster, 2)
-    change(cluster, "add_voter", 2)
-    cluster.commit("new")
-    cluster.tick(2)
-    while 1 not in cluster.hosts or cluster.status(1).voters != [11]:
-        cluster.damage(1, 1)
-        cluster.network.clear()
-        cluster.restart(1)
-        while cluster.hosts[1].has_work() or cluster.disks[1].sync():
-            cluster.pump(1)
-    cluster.network.clear()
-    assert (cluster.status(1).voters, cluster.status(1).learners) == ([11], [12]), cluster.status(1)
-    cluster.tick(ELECTIONS)
-    heals(cluster, "new")
-
-
 def test_one_of_two_voters_that_forgot_the_promotion_of_a_third_does_not_elect_the_other() -> None:
     """Nodes 1 and 3 confirmed an entry; 1 forgets that 3 votes, and elects 2 that never heard it."""
     cluster = written(2)
@@ -250,83 +229,6 @@ def test_two_voters_in_doubt_wait_for_nobody_else() -> None:
         cluster.restart(node)
         name(cluster, node, 1, 2, 3, 4)
     cluster.until(lambda: cluster.leader() is not None)
-    heals(cluster)
-
-
-def test_a_lone_voter_asks_the_one_that_is_named_and_not_in_yet() -> None:
-    """It began blank, holds nothing, and says so; but only when it is there."""
-    cluster = written(1)
-    cluster.add_node(2)
-    cluster.crash(2)
-    cluster.damage(1, 0)
-    cluster.restart(1)
-    cluster.tick(ELECTIONS)
-    assert cluster.leader() is None
-    assert cluster.status(1).silent == [12]
-    cluster.restart(2)
-    cluster.until(lambda: cluster.leader() == 1)
-    assert cluster.status(1).silent == []
-    change(cluster, "add_learner", 2)
-    change(cluster, "add_voter", 2)
-    heals(cluster)
-
-
-def test_a_lone_voter_does_not_wait_for_one_that_is_named_no_more() -> None:
-    cluster = written(1)
-    cluster.damage(1, 0)
-    cluster.peers |= {12: 2, 13: 3}
-    cluster.restart(1)
-    cluster.tick(ELECTIONS)
-    assert (cluster.leader(), cluster.status(1).silent) == (None, [12, 13])
-    name(cluster, 1, 1)
-    cluster.until(lambda: cluster.leader() == 1)
-
-
-@pytest.mark.parametrize("is_compacted", [False, True])
-@pytest.mark.parametrize("is_committed", [False, True])
-def test_a_learner_gives_back_what_a_lone_voter_lost(is_committed: bool, is_compacted: bool) -> None:
-    """Two learners hold more or less of it; the lone voter goes on with the longest log."""
-    cluster = written(1)
-    learner(cluster, 2)
-    learner(cluster, 3)
-    cluster.propose("new")
-    # Or else the learner gets the entry, and its leader never fsyncs it.
-    cluster.auto_sync = is_committed
-    cluster.loses = lambda letter: letter.target == 3
-    cluster.settle()
-    cluster.disks[2].sync()
-    cluster.tick(2)
-    cluster.auto_sync = True
-    assert cluster.payloads(2) == ([*PAYLOADS, "new"] if is_committed else PAYLOADS)
-    if is_compacted:
-        cluster.hosts[2].compact(GROUP, cluster.apps[2].applied, cluster.apps[2].dump())
-    cluster.damage(1, 0)
-    cluster.restart(1)
-    while cluster.status(1).last_index >= cluster.status(3).last_index:
-        cluster.damage(1, 1)
-        cluster.restart(1)
-    cluster.loses = lambda _: False
-    cluster.network.clear()
-    cluster.auto_sync = False  # what is given back is durable later than the answers to the next question are here
-    for _ in range(ELECTIONS):
-        cluster.tick(1)
-    for node in cluster.nodes:
-        cluster.disks[node].sync()
-    cluster.settle()
-    cluster.auto_sync = True
-    cluster.until(lambda: cluster.leader() == 1)
-    heals(cluster, "new")
-
-
-def test_a_lone_voter_waits_for_the_learner_that_may_hold_more() -> None:
-    cluster = written(1)
-    learner(cluster, 2)
-    cluster.crash(2)
-    cluster.damage(1, 0)
-    cluster.restart(1)
-    cluster.tick(ELECTIONS)
-    assert (cluster.leader(), cluster.status(1).silent) == (None, [12])
-    cluster.restart(2)
     heals(cluster)
 
 

@@ -150,6 +150,39 @@ def test_a_candidate_in_doubt_is_refused_a_term_that_it_has_forgotten() -> None:
     heals(cluster)
 
 
+def test_a_term_is_not_led_twice_by_two_lives() -> None:
+    """Else entries of both would pass for the same: old ones that come late would confirm new ones."""
+    cluster = written()
+    for node in cluster.nodes:
+        cluster.crash(node)
+    cluster.network.clear()
+    for node in cluster.nodes:
+        cluster.restart(node)
+    cluster.settle()
+    old = hold(cluster, lambda letter, message: message.kind == Kind.APPEND and letter.source == 1)
+    cluster.hosts[1].campaign(GROUP)
+    cluster.settle()
+    term = cluster.status(1).term
+    cluster.propose("x", 1)
+    cluster.settle()
+    cluster.tick(2)
+    old = list(old)
+    damage_down_to(cluster, 1, term - 1)
+    for node in (2, 3):
+        cluster.crash(node)
+        cluster.restart(node)
+    cluster.network.clear()
+    cluster.hosts[1].campaign(GROUP)
+    cluster.settle()
+    assert (cluster.status(1).role, cluster.status(1).term) == ("follower", term)
+    cluster.loses = lambda _: False
+    cluster.until(lambda: cluster.leader() is not None)
+    cluster.propose("y")
+    for letter in old:
+        cluster.deliver(letter)
+    heals(cluster, "y")
+
+
 def test_a_candidate_with_a_forgotten_vote_does_not_lead_past_what_the_voter_confirmed_since() -> None:
     """I1: node 5 has the vote of 4, which forgets it. Later 1, 3 and 4 confirm an entry, then 2 is asked for the third vote."""
     cluster = written(5)

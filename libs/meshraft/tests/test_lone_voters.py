@@ -1,0 +1,321 @@
+"""Groups of one voter whose log was damaged: it leads only when nobody can know better, and gets back what others hold.
+
+Most were found by a review that attacked the protocol. Source: docs/design/streams.md, "A damaged log".
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from libs.meshraft.tests.cluster import GROUP, Cluster, Letter, member_of
+from libs.meshraft.tests.messages import Kind, Message, frame, unpack
+from libs.meshraft.tests.test_doubtful_elections import change, learner, name
+from libs.meshraft.tests.test_forgotten_promises import ELECTIONS, PAYLOADS, damage_down_to, heals, hold, written
+from meshraft import RaftHost
+
+
+def cut_to(cluster: Cluster, last: int) -> None:
+    """Damages the log of node 1 so far that nothing behind index `last` is left. What only it has applied may be lost."""
+    while 1 not in cluster.hosts or cluster.status(1).last_index > last:
+        cluster.damage(1, 1)
+        cluster.restart(1)
+    cluster.forgive(1)
+    cluster.network.clear()
+    assert cluster.status(1).in_doubt
+
+
+def test_a_lone_voter_that_forgot_a_promotion_does_not_lead_without_the_promoted_one() -> None:
+    """Node 1 promoted 2, and both confirmed an entry; 1 forgets both, and elects itself."""
+    cluster = written(1)
+    learner(cluster, 2)
+    change(cluster, "add_voter", 2)
+    cluster.commit("new")
+    cluster.tick(2)
+    while 1 not in cluster.hosts or cluster.status(1).voters != [11]:
+        cluster.damage(1, 1)
+        cluster.network.clear()
+        cluster.restart(1)
+        while cluster.hosts[1].has_work() or cluster.disks[1].sync():
+            cluster.pump(1)
+    cluster.network.clear()
+    assert (cluster.status(1).voters, cluster.status(1).learners) == ([11], [12]), cluster.status(1)
+    cluster.tick(ELECTIONS)
+    heals(cluster, "new")
+
+
+def test_a_lone_voter_asks_the_one_that_is_named_and_not_in_yet() -> None:
+    """It began blank, holds nothing, and says so; but only when it is there."""
+    cluster = written(1)
+    cluster.add_node(2)
+    cluster.crash(2)
+    cluster.damage(1, 0)
+    cluster.restart(1)
+    cluster.tick(ELECTIONS)
+    assert cluster.leader() is None
+    assert cluster.status(1).silent == [12]
+    cluster.restart(2)
+    cluster.until(lambda: cluster.leader() == 1)
+    assert cluster.status(1).silent == []
+    change(cluster, "add_learner", 2)
+    change(cluster, "add_voter", 2)
+    heals(cluster)
+
+
+def test_a_lone_voter_does_not_wait_for_one_that_is_named_no_more() -> None:
+    cluster = written(1)
+    cluster.damage(1, 0)
+    cluster.peers |= {12: 2, 13: 3}
+    cluster.restart(1)
+    cluster.tick(ELECTIONS)
+    assert (cluster.leader(), cluster.status(1).silent) == (None, [12, 13])
+    name(cluster, 1, 1)
+    cluster.until(lambda: cluster.leader() == 1)
+
+
+@pytest.mark.parametrize("is_compacted", [False, True])
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_a_learner_gives_back_what_a_lone_voter_lost(is_committed: bool, is_compacted: bool) -> None:
+    """Two learners hold more or less of it; the lone voter goes on with the longest log."""
+    cluster = written(1)
+    learner(cluster, 2)
+    learner(cluster, 3)
+    cluster.propose("new")
+    # Or else the learner gets the entry, and its leader never fsyncs it.
+    cluster.auto_sync = is_committed
+    cluster.loses = lambda letter: letter.target == 3
+    cluster.settle()
+    cluster.disks[2].sync()
+    cluster.tick(2)
+    cluster.auto_sync = True
+    assert cluster.payloads(2) == ([*PAYLOADS, "new"] if is_committed else PAYLOADS)
+    if is_compacted:
+        cluster.hosts[2].compact(GROUP, cluster.apps[2].applied, cluster.apps[2].dump())
+    cluster.damage(1, 0)
+    cluster.restart(1)
+    while cluster.status(1).last_index >= cluster.status(3).last_index:
+        cluster.damage(1, 1)
+        cluster.restart(1)
+    cluster.loses = lambda _: False
+    cluster.network.clear()
+    cluster.auto_sync = False  # what is given back is durable later than the answers to the next question are here
+    for _ in range(ELECTIONS):
+        cluster.tick(1)
+    for node in cluster.nodes:
+        cluster.disks[node].sync()
+    cluster.settle()
+    cluster.auto_sync = True
+    cluster.until(lambda: cluster.leader() == 1)
+    heals(cluster, "new")
+
+
+def test_a_lone_voter_waits_for_the_learner_that_may_hold_more() -> None:
+    cluster = written(1)
+    learner(cluster, 2)
+    cluster.crash(2)
+    cluster.damage(1, 0)
+    cluster.restart(1)
+    cluster.tick(ELECTIONS)
+    assert (cluster.leader(), cluster.status(1).silent) == (None, [12])
+    cluster.restart(2)
+    heals(cluster)
+
+
+def test_letters_from_a_life_that_a_lone_voter_forgot_come_too_late() -> None:
+    """Entry and commit of "x" reach the learner when the voter, which lost "x", leads again: it must have raised its term."""
+    cluster = written(1)
+    learner(cluster, 2)
+    last = cluster.status(2).last_index
+    old = hold(cluster, lambda letter, message: letter.target == 2 and message.kind == Kind.APPEND)
+    cluster.propose("x")
+    cluster.settle()
+    cluster.tick(1)
+    old = list(old)
+    assert cluster.payloads(1)[-1] == "x"
+    cut_to(cluster, last)
+    hold(cluster, lambda letter, message: letter.source == 1 and message.kind in (Kind.APPEND, Kind.HEARTBEAT))
+    cluster.until(lambda: cluster.leader() == 1)
+    cluster.propose("y")
+    cluster.settle()
+    for letter in old:
+        cluster.hosts[2].step(letter.source, letter.data)
+    heals(cluster, "y")
+
+
+def test_a_term_that_only_a_lone_voter_knew_is_not_led_twice() -> None:
+    cluster = written(1)
+    learner(cluster, 2)
+    last = cluster.status(2).last_index
+    cluster.crash(1)
+    cluster.network.clear()
+    cluster.restart(1)
+    held = hold(cluster, lambda letter, m: letter.target == 2 and m.kind in (Kind.APPEND, Kind.HEARTBEAT))
+    cluster.hosts[1].campaign(GROUP)
+    cluster.settle()
+    term = cluster.status(1).term
+    cluster.propose("x")
+    cluster.tick(2)
+    # An answer makes it send what it wrote in this term, which the learner never heard of.
+    cluster.hosts[1].step(2, frame(GROUP, Message(Kind.HEARTBEAT_RESPONSE, 11, 12, term)))
+    cluster.settle()
+    old = [letter for letter in held if any(len(message.entries) == 2 for message in letter.messages())]
+    assert old
+    assert cluster.status(2).term < term
+    damage_down_to(cluster, 1, term - 1)
+    cut_to(cluster, last)
+    hold(cluster, lambda letter, m: letter.source == 1 and m.kind in (Kind.APPEND, Kind.HEARTBEAT))
+    cluster.until(lambda: cluster.leader() == 1)
+    cluster.propose("y")
+    cluster.settle()
+    for letter in old:
+        cluster.hosts[2].step(letter.source, letter.data)
+    heals(cluster, "y")
+
+
+def test_what_was_shared_with_a_former_life_is_not_taken() -> None:
+    """The learner lost it since, never having synced it, and both went on."""
+    cluster = written(1)
+    learner(cluster, 2)
+    base = cluster.status(2).last_index
+    cluster.auto_sync = False
+    cluster.propose("x")
+    cluster.settle()
+    assert cluster.status(2).last_index > base
+    cluster.damage(1, 0)
+    cluster.restart(1)
+    cut_to(cluster, base)
+    shares: list[Letter] = hold(cluster, lambda letter, m: letter.source == 2 and m.kind == Kind.APPEND)
+    for _ in range(ELECTIONS):
+        cluster.tick(1)
+        cluster.disks[1].sync()
+    shares = list(shares)
+    assert shares
+    cluster.crash(2)
+    cluster.restart(2)
+    assert cluster.status(2).last_index == base
+    cluster.auto_sync = True
+    cluster.loses = lambda _: False
+    cluster.network.clear()
+    cluster.until(lambda: cluster.leader() == 1)
+    cluster.commit("y", "z")
+    cluster.tick(2)
+    assert cluster.payloads(2)[-1] == "z"
+    cut_to(cluster, base)
+    cluster.isolate(2)
+    cluster.tick(ELECTIONS)
+    for letter in shares:
+        cluster.hosts[1].step(letter.source, letter.data)
+        cluster.settle()
+    heals(cluster, "y", "z")
+
+
+def test_a_request_that_names_more_than_a_learner_holds_does_not_harm_it() -> None:
+    cluster = written(1)
+    learner(cluster, 2)
+    cluster.crash(1)
+    cluster.tick(ELECTIONS)
+    last = cluster.status(2).last_index
+    context = b"doubt" + (5).to_bytes(8, "big") + bytes(8) + b"\x01"
+    request = Message(Kind.REQUEST_PRE_VOTE, 12, 11, 9, log_term=1, index=last + 5, commit=last + 3, context=context)
+    cluster.hosts[2].step(1, frame(GROUP, request))
+    cluster.settle()
+    cluster.restart(1)
+    heals(cluster)
+
+
+@pytest.mark.parametrize("is_torn", [True, False])
+def test_a_learner_that_holds_its_promotion_gives_it_back(is_torn: bool) -> None:
+    """It does not know that it is committed, so it cannot stand, and its log is the longer one."""
+    cluster = written(1)
+    learner(cluster, 2)
+    end = cluster.status(1).last_index
+    cluster.auto_sync = not is_torn
+    hold(cluster, lambda letter, m: letter.target == 2 and m.commit > end)
+    cluster.hosts[1].propose_conf_change(GROUP, "add_voter", 12, 2)
+    cluster.settle()
+    cluster.disks[2].sync()
+    cluster.auto_sync = True
+    cluster.loses = lambda _: False
+    cluster.damage(1, 0)
+    cluster.restart(1)
+    cut_to(cluster, end)
+    assert (cluster.status(2).last_index, cluster.status(2).voters) == (end + 1, [11])
+    cluster.until(lambda: cluster.leader() is not None)
+    heals(cluster)
+    assert cluster.status(1).voters == [11, 12]
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_the_last_voter_that_forgot_a_demotion_gets_it_back(is_held: bool) -> None:
+    """It believes in two voters, and the other one cannot stand any more. Or it holds the demotion and forgot the commit."""
+    cluster = written(2)
+    end = cluster.status(1).last_index
+    change(cluster, "add_learner", 2)
+    assert cluster.status(2).voters == [11]
+    while cluster.status(1).voters == [11] if 1 in cluster.hosts else True:
+        cluster.damage(1, 1)
+        cluster.restart(1)
+        cluster.settle()
+    if not is_held:
+        cut_to(cluster, end)
+    assert cluster.status(1).voters == [11, 12]
+    cluster.network.clear()
+    cluster.until(lambda: cluster.leader() == 1)
+    heals(cluster)
+    assert (cluster.status(1).voters, cluster.status(1).learners) == ([11], [12])
+
+
+def test_a_refusal_of_one_that_is_not_known_any_more_raises_the_term() -> None:
+    cluster = written(1)
+    for _ in range(2):
+        cluster.crash(1)
+        cluster.restart(1)
+        cluster.elect(1)
+    last = cluster.status(1).last_index
+    cluster.add_node(2)
+    hold(cluster, lambda letter, m: letter.target == 2 and m.kind in (Kind.APPEND, Kind.SNAPSHOT))
+    cluster.hosts[1].propose_conf_change(GROUP, "add_learner", 12, 2)
+    cluster.tick(3)
+    term = cluster.status(2).term
+    cluster.loses = lambda _: False
+    cut_to(cluster, last)
+    damage_down_to(cluster, 1, term - 2)
+    cut_to(cluster, last)
+    cluster.until(lambda: cluster.leader() == 1)
+    assert cluster.status(1).term > term
+
+
+def is_blank(cluster: Cluster, node: int) -> bool:
+    """Whether a crash now would leave a member that may not vote."""
+    disk = cluster.disks[node].copy()
+    host = RaftHost.simulated(disk, seed=99)
+    host.open_group(GROUP, member_of(node), cluster.peers, config=cluster.config)
+    host.step(1, frame(GROUP, Message(Kind.REQUEST_PRE_VOTE, member_of(node), 11, 9, log_term=8, index=1000)))
+    frames = []
+    while host.has_work() or disk.sync():
+        frames += host.pump().frames
+    return not any(m.kind == Kind.REQUEST_PRE_VOTE_RESPONSE for each in frames for _, m in unpack(each.data))
+
+
+def test_a_newcomer_tells_what_is_committed_only_when_a_crash_leaves_it_a_vote() -> None:
+    """It is promoted on the strength of that, and a blank voter has no say."""
+    cluster = written(1)
+    cluster.auto_sync = False
+    cluster.add_node(2)
+    cluster.hosts[1].propose_conf_change(GROUP, "add_learner", 12, 2)
+    blank = told = 0
+    for step in range(200):
+        for node in cluster.nodes:
+            cluster.pump(node)
+        cluster.disks[1].sync()
+        cluster.disks[2].sync(step % 3 == 0)
+        letters, cluster.network = cluster.network, []
+        for letter in letters:
+            cluster.deliver(letter)
+        if step % 5 == 0:
+            cluster.hosts[1].tick()
+        commits = [item.commit for item in cluster.status(1).progress if item.member == 12]
+        blank += is_blank(cluster, 2)
+        told += any(commits)
+        assert not (any(commits) and is_blank(cluster, 2))
+    assert blank
+    assert told
