@@ -253,6 +253,8 @@ class MembershipRun:
                 node.distrusted = MemberId(0)
         if current is not None and GROUP in node.store.disowned:
             node.distrusted = current.member_id
+        if node.replica is not None and GROUP in host.stored_groups():
+            host.set_peers(GROUP, stream.homes())
         if current is None or node.distrusted or node.replica is not None:
             return
         if is_stored or goes_on is None:
@@ -273,10 +275,8 @@ class MembershipRun:
     def _open(self, node: _Node, host: RaftHost, stream: Stream, member: MemberId, *, is_stored: bool) -> None:
         if self._seen_members.setdefault(int(member), int(node.number)) != node.number:
             self.outcome.findings.append(f"C1 member {member} on two nodes")
-        peers = {int(item.member_id): int(item.node_id) for item in stream.members}
-        peers |= {int(item.member_id): int(item.node_id) for item in stream.retiring}
-        config = StreamConfig.of(STREAM, stream.retained_bytes_max)
-        replica = _Replica(member, StreamState(config))
+        peers = stream.homes()
+        replica = _Replica(member, StreamState(StreamConfig.of(STREAM, stream.retained_bytes_max)))
         if is_stored:
             try:
                 installed = host.open_group(GROUP, int(member), peers, config=RAFT)

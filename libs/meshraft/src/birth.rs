@@ -9,6 +9,7 @@ use raft::eraftpb::{ConfState, HardState, Snapshot};
 use raft::{RaftState, RawNode, StateRole};
 
 use crate::bookmark::{self, Bookmark};
+use crate::canvass::Canvass;
 use crate::config::GroupSettings;
 use crate::doubt::{Cases, Verified};
 use crate::errors::Fault;
@@ -202,7 +203,7 @@ fn assemble(
         named: named.keys().copied().collect(),
         nodes: Vec::new(),
         grants: Grants::default(),
-        is_canvass_due: false,
+        canvass: Canvass::default(),
         goal: None,
         verified: Verified::default(),
         cases: Cases::default(),

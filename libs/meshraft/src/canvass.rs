@@ -3,11 +3,13 @@
 //! Raft-rs would let it elect itself at once, though it may have forgotten other voters, and what late letters of its former lives
 //! still tell to learners. So it *canvasses*: asks the whole electorate (`electorate`) first in advance, then for votes, and
 //! leads when it has them all. Its term is a leap above all that it knows: terms in which it led alone, and which it
-//! forgot, nobody else may have heard of, and a term must not be led twice. Others refuse terms that they know.
+//! forgot, nobody else may have heard of, and a term must not be led twice. Others refuse terms that they know. A member in doubt
+//! that has no vote at all, for what it knows, asks in advance too: it may have forgotten its own promotion.
 //!
 //! A member that cannot stand itself, a learner say, may hold more than the candidate. It *shares* that instead of granting: for the
 //! life and the term that asked, so that nothing old is taken. The candidate takes it as from a leader, and asks anew. What
-//! is shared is longer, or known to be committed, so that the longest valid log wins here too.
+//! is shared is a log that wins by its last term and index, so that the longest valid log wins here too; of another one only what is
+//! known to be committed.
 //! Source: Protocol-Aware Recovery (FAST 2018), §3.4; docs/design/streams.md, "A damaged log".
 
 use bytes::Buf;
@@ -16,19 +18,30 @@ use raft::{GetEntriesContext, StateRole, INVALID_ID};
 
 use crate::electorate::WHOEVER;
 use crate::errors::Fault;
-use crate::group::Group;
+use crate::group::{join_snapshot, Group};
 
 /// Begins the context of entries and snapshots that do not come from a leader.
 const SHARE: &[u8] = b"share";
 /// A lone voter in doubt leaps over at least so many terms, and at most twice as many. More than it can have led alone in
-/// letters that are still on their way.
-const LEAP: u64 = 1 << 20;
+/// letters that are still on their way, and few enough for `admission`'s bound.
+const LEAP: u64 = 1 << 16;
+/// A canvass that is not answered in time waits longer the next time, at most this many times its patience.
+const PATIENCE_MAX: u64 = 8;
+
+/// When a member in doubt asks the others by itself.
+#[derive(Debug, Default)]
+pub struct Canvass {
+    /// It asks as soon as its log is durable.
+    pub is_due: bool,
+    asked_at: u64,
+    tries: u64,
+}
 
 impl Group {
-    /// Whether this member knows of no other voter, because its log may have forgotten them. It would elect itself as soon as
-    /// it stands, or lost its own vote too.
+    /// Whether this member in doubt knows of no other voter, or not even of its own vote: it may have forgotten them.
     pub fn is_lone_in_doubt(&self) -> bool {
-        self.in_doubt() && !self.is_leader() && self.conf().voters.iter().all(|voter| *voter == self.member)
+        let is_only_voter = || self.conf().voters == [self.member];
+        self.in_doubt() && !self.is_leader() && (!self.is_voter() || is_only_voter())
     }
 
     /// The term for which this member asks in advance, or as a lone voter for votes.
@@ -44,23 +57,32 @@ impl Group {
 
     /// A tick of a lone voter in doubt, in place of raft-rs's.
     pub fn tick_alone(&mut self) {
-        let patience = self.settings.election_ticks as u64;
-        if self.node.raft.leader_id != INVALID_ID && !self.hears_a_leader() {
+        let raft = &self.node.raft;
+        if raft.leader_id != INVALID_ID && !self.hears_a_leader() {
             // Its lease ends, which raft-rs would have counted.
             self.node.raft.become_follower(self.node.raft.term, INVALID_ID);
         }
-        if self.node.raft.leader_id == INVALID_ID && self.ticks % patience == 0 {
-            self.is_canvass_due = true;
+        let timeout = self.timeouts.at(self.node.raft.term, StateRole::Follower) as u64;
+        let patience = timeout * self.canvass.tries.clamp(1, PATIENCE_MAX);
+        if self.node.raft.leader_id == INVALID_ID && self.ticks - self.canvass.asked_at >= patience {
+            self.canvass.is_due = true;
         }
     }
 
-    /// Asks everybody whether this lone voter may lead, when it is time; if nobody has to be asked it does.
+    /// Asks everybody whether this member may lead, when it is time; a lone voter that has to ask nobody leads.
     pub fn canvass(&mut self) {
-        self.is_canvass_due &= self.is_lone_in_doubt();
-        if !self.is_canvass_due || !self.is_durable() {
+        self.canvass.is_due &= self.in_doubt() && !self.is_leader();
+        // Raft-rs panics when a lone voter leads with what is not durable yet.
+        if !self.canvass.is_due || !self.is_durable() {
             return;
         }
-        self.is_canvass_due = false;
+        self.canvass.is_due = false;
+        if !self.is_lone_in_doubt() {
+            let _ = self.node.campaign();
+            return;
+        }
+        self.canvass.tries += 1;
+        self.canvass.asked_at = self.ticks;
         let term = self.next_term();
         self.grants.begin(MessageType::MsgRequestPreVoteResponse, term);
         match self.electorate() {
@@ -79,7 +101,8 @@ impl Group {
     pub fn go_on_alone(&mut self, is_vote: bool, term: u64) {
         if is_vote {
             self.stand_alone();
-        } else {
+        } else if self.is_voter() {
+            self.canvass.asked_at = self.ticks;
             self.grants.begin(MessageType::MsgRequestVoteResponse, term);
             self.ask_widely(MessageType::MsgRequestVote, term);
         }
@@ -96,7 +119,7 @@ impl Group {
             return;
         }
         if !self.is_durable() {
-            self.is_canvass_due = true;
+            self.canvass.is_due = true;
             return;
         }
         self.node.raft.become_follower(self.next_term() - 1, INVALID_ID);
@@ -104,7 +127,6 @@ impl Group {
         let _ = self.node.campaign();
     }
 
-    /// Raft-rs panics when a lone voter leads with what is not durable yet.
     fn is_durable(&self) -> bool {
         self.node.raft.raft_log.persisted == self.node.raft.raft_log.last_index()
     }
@@ -131,12 +153,15 @@ impl Group {
     fn share_with(&mut self, request: &Message, life: u64) -> bool {
         let log = &self.node.raft.raft_log;
         let (last, last_term) = (log.last_index(), log.last_term());
-        let has_more = log.committed > request.commit || (last_term, last) > (request.log_term, request.index);
+        let is_longer = (last_term, last) > (request.log_term, request.index);
+        let has_more = is_longer || log.committed > request.commit;
         if self.is_voter() || self.hears_a_leader() || self.installing.is_some() || !has_more {
             return false;
         }
         let is_common = log.match_term(request.index, request.log_term);
         let from = if is_common { request.index } else { request.commit };
+        // A tail that is not the longer one must not take the place of what the candidate holds.
+        let end = if is_longer { last } else { log.committed.max(from) };
         let mut share = Message::default();
         (share.from, share.to, share.term) = (self.member, request.from, self.node.raft.term);
         share.context = [SHARE, &life.to_be_bytes(), &request.term.to_be_bytes()].concat().into();
@@ -146,7 +171,7 @@ impl Group {
         } else {
             let bytes = self.settings.max_bytes_per_append;
             let (Ok(log_term), true) = (log.term(from), from <= last) else { return false };
-            let Ok(entries) = log.slice(from + 1, last + 1, bytes, GetEntriesContext::empty(false)) else {
+            let Ok(entries) = log.slice(from + 1, end + 1, bytes, GetEntriesContext::empty(false)) else {
                 return false;
             };
             share.set_msg_type(MessageType::MsgAppend);
@@ -174,11 +199,13 @@ impl Group {
             (log.committed, log.last_term(), log.last_index())
         };
         let before = extent(self);
+        let joined = join_snapshot(&mut message, self.member);
         self.node.raft.step(message).map_err(|e| Fault::InvalidFrame(e.to_string()))?;
         // Raft-rs took the sender for its leader.
         self.node.raft.become_follower(self.node.raft.term, INVALID_ID);
+        self.note_joining(joined);
         self.settle_timeout();
-        self.is_canvass_due |= extent(self) != before;
+        self.canvass.is_due |= extent(self) != before;
         Ok(())
     }
 }

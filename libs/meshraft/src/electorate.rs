@@ -83,9 +83,9 @@ impl Group {
 
     /// Requests to those of the electorate whom raft-rs does not ask.
     pub fn wide_requests(&self, kind: MessageType, term: u64) -> Vec<Message> {
-        let voters = &self.conf().voters;
+        let (voters, is_lone) = (&self.conf().voters, self.is_lone_in_doubt());
         let electorate = self.electorate().unwrap_or_default();
-        let unasked = electorate.into_iter().filter(|member| !voters.contains(member));
+        let unasked = electorate.into_iter().filter(|member| is_lone || !voters.contains(member));
         unasked.map(|member| self.request(kind, term, member)).collect()
     }
 

@@ -12,7 +12,7 @@ use raft::{ProgressState, RawNode, SnapshotStatus, StateRole, INVALID_ID};
 
 use crate::admission;
 use crate::bookmark;
-use crate::canvass::is_share;
+use crate::canvass::{is_share, Canvass};
 use crate::conf::Change;
 use crate::config::GroupSettings;
 use crate::doubt::{Cases, Goal, Verified};
@@ -59,8 +59,7 @@ pub struct Group {
     /// Nodes of which the caller knows that each has some member.
     pub nodes: Vec<u64>,
     pub grants: Grants,
-    /// Whether a lone voter in doubt asks the others as soon as its log is durable.
-    pub is_canvass_due: bool,
+    pub canvass: Canvass,
     pub goal: Option<Goal>,
     pub verified: Verified,
     pub cases: Cases,
@@ -77,7 +76,7 @@ pub struct Group {
     pub held: VecDeque<Held>,
     /// A snapshot from the leader that is not durable yet: until it is, elections and applies must wait.
     pub installing: Option<Installed>,
-    /// The index of the newest snapshot that named this member only because raft-rs wants that.
+    /// The index of the snapshot to be installed that names this member only because raft-rs wants that.
     pub joined_at: u64,
     pub hard: HardState,
     pub hard_unwritten: bool,
@@ -123,7 +122,7 @@ impl Group {
     pub fn has_work(&self) -> bool {
         !self.proposals.is_empty()
             || !self.notices.is_empty()
-            || self.is_canvass_due && self.held.is_empty()
+            || self.canvass.is_due && self.held.is_empty()
             || self.node.has_ready()
             || self.role() != self.role_told
             || self.read_is_due()
@@ -233,7 +232,7 @@ impl Group {
         }
         self.flush_proposals();
         if self.is_lone_in_doubt() {
-            self.is_canvass_due = true;
+            self.canvass.is_due = true;
             return Ok(());
         }
         let campaigned = self.node.campaign();
@@ -309,9 +308,7 @@ impl Group {
         if self.take_notice(&mut message) {
             return Ok(());
         }
-        if kind == MessageType::MsgSnapshot && join_snapshot(&mut message, self.member) {
-            self.joined_at = message.get_snapshot().get_metadata().index;
-        }
+        let joined = join_snapshot(&mut message, self.member);
         let from = message.from;
         // A member that joined lately may lead before its configuration entry is applied here; answers must reach it.
         self.peers.entry(from).or_insert(peer);
@@ -331,6 +328,7 @@ impl Group {
                 Err(e) => return Err(Fault::InvalidFrame(e.to_string())),
             }
         }
+        self.note_joining(joined);
         if asks_for_a_vote(kind) {
             self.stamp_grants(before, request.own);
         }
@@ -339,6 +337,14 @@ impl Group {
         }
         self.settle_timeout();
         Ok(())
+    }
+
+    /// Notes that the snapshot at index `joined` was made to name this member, if raft-rs takes it.
+    pub fn note_joining(&mut self, joined: Option<u64>) {
+        let pending = self.node.raft.raft_log.unstable.snapshot.as_ref().map(|snapshot| snapshot.get_metadata().index);
+        if joined.is_some() && joined == pending {
+            self.joined_at = pending.unwrap_or_default();
+        }
     }
 
     /// Stores the application's state at `index` and forgets the entries up to it.
@@ -455,14 +461,18 @@ fn asks_for_a_vote(kind: MessageType) -> bool {
     matches!(kind, MsgRequestPreVote | MsgRequestVote | MsgTimeoutNow)
 }
 
-/// Makes the receiver a learner of a snapshot that is older than its own joining, and tells whether it had to. raft-rs expects
+/// Makes the receiver a learner of a snapshot that is older than its own joining; returns its index if it had to. raft-rs expects
 /// snapshots of the present and refuses one that does not name the receiver; ours are of the log's floor, and the entry that
 /// adds the receiver follows. When it is installed the receiver is taken out again (`Group::install`).
-fn join_snapshot(message: &mut Message, member: u64) -> bool {
+pub fn join_snapshot(message: &mut Message, member: u64) -> Option<u64> {
+    if message.get_msg_type() != MessageType::MsgSnapshot {
+        return None;
+    }
+    let index = message.get_snapshot().get_metadata().index;
     let conf = message.mut_snapshot().mut_metadata().mut_conf_state();
     let joins = !conf.voters.contains(&member) && !conf.learners.contains(&member);
     if joins {
         conf.learners.push(member);
     }
-    joins
+    joins.then_some(index)
 }
