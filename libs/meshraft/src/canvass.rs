@@ -205,7 +205,9 @@ impl Group {
         self.node.raft.become_follower(self.node.raft.term, INVALID_ID);
         self.note_joining(joined);
         self.settle_timeout();
-        self.canvass.is_due |= extent(self) != before;
+        if extent(self) != before {
+            (self.canvass.is_due, self.canvass.tries) = (true, 0);
+        }
         Ok(())
     }
 }

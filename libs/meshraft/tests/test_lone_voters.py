@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from libs.meshraft.tests.cluster import GROUP, Cluster, Letter, member_of
+from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, Letter, member_of
 from libs.meshraft.tests.messages import Kind, Message, frame, unpack
 from libs.meshraft.tests.test_doubtful_elections import change, learner, name
 from libs.meshraft.tests.test_forgotten_promises import ELECTIONS, PAYLOADS, damage_down_to, heals, hold, written
@@ -438,3 +438,28 @@ def test_a_newcomer_tells_what_is_committed_only_when_a_crash_leaves_it_a_vote()
         assert not (any(commits) and is_blank(cluster, 2))
     assert blank
     assert told
+
+
+def test_a_blank_member_that_finds_its_promotion_compares_logs() -> None:
+    """A leader that asks nobody has promoted it, and counts on what it confirms."""
+    cluster = written(1)
+    cluster.add_node(2)
+    cluster.disks[2].sync()
+    cluster.auto_sync = False  # what is not durable is not applied, so it stays blank
+    for kind in ("add_learner", "add_voter"):
+        cluster.hosts[1].propose_conf_change(GROUP, kind, 12, 2)
+        for _ in range(3):
+            cluster.tick(1)
+            cluster.disks[1].sync()
+            cluster.disks[2].sync(1 if kind == "add_learner" else 0)
+    cluster.crash(1)
+    cluster.tick(2 * CONFIG.election_ticks, nodes=[2])
+    status = cluster.status(2)
+    assert (cluster.status(2).voters, status.applied) == ([11], 1), status
+    context = b"doubt" + bytes(16) + b"\x01"
+    request = Message(Kind.REQUEST_PRE_VOTE, 12, 11, 9, log_term=1, index=status.last_index, commit=99, context=context)
+    cluster.hosts[2].step(1, frame(GROUP, request))
+    cluster.pump(2)
+    cluster.disks[2].sync()
+    letters = [m for each in cluster.hosts[2].pump().frames for _, m in unpack(each.data)]
+    assert [m.reject for m in letters if m.kind == Kind.REQUEST_PRE_VOTE_RESPONSE] == [True]
