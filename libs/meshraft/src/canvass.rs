@@ -6,18 +6,18 @@
 //! forgot, nobody else may have heard of, and a term must not be led twice. Others refuse terms that they know. A member in doubt
 //! that has no vote at all, for what it knows, asks in advance too: it may have forgotten its own promotion.
 //!
-//! A member that cannot stand itself, a learner say, may hold more than the candidate. It *shares* that instead of granting: for the
-//! life and the term that asked, so that nothing old is taken. The candidate takes it as from a leader, and asks anew. What
-//! is shared is a log that wins by its last term and index, so that the longest valid log wins here too; of another one only what is
-//! known to be committed.
+//! A member that cannot stand itself, a learner say, may hold more than the candidate. It *shares* that instead of granting, if the
+//! candidate is in doubt or asks widely: for the life, the term and the log that asked, so that nothing old is taken. The
+//! candidate takes it as from a leader, and asks anew. What is shared is a log that wins by its last term and index, so that the
+//! longest valid log wins here too; of another one only what is known to be committed.
 //! Source: Protocol-Aware Recovery (FAST 2018), §3.4; docs/design/streams.md, "A damaged log".
 
-use bytes::Buf;
 use raft::eraftpb::{Message, MessageType};
 use raft::{GetEntriesContext, StateRole, INVALID_ID};
 
 use crate::electorate::WHOEVER;
 use crate::errors::Fault;
+use crate::grants::Stamp;
 use crate::group::{join_snapshot, Group};
 
 /// Begins the context of entries and snapshots that do not come from a leader.
@@ -28,10 +28,10 @@ const LEAP: u64 = 1 << 16;
 /// A canvass that is not answered in time waits longer the next time, at most this many times its patience.
 const PATIENCE_MAX: u64 = 8;
 
-/// When a member in doubt asks the others by itself.
+/// When a member asks the others again, or a lone one in doubt at all.
 #[derive(Debug, Default)]
 pub struct Canvass {
-    /// It asks as soon as its log is durable.
+    /// As soon as its log is durable.
     pub is_due: bool,
     asked_at: u64,
     tries: u64,
@@ -71,14 +71,16 @@ impl Group {
 
     /// Asks everybody whether this member may lead, when it is time; a lone voter that has to ask nobody leads.
     pub fn canvass(&mut self) {
-        self.canvass.is_due &= self.in_doubt() && !self.is_leader();
+        self.canvass.is_due &= !self.is_leader() && self.node.raft.leader_id == INVALID_ID;
         // Raft-rs panics when a lone voter leads with what is not durable yet.
         if !self.canvass.is_due || !self.is_durable() {
             return;
         }
         self.canvass.is_due = false;
         if !self.is_lone_in_doubt() {
-            let _ = self.node.campaign();
+            if self.is_voter() {
+                let _ = self.node.campaign();
+            }
             return;
         }
         self.canvass.tries += 1;
@@ -131,12 +133,15 @@ impl Group {
         self.node.raft.raft_log.persisted == self.node.raft.raft_log.last_index()
     }
 
-    /// Answers a candidate in doubt instead of raft-rs: refuses it a term that is known here, which it may have led and forgotten,
-    /// or shares. Whether that is all. `life` is that of the candidate.
-    pub fn answers_one_in_doubt(&mut self, request: &Message, life: u64) -> bool {
+    /// Answers a request for a vote instead of raft-rs, if it says something of doubt: refuses a candidate in doubt a term that is
+    /// known here, which it may have led and forgotten, or shares. Whether that is all.
+    pub fn answers_by_itself(&mut self, request: &Message, stamp: Stamp) -> bool {
         let (term, is_vote) = (self.node.raft.term, request.get_msg_type() == MessageType::MsgRequestVote);
-        if request.term > term {
-            return !is_vote && self.share_with(request, life);
+        if stamp.own == 0 && stamp.wide == 0 {
+            return false;
+        }
+        if stamp.own == 0 || request.term > term {
+            return !is_vote && self.share_with(request, stamp.own.max(stamp.wide));
         }
         // A vote in this very term may be one that was given to it already: no answer can be right.
         if !is_vote {
@@ -164,7 +169,8 @@ impl Group {
         let end = if is_longer { last } else { log.committed.max(from) };
         let mut share = Message::default();
         (share.from, share.to, share.term) = (self.member, request.from, self.node.raft.term);
-        share.context = [SHARE, &life.to_be_bytes(), &request.term.to_be_bytes()].concat().into();
+        let asked = [life, request.term, request.log_term, request.index, request.commit];
+        share.context = [SHARE, &asked.map(u64::to_be_bytes).concat()].concat().into();
         if from + 1 < log.first_index() {
             share.set_msg_type(MessageType::MsgSnapshot);
             share.set_snapshot(self.node.store().snapshot_ref().clone());
@@ -182,14 +188,15 @@ impl Group {
         true
     }
 
-    /// Takes what somebody shares, if this member asked for it just now; a lone voter asks again if it was news.
+    /// Takes what somebody shares, if this member asked for it just now, and asks again if it was news.
     pub fn take_share(&mut self, mut message: Message) -> Result<(), Fault> {
         let raft = &self.node.raft;
         let asks = raft.state == StateRole::PreCandidate
             || self.is_lone_in_doubt() && self.grants.counts(MessageType::MsgRequestPreVoteResponse, self.next_term());
-        let is_for = asked_by(&message) == Some((self.life, self.next_term()));
+        let log = &raft.raft_log;
+        let asked = [self.life, self.next_term(), log.last_term(), log.last_index(), log.committed];
         let is_free = raft.leader_id == INVALID_ID && self.installing.is_none();
-        if !self.in_doubt() || !asks || !is_for || !is_free {
+        if !asks || !is_free || message.context[SHARE.len()..] != asked.map(u64::to_be_bytes).concat() {
             return Ok(());
         }
         message.context.clear();
@@ -216,10 +223,4 @@ impl Group {
 pub fn is_share(message: &Message) -> bool {
     message.context.starts_with(SHARE)
         && matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgSnapshot)
-}
-
-/// Which life asked for what is shared, and for which term.
-fn asked_by(share: &Message) -> Option<(u64, u64)> {
-    let mut rest = share.context.strip_prefix(SHARE).filter(|rest| rest.len() == 16)?;
-    Some((rest.get_u64(), rest.get_u64()))
 }

@@ -6,9 +6,9 @@
 //! voter since, learners and whom the caller names. Of some only the node may be known: then whoever is there is asked.
 //!
 //! Who is no voter here is asked by a request of its own, which is *wide*. Who may be a voter by what it holds itself answers as to
-//! any other. Who finds no promotion of its own grants, blank members too: nobody counts on what it confirmed. But not while
-//! it knows more to be committed than the candidate holds. It votes: the term that it notes keeps late letters of
-//! former leaders from it.
+//! any other. Who finds no promotion of its own grants, blank members too: nobody counts on what it confirmed. But not if the
+//! candidate lacks what it knows to be committed; and before, it shares what it holds more (`canvass`). It votes: the
+//! term that it notes keeps late letters of former leaders from it.
 //!
 //! Members that are out for good (`Group::is_out`) are not asked. Source: docs/design/streams.md, "A damaged log".
 
@@ -97,7 +97,7 @@ impl Group {
         (request.from, request.to, request.term) = (self.member, to, term);
         (request.index, request.log_term) = (log.last_index(), log.last_term());
         (request.commit, request.commit_term) = log.commit_info();
-        request.context = Stamp { own, asked: 0, is_wide: true }.context();
+        request.context = Stamp { own, asked: 0, wide: self.life }.context();
         request
     }
 
@@ -109,7 +109,8 @@ impl Group {
         // A blank member does not tick, so that raft-rs takes its leader for alive.
         message.context = CAMPAIGN_TRANSFER.into();
         let log = &self.node.raft.raft_log;
-        if !self.may_be_a_voter() && log.committed <= message.index {
+        let (committed, term) = log.commit_info();
+        if !self.may_be_a_voter() && (term, committed) <= (message.log_term, message.index) {
             (message.index, message.log_term) = (log.last_index(), log.last_term());
         }
         true

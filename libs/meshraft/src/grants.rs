@@ -30,17 +30,17 @@ use crate::log::Standing;
 pub struct Stamp {
     pub own: u64,
     pub asked: u64,
-    /// A request to one that is no voter, as far as the candidate knows.
-    pub is_wide: bool,
+    /// The candidate's life in a *wide* request: to one that is no voter, as far as it knows. Else 0.
+    pub wide: u64,
 }
 
 impl Stamp {
     /// Takes the stamp off a message.
     fn take(message: &mut Message) -> Stamp {
-        let Some(mut rest) = message.context.strip_prefix(MARK).filter(|rest| rest.len() == 17) else {
+        let Some(mut rest) = message.context.strip_prefix(MARK).filter(|rest| rest.len() == 24) else {
             return Stamp::default();
         };
-        let stamp = Stamp { own: rest.get_u64(), asked: rest.get_u64(), is_wide: rest.get_u8() != 0 };
+        let stamp = Stamp { own: rest.get_u64(), asked: rest.get_u64(), wide: rest.get_u64() };
         message.context.clear();
         stamp
     }
@@ -49,7 +49,7 @@ impl Stamp {
         if self == Stamp::default() {
             return Bytes::new();
         }
-        [MARK, &self.own.to_be_bytes(), &self.asked.to_be_bytes(), &[u8::from(self.is_wide)]].concat().into()
+        [MARK, &self.own.to_be_bytes(), &self.asked.to_be_bytes(), &self.wide.to_be_bytes()].concat().into()
     }
 }
 

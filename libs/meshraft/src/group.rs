@@ -256,7 +256,9 @@ impl Group {
     pub fn name(&mut self, peers: BTreeMap<u64, u64>) {
         self.named = peers.keys().copied().collect();
         let conf = self.conf().clone();
-        self.peers.retain(|member, _| conf.voters.contains(member) || conf.learners.contains(member));
+        let leader = self.node.raft.leader_id;
+        let is_member = |member: &u64| conf.voters.contains(member) || conf.learners.contains(member);
+        self.peers.retain(|member, _| is_member(member) || *member == leader);
         self.peers.extend(peers);
     }
 
@@ -294,13 +296,14 @@ impl Group {
             return self.take_share(message);
         }
         let request = take_request(&mut message);
-        if request.own != 0 && self.answers_one_in_doubt(&message, request.own) {
+        if self.answers_by_itself(&message, request) {
             return Ok(());
         }
-        if request.is_wide && !self.take_wide_request(&mut message) {
+        let is_wide = request.wide != 0;
+        if is_wide && !self.take_wide_request(&mut message) {
             return Ok(());
         }
-        if asks_for_a_vote(kind) && self.standing == Standing::Blank && !request.is_wide {
+        if asks_for_a_vote(kind) && self.standing == Standing::Blank && !is_wide {
             return Ok(());
         }
         self.hear_leader(&mut message);

@@ -84,7 +84,7 @@ impl Host {
             reader: log.reader(),
             releases_early: log.releases_early(),
             was_damaged: log.was_damaged(),
-            opened: AtomicU64::new(0),
+            opened: AtomicU64::new(1),
         };
         Host {
             stored: log.groups().into_iter().collect(),

@@ -5,6 +5,8 @@ The last tests are of changes of the membership that were forgotten. Of groups o
 
 from __future__ import annotations
 
+import pytest
+
 from libs.meshraft.tests.cluster import GROUP, Cluster, Letter, member_of
 from libs.meshraft.tests.messages import Kind, Message
 from libs.meshraft.tests.test_forgotten_promises import (
@@ -258,3 +260,41 @@ def test_one_that_left_for_good_is_not_waited_for() -> None:
     cluster.tick(5)
     assert cluster.status(1).voters == cluster.status(2).voters == [11, 12]
     heals(cluster)
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_former_voter_stands_only_with_what_a_learner_holds(is_told: bool) -> None:
+    """Node 1 removed 2, then committed "new" alone; it forgets both, and 2 holds the removal and knows not that it is committed.
+
+    So 2 may stand, and 1 grants; but the learner, node 3, holds "new", and may even know that it is committed.
+    """
+    cluster = written(2)
+    learner(cluster, 3)
+    cluster.tick(2)
+    taken: list[Letter] = []
+
+    def loses(letter: Letter) -> bool:
+        is_lost = letter.target == 2 and bool(taken)
+        if letter.target == 2 and any(message.kind == Kind.APPEND for message in letter.messages()):
+            taken.append(letter)
+        return is_lost
+
+    cluster.loses = loses
+    cluster.hosts[1].propose_conf_change(GROUP, "remove", 12, 2)
+    cluster.settle()
+    removal = cluster.status(1).last_index
+    assert (cluster.status(1).voters, cluster.status(2).voters) == ([11], [11, 12])
+    hold(cluster, lambda letter, m: letter.target == 2 or (letter.target == 3 and not is_told and m.commit > removal))
+    cluster.tick(2)
+    cluster.propose("new")
+    cluster.settle()
+    assert (cluster.payloads(1)[-1], cluster.status(3).last_index) == ("new", removal + 1)
+    assert (cluster.status(3).commit > removal) == is_told
+    while 1 not in cluster.hosts or cluster.status(1).last_index >= removal:
+        cluster.damage(1, 1)
+        cluster.restart(1)
+    cluster.network.clear()
+    cluster.loses = lambda _: False
+    cluster.until(lambda: cluster.leader() is not None, ticks=400)
+    cluster.until(lambda: "new" in cluster.payloads(1) and "new" in cluster.payloads(3))
+    assert cluster.status(1).voters == [11]

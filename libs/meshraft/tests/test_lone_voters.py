@@ -333,7 +333,7 @@ def test_a_request_that_names_more_than_a_learner_holds_does_not_harm_it() -> No
     cluster.crash(1)
     cluster.tick(ELECTIONS)
     last = cluster.status(2).last_index
-    context = b"doubt" + (5).to_bytes(8, "big") + bytes(8) + b"\x01"
+    context = b"doubt" + (5).to_bytes(8, "big") + bytes(8) + (6).to_bytes(8, "big")
     request = Message(Kind.REQUEST_PRE_VOTE, 12, 11, 9, log_term=1, index=last + 5, commit=last + 3, context=context)
     cluster.hosts[2].step(1, frame(GROUP, request))
     cluster.settle()
@@ -456,10 +456,55 @@ def test_a_blank_member_that_finds_its_promotion_compares_logs() -> None:
     cluster.tick(2 * CONFIG.election_ticks, nodes=[2])
     status = cluster.status(2)
     assert (cluster.status(2).voters, status.applied) == ([11], 1), status
-    context = b"doubt" + bytes(16) + b"\x01"
+    context = b"doubt" + bytes(16) + (6).to_bytes(8, "big")
     request = Message(Kind.REQUEST_PRE_VOTE, 12, 11, 9, log_term=1, index=status.last_index, commit=99, context=context)
     cluster.hosts[2].step(1, frame(GROUP, request))
     cluster.pump(2)
     cluster.disks[2].sync()
     letters = [m for each in cluster.hosts[2].pump().frames for _, m in unpack(each.data)]
     assert [m.reject for m in letters if m.kind == Kind.REQUEST_PRE_VOTE_RESPONSE] == [True]
+
+
+def test_a_learner_does_not_vote_for_a_log_that_differs_from_what_it_knows_to_be_committed() -> None:
+    """What only the voter had confirmed reaches it late, between its grant in advance and its vote; another log has that index too."""
+    cluster = written(1)
+    learner(cluster, 2)
+    learner(cluster, 3)
+    base = cluster.status(1).last_index
+    cluster.auto_sync = False
+    cluster.propose("x")
+    cluster.loses = lambda letter: letter.target == 3
+    cluster.settle()
+    cluster.disks[2].sync()
+    cluster.crash(1)  # before it has synced that itself
+    cluster.auto_sync = True
+    cluster.network.clear()
+    cluster.restart(1)
+    late: list[Letter] = []
+
+    def withholds(letter: Letter) -> bool:
+        late.extend([letter] if letter.target == 3 else [])
+        return 3 in (letter.source, letter.target) or 2 in (letter.source, letter.target)
+
+    cluster.loses = withholds
+    cluster.until(lambda: cluster.leader() == 1)
+    term = cluster.status(1).term
+    cluster.hosts[1].step(3, frame(GROUP, Message(Kind.HEARTBEAT_RESPONSE, 11, 13, term)))
+    cluster.tick(2)
+    late = [letter for letter in late if any(m.kind == Kind.APPEND and m.commit > base for m in letter.messages())]
+    assert late
+    cut_to(cluster, base)
+    cluster.loses = lambda _: True
+    cluster.tick(2 * CONFIG.election_ticks, nodes=[2, 3])
+    asked = hold(cluster, lambda letter, m: letter.target == 3 and m.kind == Kind.REQUEST_VOTE)
+    cluster.until(lambda: bool(asked))
+    for letter in late:
+        cluster.hosts[3].step(letter.source, letter.data)
+    cluster.loses = lambda letter: letter.target in (1, 2)
+    cluster.settle()
+    cluster.tick(2 * CONFIG.election_ticks, nodes=[3])
+    cluster.loses = lambda _: False
+    for letter in asked:
+        cluster.deliver(letter)
+    cluster.settle()
+    heals(cluster)
