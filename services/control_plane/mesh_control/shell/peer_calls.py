@@ -113,7 +113,8 @@ class PeerCalls:
     def receive(self, arrived: overlay_pb2.InPacket) -> None:
         """Takes a packet of Protocol.JOIN; a malformed one is dropped and counted."""
         peer = NO_NODE if arrived.lane_id in self._join_lanes else NodeId(arrived.source)
-        if self._is_full(peer):
+        # Noted is only what is going to be executed: a request that is noted and dropped would pass for one under way.
+        if self._group is None or self._is_full(peer):
             return
         try:
             taken = self._requests.receive(peer, arrived.lane_id, arrived.payload)
@@ -121,7 +122,7 @@ class PeerCalls:
             metrics.INVALID_REQUESTS.inc()
             _log.warning("peer_request_invalid", peer=peer, error=str(error))
             return
-        if isinstance(taken, Incoming) and self._group is not None:
+        if isinstance(taken, Incoming):
             self._group.create_task(self._execute(peer, taken), name=f"peer request {taken.key}")
         elif isinstance(taken, Outgoing):
             self._send(taken)
