@@ -156,6 +156,15 @@ class Cluster:
             self.apps[node].applied = installed.index
         assert host.status(GROUP).applied == self.apps[node].applied
 
+    def restart_everybody(self) -> None:
+        """The power of all nodes is cut; what was on its way is lost too."""
+        for node in self.nodes:
+            self.crash(node)
+        self.network.clear()
+        for node in self.nodes:
+            self.restart(node)
+        self.settle()
+
     def keep(self, node: int) -> None:
         """Keeps the application's state with a bookmark where no crash loses it, be the log synced so far or not."""
         bookmark = self.hosts[node].bookmark(GROUP)

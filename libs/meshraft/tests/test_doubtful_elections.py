@@ -50,12 +50,7 @@ def test_a_leader_that_not_all_elected_does_not_trust_a_grant_in_doubt() -> None
 def asking() -> tuple[Cluster, list[Letter], list[Letter]]:
     """Node 1 stands; returns too a copy of what it was granted in advance, and its requests for votes, which nobody got."""
     cluster = written()
-    for node in cluster.nodes:
-        cluster.crash(node)
-    cluster.network.clear()
-    for node in cluster.nodes:
-        cluster.restart(node)
-    cluster.settle()
+    cluster.restart_everybody()
     granted: list[Letter] = []
     requests: list[Letter] = []
 

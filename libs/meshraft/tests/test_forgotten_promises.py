@@ -153,12 +153,7 @@ def test_a_candidate_in_doubt_is_refused_a_term_that_it_has_forgotten() -> None:
 def test_a_term_is_not_led_twice_by_two_lives() -> None:
     """Else entries of both would pass for the same: old ones that come late would confirm new ones."""
     cluster = written()
-    for node in cluster.nodes:
-        cluster.crash(node)
-    cluster.network.clear()
-    for node in cluster.nodes:
-        cluster.restart(node)
-    cluster.settle()
+    cluster.restart_everybody()
     old = hold(cluster, lambda letter, message: message.kind == Kind.APPEND and letter.source == 1)
     cluster.hosts[1].campaign(GROUP)
     cluster.settle()

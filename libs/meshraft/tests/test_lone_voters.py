@@ -236,6 +236,18 @@ def test_a_lone_voter_waits_for_the_learner_that_may_hold_more() -> None:
     heals(cluster)
 
 
+def leads_on_from(cluster: Cluster, last: int, old: list[Letter]) -> None:
+    """Node 1 loses what it has beyond `last`, leads again and proposes; only then what it sent before reaches node 2."""
+    cut_to(cluster, last)
+    hold(cluster, lambda letter, message: letter.source == 1 and message.kind in (Kind.APPEND, Kind.HEARTBEAT))
+    cluster.until(lambda: cluster.leader() == 1)
+    cluster.propose("y")
+    cluster.settle()
+    for letter in old:
+        cluster.hosts[2].step(letter.source, letter.data)
+    heals(cluster, "y")
+
+
 def test_letters_from_a_life_that_a_lone_voter_forgot_come_too_late() -> None:
     """Entry and commit of "x" reach the learner when the voter, which lost "x", leads again: it must have raised its term."""
     cluster = written(1)
@@ -247,14 +259,7 @@ def test_letters_from_a_life_that_a_lone_voter_forgot_come_too_late() -> None:
     cluster.tick(1)
     old = list(old)
     assert cluster.payloads(1)[-1] == "x"
-    cut_to(cluster, last)
-    hold(cluster, lambda letter, message: letter.source == 1 and message.kind in (Kind.APPEND, Kind.HEARTBEAT))
-    cluster.until(lambda: cluster.leader() == 1)
-    cluster.propose("y")
-    cluster.settle()
-    for letter in old:
-        cluster.hosts[2].step(letter.source, letter.data)
-    heals(cluster, "y")
+    leads_on_from(cluster, last, old)
 
 
 def test_a_term_that_only_a_lone_voter_knew_is_not_led_twice() -> None:
@@ -277,14 +282,7 @@ def test_a_term_that_only_a_lone_voter_knew_is_not_led_twice() -> None:
     assert old
     assert cluster.status(2).term < term
     damage_down_to(cluster, 1, term - 1)
-    cut_to(cluster, last)
-    hold(cluster, lambda letter, m: letter.source == 1 and m.kind in (Kind.APPEND, Kind.HEARTBEAT))
-    cluster.until(lambda: cluster.leader() == 1)
-    cluster.propose("y")
-    cluster.settle()
-    for letter in old:
-        cluster.hosts[2].step(letter.source, letter.data)
-    heals(cluster, "y")
+    leads_on_from(cluster, last, old)
 
 
 def test_what_was_shared_with_a_former_life_is_not_taken() -> None:
