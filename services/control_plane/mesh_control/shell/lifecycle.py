@@ -29,6 +29,10 @@ from meshcommon.logging import get_logger
 SETTLE_S: Final = 2.0
 """How long an operation waits for this site's own services to take the change; they are told again later anyway."""
 RECONCILE_S: Final = 2.0
+JOIN_TRIES: Final = 3
+"""A lane that dies is told to nobody here: after this part of the time a newcomer asks again over another one."""
+JOIN_RETRY_S: Final = 0.1
+_MAY_STILL_COME: Final = frozenset({ErrorCode.DEADLINE_EXCEEDED, ErrorCode.NO_QUORUM})
 
 _log = get_logger(__name__)
 
@@ -105,7 +109,7 @@ class Lifecycle:
 
         Raises:
             MeshError: ALREADY_MEMBER, INVALID_ARGUMENT, MESH_ID_MISMATCH, ADDRESS_UNREACHABLE, WRONG_PROTOCOL,
-                NAME_TAKEN, KEY_TAKEN, MESH_CRITICAL, NO_QUORUM.
+                NAME_TAKEN, KEY_TAKEN, MESH_CRITICAL, NO_QUORUM, DEADLINE_EXCEEDED.
         """
         if not address.startswith(("ws://", "wss://")):
             raise MeshError(
@@ -178,6 +182,18 @@ class Lifecycle:
             await self._commit_state(NodeState.ACTIVE)
 
     async def _ask_for_a_place(self, address: str, mesh_id: str) -> Membership:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._node.timing.proposal_deadline_s
+        while True:
+            try:
+                return await self._ask_over_a_lane(address, mesh_id)
+            except MeshError as error:
+                if error.code not in _MAY_STILL_COME or loop.time() >= deadline:
+                    raise
+                _log.info("join_repeated", reason=error.message)
+                await asyncio.sleep(JOIN_RETRY_S)
+
+    async def _ask_over_a_lane(self, address: str, mesh_id: str) -> Membership:
         lane = await self._data.open_join_lane(address)
         try:
             check_mesh_id(mesh_id, lane.mesh_id)
@@ -191,7 +207,7 @@ class Lifecycle:
                 body = await self._calls.call(
                     Method.JOIN,
                     request.SerializeToString(),
-                    self._node.timing.proposal_deadline_s,
+                    self._node.timing.proposal_deadline_s / JOIN_TRIES,
                     lane_id=lane.lane_id,
                 )
         finally:

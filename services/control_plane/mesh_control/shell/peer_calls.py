@@ -28,6 +28,8 @@ EXECUTING_MAX: Final = 256
 """Requests executed at once; more are dropped, and the caller sends them again."""
 EXECUTING_FOR_JOINERS_MAX: Final = 16
 TIMEOUT_MAX_S: Final = 60.0
+ANSWER_SHARE: Final = 0.9
+"""Of the time that a caller waits, the part that is left to whom it asks, and of that the handler's: so why it failed is told."""
 
 _log = get_logger(__name__)
 
@@ -54,7 +56,7 @@ class PacketSender(Protocol):
 
 
 Handler = Callable[[NodeId, bytes, float], Awaitable[bytes]]
-"""(caller's node, 0 for a joiner; body; seconds that the caller still waits) → body of the answer, or MeshError."""
+"""(caller's node, 0 for a joiner; body; seconds in which to answer) → body of the answer, or MeshError."""
 
 
 class PeerCalls:
@@ -92,7 +94,7 @@ class PeerCalls:
             MeshError: What the other side refused with; DEADLINE_EXCEEDED.
         """
         loop = asyncio.get_running_loop()
-        request = Request(int(method), round(timeout_s * 1000), body)
+        request = Request(int(method), round(timeout_s * ANSWER_SHARE * 1000), body)
         request_id, outgoing = self._requests.start(peer, request, loop.time() + timeout_s, loop.time(), lane_id)
         future: asyncio.Future[Response | None] = loop.create_future()
         self._waiting[request_id] = future
@@ -171,7 +173,7 @@ class PeerCalls:
         timeout_s = min(request.deadline_ms / 1000, TIMEOUT_MAX_S)
         try:
             async with asyncio.timeout(timeout_s):
-                return OkResponse(await handler(peer, bytes(request.body), timeout_s))
+                return OkResponse(await handler(peer, bytes(request.body), timeout_s * ANSWER_SHARE))
         except MeshError as error:
             return ErrorResponse(error.code, error.message, error.retryable, error.details)
         except TimeoutError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,6 +49,34 @@ async def test_taken_name_is_refused(mesh: SmallMesh) -> None:
     stranger = mesh.start("c")
     stranger.node.name = "b"
     assert (await refused(mesh, stranger, "ws://a:1")).code is ErrorCode.NAME_TAKEN
+
+
+async def test_join_goes_on_over_another_lane_when_one_dies(mesh: SmallMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    (a,) = await mesh.grow("a")
+    mesh.timing = replace(mesh.timing, proposal_deadline_s=3.0)
+    b = mesh.start("b")
+    lanes: list[int] = []
+    open_lane = mesh.open_join_lane
+
+    def one_that_dies(joiner: OneNode, address: str) -> overlay_pb2.OpenJoinLaneResponse:
+        opened = open_lane(joiner, address)
+        if not lanes:
+            mesh.lanes[opened.lane_id] = (joiner, "nobody")
+        lanes.append(opened.lane_id)
+        return opened
+
+    monkeypatch.setattr(mesh, "open_join_lane", one_that_dies)
+    place = await b.lifecycle.join("ws://a:1", "")
+    assert (place.node_id, len(lanes), mesh.lanes) == (2, 2, {})
+    assert len(a.node.require_mcg().state.nodes) == 2
+
+
+async def test_newcomer_is_told_that_the_mesh_has_no_quorum(mesh: SmallMesh) -> None:
+    await mesh.grow("a", "b", "c")
+    await mesh.eventually(lambda: len(mesh.nodes["a"].node.require_mcg().raft_status().voters) == 3)
+    mesh.cut_off = {"b", "c"}
+    mesh.timing = replace(mesh.timing, proposal_deadline_s=3.0)
+    assert (await refused(mesh, mesh.start("d"), "ws://a:1")).code is ErrorCode.NO_QUORUM
 
 
 async def test_join_whose_answer_was_lost_gets_the_same_place(mesh: SmallMesh) -> None:
