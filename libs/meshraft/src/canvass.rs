@@ -15,7 +15,6 @@
 use raft::eraftpb::{Message, MessageType};
 use raft::{GetEntriesContext, StateRole, INVALID_ID};
 
-use crate::electorate::WHOEVER;
 use crate::errors::Fault;
 use crate::grants::Stamp;
 use crate::group::{join_snapshot, Group};
@@ -72,7 +71,6 @@ impl Group {
     /// Asks everybody whether this member may lead, when it is time; a lone voter that has to ask nobody leads.
     pub fn canvass(&mut self) {
         self.canvass.is_due &= !self.is_leader() && self.node.raft.leader_id == INVALID_ID;
-        // Raft-rs panics when a lone voter leads with what is not durable yet.
         if !self.canvass.is_due || !self.is_durable() {
             return;
         }
@@ -87,15 +85,10 @@ impl Group {
         self.canvass.asked_at = self.ticks;
         let term = self.next_term();
         self.grants.begin(MessageType::MsgRequestPreVoteResponse, term);
-        match self.electorate() {
-            Some(electorate) if electorate.is_empty() => self.stand_alone(),
-            Some(_) => self.ask_widely(MessageType::MsgRequestPreVote, term),
-            None => {
-                let strangers = self.nodes.iter().filter(|node| self.member_at(**node).is_none());
-                let requests: Vec<Message> =
-                    strangers.map(|node| self.request(MessageType::MsgRequestPreVote, term, WHOEVER | node)).collect();
-                self.notices.extend(requests);
-            }
+        if self.electorate().is_some_and(|electorate| electorate.is_empty()) {
+            self.stand_alone();
+        } else {
+            self.ask_widely(MessageType::MsgRequestPreVote, term);
         }
     }
 
@@ -129,6 +122,11 @@ impl Group {
         let _ = self.node.campaign();
     }
 
+    /// Whether this member would lead at once if it stood, with a log that is not durable: raft-rs panics then.
+    pub fn must_write_first(&self) -> bool {
+        !self.is_leader() && self.conf().voters == [self.member] && !self.is_durable()
+    }
+
     fn is_durable(&self) -> bool {
         self.node.raft.raft_log.persisted == self.node.raft.raft_log.last_index()
     }
@@ -159,7 +157,9 @@ impl Group {
         let log = &self.node.raft.raft_log;
         let (last, last_term) = (log.last_index(), log.last_term());
         let is_longer = (last_term, last) > (request.log_term, request.index);
-        let has_more = is_longer || log.committed > request.commit;
+        // A tail that lacks what the candidate knows to be committed was written by nobody who could lead.
+        let agrees = log.committed >= request.commit || log.match_term(request.commit, request.commit_term);
+        let has_more = agrees && is_longer || log.committed > request.commit;
         if self.is_voter() || self.hears_a_leader() || self.installing.is_some() || !has_more {
             return false;
         }
@@ -188,15 +188,14 @@ impl Group {
         true
     }
 
-    /// Takes what somebody shares, if this member asked for it just now, and asks again if it was news.
+    /// Takes what somebody shares, if this member would still ask for it with the same words, and asks again if it was news.
+    /// Others may have refused meanwhile, so that it does not stand any more.
     pub fn take_share(&mut self, mut message: Message) -> Result<(), Fault> {
         let raft = &self.node.raft;
-        let asks = raft.state == StateRole::PreCandidate
-            || self.is_lone_in_doubt() && self.grants.counts(MessageType::MsgRequestPreVoteResponse, self.next_term());
         let log = &raft.raft_log;
         let asked = [self.life, self.next_term(), log.last_term(), log.last_index(), log.committed];
         let is_free = raft.leader_id == INVALID_ID && self.installing.is_none();
-        if !asks || !is_free || message.context[SHARE.len()..] != asked.map(u64::to_be_bytes).concat() {
+        if !is_free || message.context[SHARE.len()..] != asked.map(u64::to_be_bytes).concat() {
             return Ok(());
         }
         message.context.clear();

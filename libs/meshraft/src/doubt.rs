@@ -74,8 +74,15 @@ impl Group {
         let patience = 4 * self.settings.election_ticks as u64;
         let is_heard = |member: &u64| self.heard.get(member).is_some_and(|at| self.ticks - at <= patience);
         let mut silent: BTreeSet<u64> = self.conf().voters.iter().copied().collect();
-        if self.in_doubt() {
-            silent = self.electorate().unwrap_or_else(|| silent.iter().chain(&self.named).copied().collect());
+        if self.in_doubt() || self.counts_doubt() {
+            let electorate = self.electorate().filter(|electorate| electorate.strangers.is_empty());
+            let asked = match electorate {
+                Some(electorate) => electorate.members,
+                None => silent.iter().chain(&self.named).copied().collect(),
+            };
+            // Votes of members that are out for good are still needed while too few others have one.
+            let present = silent.iter().filter(|member| **member == self.member || asked.contains(member)).count();
+            silent = if 2 * present > silent.len() { asked } else { &silent | &asked };
         }
         let is_lone = self.is_lone_in_doubt();
         silent.retain(|member| *member != self.member && !(is_heard(member) && (!is_lone || self.grants.has(*member))));

@@ -3,14 +3,19 @@
 //! Those are the voters, and whoever a change that this member has not applied makes one. A change that it does not even hold was
 //! confirmed by a majority of the voters before it: where they are two or more, somebody undamaged among them holds it, and refuses
 //! this member's log. Where there is but one, that may be the damaged one: then everybody is asked who may have become a
-//! voter since, learners and whom the caller names. Of some only the node may be known: then whoever is there is asked.
+//! voter since, learners and whom the caller names. Also where there are two: the third may have been a voter when entries behind
+//! its demotion were confirmed, before that was applied, by it and the damaged one alone. Of three it takes two, one of
+//! whom is not damaged and votes still. Voters that are out for good (`Group::is_out`) do not count among the two: that they
+//! are out was confirmed without them. A node may have become another member meanwhile, or only the node may be known: asked is
+//! whoever is there. And as the damaged member may have been that only voter, and who it took in may be unknown here, it names the
+//! nodes that its own caller knows when it grants (`grants`).
 //!
 //! Who is no voter here is asked by a request of its own, which is *wide*. Who may be a voter by what it holds itself answers as to
 //! any other. Who finds no promotion of its own grants, blank members too: nobody counts on what it confirmed. But not if the
-//! candidate lacks what it knows to be committed; and before, it shares what it holds more (`canvass`). It votes: the
-//! term that it notes keeps late letters of former leaders from it.
+//! candidate's log ends, in term and index, before what it knows to be committed; and before, it shares what it holds more
+//! (`canvass`). It votes: the term that it notes keeps late letters of former leaders from it.
 //!
-//! Members that are out for good (`Group::is_out`) are not asked. Source: docs/design/streams.md, "A damaged log".
+//! Source: docs/design/streams.md, "A damaged log".
 
 use std::collections::BTreeSet;
 
@@ -26,15 +31,31 @@ pub const WHOEVER: u64 = 1 << 63;
 /// Bytes of the log that are looked at in one go.
 const SLICE_BYTES: u64 = 4 << 20;
 
+/// Without whose grants no grant in doubt counts.
+#[derive(Debug, Default)]
+pub struct Electorate {
+    /// Other members.
+    pub members: BTreeSet<u64>,
+    /// Nodes whose member is not known yet.
+    pub strangers: BTreeSet<u64>,
+}
+
+impl Electorate {
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.strangers.is_empty()
+    }
+}
+
 impl Group {
-    /// The other members without whose grant no grant in doubt counts. None if the log cannot tell, or if somebody must be
-    /// asked whose member id is not known.
-    pub fn electorate(&self) -> Option<BTreeSet<u64>> {
+    /// None if the log cannot tell.
+    pub fn electorate(&self) -> Option<Electorate> {
         let conf = self.conf();
         let mut voters: BTreeSet<u64> = conf.voters.iter().copied().collect();
         let mut asked = voters.clone();
         let mut others: BTreeSet<u64> = conf.learners.iter().chain(&self.named).copied().collect();
-        let mut fewest = voters.len();
+        let present = |voters: &BTreeSet<u64>| voters.iter().filter(|member| !self.is_out(**member)).count();
+        let mut fewest = present(&voters);
+        let mut strangers = BTreeSet::new();
         for change in self.changes_ahead()? {
             if change.get_change_type() == ConfChangeType::AddNode {
                 voters.insert(change.node_id);
@@ -43,21 +64,35 @@ impl Group {
                 voters.remove(&change.node_id);
                 others.insert(change.node_id);
             }
-            fewest = fewest.min(voters.len());
+            fewest = fewest.min(present(&voters));
         }
-        if fewest <= 1 {
+        if fewest <= 2 {
             asked.extend(others);
-            for node in &self.nodes {
-                asked.insert(self.member_at(*node)?);
+            asked = asked.into_iter().map(|member| self.successor(member)).collect();
+            for node in self.nodes.iter().chain(self.nodes_of_doubt()) {
+                match self.member_at(*node) {
+                    Some(member) => asked.insert(member),
+                    None => strangers.insert(*node),
+                };
             }
         }
         asked.retain(|member| *member != self.member && !self.is_out(*member));
-        Some(asked)
+        Some(Electorate { members: asked, strangers })
+    }
+
+    /// Where this member's caller knows that members are.
+    pub fn known_nodes(&self) -> BTreeSet<u64> {
+        self.named.iter().filter_map(|member| self.peers.get(member)).chain(&self.nodes).copied().collect()
     }
 
     /// The newest member that is known at a node.
     pub fn member_at(&self, node: u64) -> Option<u64> {
         self.peers.iter().rev().find(|(_, home)| **home == node).map(|(member, _)| *member)
+    }
+
+    /// The newest member that is known at the node of another one. A node has one member at a time: the former one is no more.
+    fn successor(&self, member: u64) -> u64 {
+        self.peers.get(&member).and_then(|node| self.member_at(*node)).unwrap_or(member)
     }
 
     /// The changes in the log that are not applied yet. None if it cannot be read.
@@ -85,11 +120,14 @@ impl Group {
     pub fn wide_requests(&self, kind: MessageType, term: u64) -> Vec<Message> {
         let (voters, is_lone) = (&self.conf().voters, self.is_lone_in_doubt());
         let electorate = self.electorate().unwrap_or_default();
-        let unasked = electorate.into_iter().filter(|member| is_lone || !voters.contains(member));
-        unasked.map(|member| self.request(kind, term, member)).collect()
+        let unasked = electorate.members.into_iter().filter(|member| is_lone || !voters.contains(member));
+        // The member that is known at a node may have been replaced there: the request is for whoever is.
+        let address = |member: u64| self.peers.get(&member).map_or(member, |node| WHOEVER | node);
+        let strangers = electorate.strangers.into_iter().map(|node| WHOEVER | node);
+        unasked.map(address).chain(strangers).map(|to| self.request(kind, term, to)).collect()
     }
 
-    pub fn request(&self, kind: MessageType, term: u64, to: u64) -> Message {
+    fn request(&self, kind: MessageType, term: u64, to: u64) -> Message {
         let own = if self.in_doubt() { self.life } else { 0 };
         let log = &self.node.raft.raft_log;
         let mut request = Message::default();

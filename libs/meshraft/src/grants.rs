@@ -9,12 +9,14 @@
 //! * a candidate in doubt names its own life when it asks, and counts only grants that name it too: what it has forgotten
 //!   it may have asked for in the same term.
 //!
+//! A marked grant also names the nodes that its giver's caller knows: where whoever it took in, and forgot, may be.
+//!
 //! Who all voters are, with changes of the membership under way or forgotten, is told by `electorate`.
 //!
 //! Whom all voters elected so may trust the members in doubt that granted it: none of them voted for, or followed, anybody
 //! in a higher term, because that one would not have granted. Source: Protocol-Aware Recovery (FAST 2018), §3.4; docs/design/streams.md.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Buf, Bytes};
 use raft::eraftpb::{Message, MessageType};
@@ -35,14 +37,16 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// Takes the stamp off a message.
-    fn take(message: &mut Message) -> Stamp {
-        let Some(mut rest) = message.context.strip_prefix(MARK).filter(|rest| rest.len() == 24) else {
-            return Stamp::default();
+    /// Takes the stamp off a message, and the nodes behind it.
+    fn take(message: &mut Message) -> (Stamp, BTreeSet<u64>) {
+        let is_whole = |rest: &&[u8]| rest.len() >= 24 && rest.len() % 8 == 0;
+        let Some(mut rest) = message.context.strip_prefix(MARK).filter(is_whole) else {
+            return (Stamp::default(), BTreeSet::new());
         };
         let stamp = Stamp { own: rest.get_u64(), asked: rest.get_u64(), wide: rest.get_u64() };
+        let nodes = std::iter::from_fn(|| rest.has_remaining().then(|| rest.get_u64())).collect();
         message.context.clear();
-        stamp
+        (stamp, nodes)
     }
 
     pub fn context(self) -> Bytes {
@@ -86,8 +90,9 @@ pub struct Grants {
     granted: BTreeMap<u64, Option<Message>>,
     /// The lives of those that granted in doubt.
     marked: BTreeMap<u64, u64>,
-    /// Who in doubt granted the pre-vote.
+    /// Who in doubt granted the pre-vote, and the nodes that it knows.
     known: Lives,
+    nodes: BTreeSet<u64>,
     /// Who in doubt granted the vote of this leader, as all others did.
     pub electors: Lives,
 }
@@ -117,34 +122,44 @@ impl Grants {
 }
 
 impl Group {
+    /// Whether somebody in doubt granted this candidate in advance, so that the whole electorate has to.
+    pub fn counts_doubt(&self) -> bool {
+        self.is_candidate() && [0, 1].iter().any(|more| self.grants.known.has_some(self.node.raft.term + more))
+    }
+
     /// Stamps what this member asks for in doubt, and asks the rest of the electorate too where grants in doubt count.
     pub fn stamp_requests(&self, messages: &mut Vec<Message>) {
-        let is_request = |message: &&mut Message| is_request(message) && message.context.is_empty();
-        let mut asks = None;
-        for message in messages.iter_mut().filter(is_request) {
-            asks = Some((message.get_msg_type(), message.term));
-            if self.in_doubt() {
-                message.context = Stamp { own: self.life, ..Stamp::default() }.context();
-            }
-        }
-        let Some((kind, term)) = asks else { return };
-        if self.in_doubt() || self.grants.known.has_some(term) {
-            messages.extend(self.wide_requests(kind, term));
-        }
+        let is_request = |message: &Message| is_request(message) && message.context.is_empty();
+        let Some((kind, term)) = messages.iter().find(|m| is_request(m)).map(|m| (m.get_msg_type(), m.term)) else {
+            return;
+        };
+        let stamp = match self.in_doubt() {
+            true => Stamp { own: self.life, ..Stamp::default() },
+            // Who is a voter here may know that it is none any more.
+            false if self.grants.known.has_some(term) => Stamp { wide: self.life, ..Stamp::default() },
+            false => return,
+        };
+        messages.iter_mut().filter(|m| is_request(m)).for_each(|message| message.context = stamp.context());
+        messages.extend(self.wide_requests(kind, term));
     }
 
     /// Stamps what this member has just granted, the messages behind the first `before`. Not later: two requests of one
     /// candidate, from before and after its damage, may come in one turn.
     pub fn stamp_grants(&mut self, before: usize, asked: u64) {
         let own = if self.standing == Standing::Full { 0 } else { self.life };
+        let mut context = Stamp { own, asked, ..Stamp::default() }.context().to_vec();
+        if self.in_doubt() {
+            context.extend(self.known_nodes().into_iter().flat_map(u64::to_be_bytes));
+        }
+        let context = Bytes::from(context);
         for message in self.node.raft.msgs.iter_mut().skip(before).filter(|message| is_grant(message)) {
-            message.context = Stamp { own, asked, ..Stamp::default() }.context();
+            message.context = context.clone();
         }
     }
 
     /// Takes a grant; returns those to be counted now.
     pub fn weigh_grant(&mut self, mut message: Message) -> Vec<Message> {
-        let stamp = Stamp::take(&mut message);
+        let (stamp, nodes) = Stamp::take(&mut message);
         let (kind, term, from) = (message.get_msg_type(), message.term, message.from);
         let raft = &self.node.raft;
         let is_vote = kind == MessageType::MsgRequestVoteResponse;
@@ -166,7 +181,7 @@ impl Group {
             return Vec::new();
         }
         self.grants.turn_to(kind, term);
-        let is_news = self.note_mark(&message, stamp.own);
+        let is_news = self.note_mark(&message, stamp.own, nodes);
         let counts = stamp.own == 0 && !self.in_doubt();
         let mut ready = if counts { vec![message.clone()] } else { Vec::new() };
         self.grants.granted.insert(from, (!counts).then_some(message));
@@ -177,7 +192,7 @@ impl Group {
             let requests = self.wide_requests(MessageType::MsgRequestPreVote, term);
             self.notices.extend(requests);
         }
-        if self.electorate().is_some_and(|electorate| electorate.iter().all(|member| self.grants.has(*member))) {
+        if self.has_all_grants() {
             if is_vote {
                 self.grants.marked.iter().for_each(|(from, life)| self.grants.electors.note(term, *from, *life));
             }
@@ -190,15 +205,29 @@ impl Group {
         ready
     }
 
+    fn has_all_grants(&self) -> bool {
+        let has_all = |members: &BTreeSet<u64>| members.iter().all(|member| self.grants.has(*member));
+        self.electorate().is_some_and(|electorate| electorate.strangers.is_empty() && has_all(&electorate.members))
+    }
+
+    /// Where members may be, as far as those in doubt know that granted this candidate.
+    pub fn nodes_of_doubt(&self) -> impl Iterator<Item = &u64> {
+        self.grants.nodes.iter().filter(|_| self.counts_doubt())
+    }
+
     /// Notes whether a grant was given in doubt; whether that is the first such in this candidacy.
-    fn note_mark(&mut self, grant: &Message, own: u64) -> bool {
+    fn note_mark(&mut self, grant: &Message, own: u64, nodes: BTreeSet<u64>) -> bool {
         let grants = &mut self.grants;
         let is_first = own != 0 && grants.marked.is_empty();
         grants.marked.remove(&grant.from);
         if own != 0 {
             grants.marked.insert(grant.from, own);
             if grant.get_msg_type() == MessageType::MsgRequestPreVoteResponse {
+                if !grants.known.has_some(grant.term) {
+                    grants.nodes.clear();
+                }
                 grants.known.note(grant.term, grant.from, own);
+                grants.nodes.extend(nodes);
             }
         }
         is_first
@@ -208,7 +237,7 @@ impl Group {
 /// Takes from a request for a vote what it says of doubt.
 pub fn take_request(message: &mut Message) -> Stamp {
     if is_request(message) {
-        Stamp::take(message)
+        Stamp::take(message).0
     } else {
         Stamp::default()
     }

@@ -114,6 +114,15 @@ impl Group {
         self.node.raft.state == StateRole::Leader
     }
 
+    /// Whether a snapshot was taken that is not durable yet. Raft-rs has its configuration already.
+    fn is_installing(&self) -> bool {
+        self.installing.is_some() || self.node.raft.raft_log.unstable.snapshot.is_some()
+    }
+
+    pub fn is_candidate(&self) -> bool {
+        matches!(self.node.raft.state, StateRole::PreCandidate | StateRole::Candidate)
+    }
+
     pub fn role(&self) -> (StateRole, bool, u64, u64) {
         let raft = &self.node.raft;
         (raft.state, self.is_voter(), raft.term, raft.leader_id)
@@ -156,12 +165,12 @@ impl Group {
             return;
         }
         // An election reads the log from the applied index on, which an uninstalled snapshot has cut off.
-        if self.installing.is_some() || self.standing == Standing::Blank {
+        if self.is_installing() || self.standing == Standing::Blank {
             return;
         }
         if self.is_lone_in_doubt() {
             self.tick_alone();
-        } else {
+        } else if !self.must_write_first() {
             self.node.tick();
         }
         self.settle_timeout();
@@ -227,11 +236,11 @@ impl Group {
 
     pub fn campaign(&mut self) -> Result<(), Fault> {
         // raft-rs would let a member without a vote elect itself in an empty configuration, and panic.
-        if !self.is_voter() || self.installing.is_some() || self.standing == Standing::Blank {
+        if !self.is_voter() || self.is_installing() || self.standing == Standing::Blank {
             return Err(Fault::BadArgument("only a voter can campaign".into()));
         }
         self.flush_proposals();
-        if self.is_lone_in_doubt() {
+        if self.is_lone_in_doubt() || self.must_write_first() {
             self.canvass.is_due = true;
             return Ok(());
         }
@@ -284,15 +293,13 @@ impl Group {
             // The leader names an index that this member once confirmed: its disk lost synced data. raft-rs panics here.
             panic!("the leader knows entries up to {} of this member, it has lost some", message.commit);
         }
-        if kind == MessageType::MsgTimeoutNow && self.installing.is_some() {
+        if kind == MessageType::MsgTimeoutNow && (self.is_installing() || self.standing != Standing::Full) {
             return Ok(());
         }
-        if kind == MessageType::MsgTimeoutNow && self.standing != Standing::Full {
-            return Ok(());
-        }
+        // A member that joined lately may lead before its configuration entry is applied here; answers must reach it.
+        self.peers.entry(message.from).or_insert(peer);
         if is_share(&message) {
             self.heard.insert(message.from, self.ticks);
-            self.peers.entry(message.from).or_insert(peer);
             return self.take_share(message);
         }
         let request = take_request(&mut message);
@@ -313,11 +320,9 @@ impl Group {
         }
         let joined = join_snapshot(&mut message, self.member);
         let from = message.from;
-        // A member that joined lately may lead before its configuration entry is applied here; answers must reach it.
-        self.peers.entry(from).or_insert(peer);
         self.heard.insert(from, self.ticks);
-        if self.in_doubt() && is_refusal(&message) {
-            // Raft-rs looks at no answer of one that it does not know as a member, also not at its term.
+        if is_refusal(&message) && (self.in_doubt() || self.is_candidate()) {
+            // Raft-rs looks at no answer of one that it does not know as a member, also not at its term: it may have been asked widely.
             self.node.raft.step(message).map_err(|e| Fault::InvalidFrame(e.to_string()))?;
             self.settle_timeout();
             return Ok(());

@@ -105,7 +105,7 @@ class Cluster:
 
     def attach(self, node: int) -> RaftHost:
         """A host on the node's disk with no group open yet."""
-        self.disks.setdefault(node, SimDisk())
+        self.disks.setdefault(node, SimDisk(keeps_history=self.damages))
         # Sleeping groups know a process by its seed, and no two lives draw the same timeouts: every one has its own.
         restarts = max(0, self.starts + 1 - len(self.nodes))
         self.starts += 1

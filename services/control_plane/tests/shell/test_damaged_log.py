@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -82,6 +83,26 @@ async def test_the_only_voter_of_two_nodes_gets_back_what_the_learner_holds(mesh
     await mesh.eventually(lambda: back.node.require_mcg().standing().is_leader)
     assert len(back.node.require_mcg().state.streams) == STREAMS
     await create(mesh.nodes["b"], "demo/after")
+    assert not is_in_doubt(back)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
+async def test_the_only_voter_finds_the_learner_that_was_renewed_since(mesh: SmallMesh, share: float) -> None:
+    """It asks for a member that the other node no longer has: whoever is there now holds everything."""
+    await mesh.grow("a", "b")
+    for number in range(STREAMS):
+        await create(mesh.nodes["b"], f"demo/s{number}")
+    await mesh.crash("b")
+    shutil.rmtree(mesh.directory / "b" / "raft")
+    renewed = mesh.start("b")
+    await mesh.eventually(lambda: renewed.node.mcg is not None and renewed.node.mcg.place.mcg_member == 3)
+    await mesh.eventually(lambda: len(renewed.node.require_mcg().state.streams) == STREAMS)
+    await mesh.crash("a")
+    damage(mesh, "a", share, random.Random(f"renewed{share}"))
+    back = mesh.start("a")
+    await mesh.eventually(lambda: back.node.require_mcg().standing().is_leader)
+    await mesh.eventually(lambda: len(back.node.require_mcg().state.streams) == STREAMS)
+    await create(renewed, "demo/after")
     assert not is_in_doubt(back)
 
 
