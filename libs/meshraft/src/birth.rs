@@ -14,7 +14,7 @@ use crate::config::GroupSettings;
 use crate::doubt::{Cases, Verified};
 use crate::errors::Fault;
 use crate::grants::Grants;
-use crate::group::{ConfAt, Group};
+use crate::group::{ConfAt, Group, KnownIds};
 use crate::log::{LogReader, Op, Standing, Stored};
 use crate::ready::{Held, Installed};
 use crate::sleep::Sleep;
@@ -201,6 +201,7 @@ fn assemble(
         standing: stored.standing,
         full_since: 0,
         named: named.keys().copied().collect(),
+        known: KnownIds::default(),
         nodes: Vec::new(),
         grants: Grants::default(),
         canvass: Canvass::default(),

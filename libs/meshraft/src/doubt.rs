@@ -26,6 +26,7 @@ use bytes::Buf;
 use raft::eraftpb::{Message, MessageType};
 use raft::{ProgressState, SnapshotStatus, INVALID_ID};
 
+use crate::electorate::Electorate;
 use crate::group::Group;
 use crate::log::{Op, Standing};
 
@@ -75,10 +76,11 @@ impl Group {
         let is_heard = |member: &u64| self.heard.get(member).is_some_and(|at| self.ticks - at <= patience);
         let mut silent: BTreeSet<u64> = self.conf().voters.iter().copied().collect();
         if self.in_doubt() || self.counts_doubt() {
-            let electorate = self.electorate().filter(|electorate| electorate.strangers.is_empty());
-            let asked = match electorate {
-                Some(electorate) => electorate.members,
-                None => silent.iter().chain(&self.named).copied().collect(),
+            let asked: BTreeSet<u64> = match self.electorate() {
+                Some(Electorate { members, strangers }) if strangers.values().all(|member| *member != 0) => {
+                    members.into_iter().chain(strangers.into_values()).collect()
+                }
+                _ => silent.iter().chain(&self.named).copied().collect(),
             };
             // Votes of members that are out for good are still needed while too few others have one.
             let present = silent.iter().filter(|member| **member == self.member || asked.contains(member)).count();

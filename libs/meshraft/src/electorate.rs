@@ -7,8 +7,8 @@
 //! its demotion were confirmed, before that was applied, by it and the damaged one alone. Of three it takes two, one of
 //! whom is not damaged and votes still. Voters that are out for good (`Group::is_out`) do not count among the two: that they
 //! are out was confirmed without them. A node may have become another member meanwhile, or only the node may be known: asked is
-//! whoever is there. And as the damaged member may have been that only voter, and who it took in may be unknown here, it names the
-//! nodes that its own caller knows when it grants (`grants`).
+//! whoever is there. And as the damaged member may have been that only voter, and who it took in may be unknown here, it tells
+//! where members are with its grant (`grants`); what the caller here knows better is passed over.
 //!
 //! Who is no voter here is asked by a request of its own, which is *wide*. Who may be a voter by what it holds itself answers as to
 //! any other. Who finds no promotion of its own grants, blank members too: nobody counts on what it confirmed. But not if the
@@ -17,13 +17,13 @@
 //!
 //! Source: docs/design/streams.md, "A damaged log".
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeType, EntryType, Message, MessageType};
 use raft::{GetEntriesContext, StateRole, CAMPAIGN_TRANSFER, INVALID_ID};
 
-use crate::grants::Stamp;
+use crate::grants::{Place, Stamp};
 use crate::group::Group;
 
 /// Added to a node, this stands for whoever is the group's member there.
@@ -36,8 +36,8 @@ const SLICE_BYTES: u64 = 4 << 20;
 pub struct Electorate {
     /// Other members.
     pub members: BTreeSet<u64>,
-    /// Nodes whose member is not known yet.
-    pub strangers: BTreeSet<u64>,
+    /// Nodes from which nobody was heard yet that counts, and the member that may be there, 0 if it is not known.
+    pub strangers: BTreeMap<u64, u64>,
 }
 
 impl Electorate {
@@ -55,7 +55,7 @@ impl Group {
         let mut others: BTreeSet<u64> = conf.learners.iter().chain(&self.named).copied().collect();
         let present = |voters: &BTreeSet<u64>| voters.iter().filter(|member| !self.is_out(**member)).count();
         let mut fewest = present(&voters);
-        let mut strangers = BTreeSet::new();
+        let mut strangers = BTreeMap::new();
         for change in self.changes_ahead()? {
             if change.get_change_type() == ConfChangeType::AddNode {
                 voters.insert(change.node_id);
@@ -69,11 +69,12 @@ impl Group {
         if fewest <= 2 {
             asked.extend(others);
             asked = asked.into_iter().map(|member| self.successor(member)).collect();
-            for node in self.nodes.iter().chain(self.nodes_of_doubt()) {
-                match self.member_at(*node) {
-                    Some(member) => asked.insert(member),
-                    None => strangers.insert(*node),
-                };
+            let told = self.told_in_doubt().filter(|place| self.is_news(place));
+            for Place { member, node } in told.chain(self.nodes.iter().map(|node| Place { member: 0, node: *node })) {
+                match self.member_at(node).filter(|there| *there >= member) {
+                    Some(there) => drop(asked.insert(there)),
+                    None => drop(strangers.insert(node, member)),
+                }
             }
         }
         asked.retain(|member| *member != self.member && !self.is_out(*member));
@@ -81,8 +82,18 @@ impl Group {
     }
 
     /// Where this member's caller knows that members are.
-    pub fn known_nodes(&self) -> BTreeSet<u64> {
-        self.named.iter().filter_map(|member| self.peers.get(member)).chain(&self.nodes).copied().collect()
+    pub fn known_places(&self) -> Vec<Place> {
+        let place = |member: &u64| self.peers.get(member).map(|node| Place { member: *member, node: *node });
+        let named = self.named.iter().filter_map(place);
+        named.chain(self.nodes.iter().map(|node| Place { member: 0, node: *node })).collect()
+    }
+
+    /// Whether this member's caller knows nothing of that: of all else it knows better.
+    fn is_news(&self, place: &Place) -> bool {
+        match place.member {
+            0 => place.node >= self.known.nodes,
+            member => member != self.member && !self.named.contains(&member) && !self.is_out(member),
+        }
     }
 
     /// The newest member that is known at a node.
@@ -110,10 +121,11 @@ impl Group {
         Some(changes)
     }
 
-    /// Whether a member has left for good. Ids only rise: one below another that the caller names, and not named itself, was
-    /// named once. It is out by a change that is committed, or its disk is gone and its node has another one.
+    /// Whether a member has left for good. Ids only rise: one below another that the caller names or knows, and not named itself,
+    /// was named once. It is out by a change that is committed, or its disk is gone and its node has another one.
     fn is_out(&self, member: u64) -> bool {
-        !self.named.contains(&member) && self.named.iter().max().is_some_and(|newest| member < *newest)
+        let known = self.named.iter().max().map_or(0, |newest| newest + 1).max(self.known.members);
+        !self.named.contains(&member) && member < known
     }
 
     /// Requests to those of the electorate whom raft-rs does not ask.
@@ -123,7 +135,7 @@ impl Group {
         let unasked = electorate.members.into_iter().filter(|member| is_lone || !voters.contains(member));
         // The member that is known at a node may have been replaced there: the request is for whoever is.
         let address = |member: u64| self.peers.get(&member).map_or(member, |node| WHOEVER | node);
-        let strangers = electorate.strangers.into_iter().map(|node| WHOEVER | node);
+        let strangers = electorate.strangers.into_keys().map(|node| WHOEVER | node);
         unasked.map(address).chain(strangers).map(|to| self.request(kind, term, to)).collect()
     }
 

@@ -9,7 +9,7 @@
 //! * a candidate in doubt names its own life when it asks, and counts only grants that name it too: what it has forgotten
 //!   it may have asked for in the same term.
 //!
-//! A marked grant also names the nodes that its giver's caller knows: where whoever it took in, and forgot, may be.
+//! A marked grant also tells where its giver's caller knows members: whoever it took in, and forgot, may be among them.
 //!
 //! Who all voters are, with changes of the membership under way or forgotten, is told by `electorate`.
 //!
@@ -36,17 +36,30 @@ pub struct Stamp {
     pub wide: u64,
 }
 
+/// Where a member is; 0 if its id is not known.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub member: u64,
+    pub node: u64,
+}
+
 impl Stamp {
-    /// Takes the stamp off a message, and the nodes behind it.
-    fn take(message: &mut Message) -> (Stamp, BTreeSet<u64>) {
-        let is_whole = |rest: &&[u8]| rest.len() >= 24 && rest.len() % 8 == 0;
-        let Some(mut rest) = message.context.strip_prefix(MARK).filter(is_whole) else {
-            return (Stamp::default(), BTreeSet::new());
+    /// Takes the stamp off a message, and the places behind it. None if it has one that cannot be read: who takes a grant in doubt
+    /// for another one counts too much.
+    fn take(message: &mut Message) -> Option<(Stamp, Vec<Place>)> {
+        let Some(mut rest) = message.context.strip_prefix(MARK) else {
+            return Some((Stamp::default(), Vec::new()));
         };
+        if rest.len() < 24 || (rest.len() - 24) % 16 != 0 {
+            return None;
+        }
         let stamp = Stamp { own: rest.get_u64(), asked: rest.get_u64(), wide: rest.get_u64() };
-        let nodes = std::iter::from_fn(|| rest.has_remaining().then(|| rest.get_u64())).collect();
+        let mut places = Vec::with_capacity(rest.len() / 16);
+        while rest.has_remaining() {
+            places.push(Place { member: rest.get_u64(), node: rest.get_u64() });
+        }
         message.context.clear();
-        (stamp, nodes)
+        Some((stamp, places))
     }
 
     pub fn context(self) -> Bytes {
@@ -90,9 +103,9 @@ pub struct Grants {
     granted: BTreeMap<u64, Option<Message>>,
     /// The lives of those that granted in doubt.
     marked: BTreeMap<u64, u64>,
-    /// Who in doubt granted the pre-vote, and the nodes that it knows.
+    /// Who in doubt granted the pre-vote, and what each of them told last of where members are.
     known: Lives,
-    nodes: BTreeSet<u64>,
+    told: BTreeMap<u64, Vec<Place>>,
     /// Who in doubt granted the vote of this leader, as all others did.
     pub electors: Lives,
 }
@@ -149,7 +162,8 @@ impl Group {
         let own = if self.standing == Standing::Full { 0 } else { self.life };
         let mut context = Stamp { own, asked, ..Stamp::default() }.context().to_vec();
         if self.in_doubt() {
-            context.extend(self.known_nodes().into_iter().flat_map(u64::to_be_bytes));
+            let places = self.known_places();
+            context.extend(places.iter().flat_map(|place| [place.member, place.node]).flat_map(u64::to_be_bytes));
         }
         let context = Bytes::from(context);
         for message in self.node.raft.msgs.iter_mut().skip(before).filter(|message| is_grant(message)) {
@@ -159,7 +173,7 @@ impl Group {
 
     /// Takes a grant; returns those to be counted now.
     pub fn weigh_grant(&mut self, mut message: Message) -> Vec<Message> {
-        let (stamp, nodes) = Stamp::take(&mut message);
+        let Some((stamp, places)) = Stamp::take(&mut message) else { return Vec::new() };
         let (kind, term, from) = (message.get_msg_type(), message.term, message.from);
         let raft = &self.node.raft;
         let is_vote = kind == MessageType::MsgRequestVoteResponse;
@@ -181,7 +195,7 @@ impl Group {
             return Vec::new();
         }
         self.grants.turn_to(kind, term);
-        let is_news = self.note_mark(&message, stamp.own, nodes);
+        let is_news = self.note_mark(&message, stamp.own, places);
         let counts = stamp.own == 0 && !self.in_doubt();
         let mut ready = if counts { vec![message.clone()] } else { Vec::new() };
         self.grants.granted.insert(from, (!counts).then_some(message));
@@ -211,12 +225,13 @@ impl Group {
     }
 
     /// Where members may be, as far as those in doubt know that granted this candidate.
-    pub fn nodes_of_doubt(&self) -> impl Iterator<Item = &u64> {
-        self.grants.nodes.iter().filter(|_| self.counts_doubt())
+    pub fn told_in_doubt(&self) -> impl Iterator<Item = Place> + '_ {
+        let told = self.counts_doubt().then_some(&self.grants.told);
+        told.into_iter().flat_map(|told| told.values().flatten().copied())
     }
 
     /// Notes whether a grant was given in doubt; whether that is the first such in this candidacy.
-    fn note_mark(&mut self, grant: &Message, own: u64, nodes: BTreeSet<u64>) -> bool {
+    fn note_mark(&mut self, grant: &Message, own: u64, places: Vec<Place>) -> bool {
         let grants = &mut self.grants;
         let is_first = own != 0 && grants.marked.is_empty();
         grants.marked.remove(&grant.from);
@@ -224,22 +239,22 @@ impl Group {
             grants.marked.insert(grant.from, own);
             if grant.get_msg_type() == MessageType::MsgRequestPreVoteResponse {
                 if !grants.known.has_some(grant.term) {
-                    grants.nodes.clear();
+                    grants.told.clear();
                 }
                 grants.known.note(grant.term, grant.from, own);
-                grants.nodes.extend(nodes);
+                grants.told.insert(grant.from, places);
             }
         }
         is_first
     }
 }
 
-/// Takes from a request for a vote what it says of doubt.
-pub fn take_request(message: &mut Message) -> Stamp {
+/// Takes from a request for a vote what it says of doubt; None if that cannot be read.
+pub fn take_request(message: &mut Message) -> Option<Stamp> {
     if is_request(message) {
-        Stamp::take(message).0
+        Stamp::take(message).map(|(stamp, _)| stamp)
     } else {
-        Stamp::default()
+        Some(Stamp::default())
     }
 }
 

@@ -40,6 +40,13 @@ pub struct ConfAt {
     pub conf: ConfState,
 }
 
+/// Ids from these on are not known to the caller.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct KnownIds {
+    pub members: u64,
+    pub nodes: u64,
+}
+
 /// A snapshot on its way to a member.
 #[derive(Debug, Clone, Copy)]
 pub struct Sent {
@@ -56,6 +63,8 @@ pub struct Group {
     pub full_since: u64,
     /// Members that the caller names: all that are in the group or on their way, as far as it knows.
     pub named: Vec<u64>,
+    /// Members and nodes with smaller ids are known to the caller: whom it does not name is out.
+    pub known: KnownIds,
     /// Nodes of which the caller knows that each has some member.
     pub nodes: Vec<u64>,
     pub grants: Grants,
@@ -262,7 +271,8 @@ impl Group {
     }
 
     /// Takes who the members are, as far as the caller knows, and where they live.
-    pub fn name(&mut self, peers: BTreeMap<u64, u64>) {
+    pub fn name(&mut self, peers: BTreeMap<u64, u64>, known: KnownIds) {
+        self.known = known;
         self.named = peers.keys().copied().collect();
         let conf = self.conf().clone();
         let leader = self.node.raft.leader_id;
@@ -302,7 +312,7 @@ impl Group {
             self.heard.insert(message.from, self.ticks);
             return self.take_share(message);
         }
-        let request = take_request(&mut message);
+        let Some(request) = take_request(&mut message) else { return Ok(()) };
         if self.answers_by_itself(&message, request) {
             return Ok(());
         }

@@ -19,7 +19,7 @@ use crate::config::GroupSettings;
 use crate::errors::{one_line, panic_text, Fault};
 use crate::feed::Feed;
 use crate::frame::{self, Frame, Outgoing};
-use crate::group::Group;
+use crate::group::{Group, KnownIds};
 use crate::log::{Log, Op};
 use crate::reader::Reads;
 use crate::ready::{as_committed, Committed, Installed, RoleChange, Turn};
@@ -205,9 +205,9 @@ impl Host {
     }
 
     /// Names the members anew, and where they live. Members of the configuration that are not named stay reachable.
-    pub fn set_peers(&mut self, group: u64, peers: BTreeMap<u64, u64>) -> Result<(), Fault> {
+    pub fn set_peers(&mut self, group: u64, peers: BTreeMap<u64, u64>, known: KnownIds) -> Result<(), Fault> {
         self.with(group, |g, _| {
-            g.name(peers);
+            g.name(peers, known);
             Ok(())
         })
     }

@@ -210,3 +210,73 @@ def test_a_lone_voter_that_was_deposed_stands_when_its_log_is_durable() -> None:
     cluster.auto_sync = True
     cluster.until(lambda: cluster.leader() == 1)
     assert cluster.payloads(1)[-1] == "x"
+
+
+@pytest.mark.parametrize("is_healed", [False, True])
+@pytest.mark.parametrize("forgets", [False, True])
+def test_an_old_catalogue_of_the_damaged_one_keeps_nobody_waiting_who_knows_better(
+    forgets: bool, is_healed: bool
+) -> None:
+    """Node 1 tells with its grant of one that is out, and gone; node 2 knows that from a newer catalogue."""
+    cluster = written()
+    change(cluster, "remove", 3)
+    removed_at = cluster.status(1).applied
+    cluster.commit("new")
+    cluster.tick(5)
+    cluster.crash(3)
+    cluster.nodes.remove(3)
+    name(cluster, 2, 1, 2, known=14)
+    if forgets:
+        cut_to(cluster, removed_at - 1)
+    else:
+        cluster.damage(1, 1)
+        cluster.restart(1)
+    if is_healed:
+        cluster.tick(ELECTIONS)
+        name(cluster, 1, 1, 2, known=14)
+    cluster.until(lambda: cluster.leader() is not None)
+    heals(cluster, "new")
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_group_goes_on_when_the_catalogue_drops_who_is_gone(is_late: bool) -> None:
+    cluster = written(2)
+    learner(cluster, 3)
+    change(cluster, "remove", 3)
+    cluster.commit("new")
+    cluster.tick(5)
+    cluster.crash(3)
+    cluster.nodes.remove(3)
+    cluster.add_node(4)
+    if not is_late:
+        del cluster.peers[13]
+        name(cluster, 2, 1, 2, 4)
+    cluster.damage(1, 1)
+    cluster.restart(1)
+    if is_late:
+        cluster.tick(ELECTIONS)
+        assert (cluster.leader(), cluster.status(2).silent) == (None, [13])
+        name(cluster, 1, 1, 2, 4)
+        name(cluster, 2, 1, 2, 4)
+    cluster.until(lambda: cluster.leader() is not None)
+
+
+def test_a_grant_whose_doubt_cannot_be_read_does_not_count() -> None:
+    cluster = written()
+    for node in (2, 3):
+        cluster.crash(node)
+    cluster.crash(1)
+    cluster.restart(1)
+    cluster.tick(ELECTIONS)
+    cluster.hosts[1].campaign(GROUP)
+    cluster.settle()
+    term = cluster.status(1).term
+    for context in (b"doubt", b"doubt" + bytes(23), b"doubt" + bytes(32)):
+        grant = Message(Kind.REQUEST_PRE_VOTE_RESPONSE, 11, 12, term + 1, context=context)
+        cluster.hosts[1].step(2, frame(GROUP, grant))
+    cluster.settle()
+    assert cluster.status(1).term == term
+    grant = Message(Kind.REQUEST_PRE_VOTE_RESPONSE, 11, 12, term + 1)
+    cluster.hosts[1].step(2, frame(GROUP, grant))
+    cluster.settle()
+    assert cluster.status(1).term == term + 1

@@ -378,12 +378,13 @@ class RaftHost:
         """Lets the group go; it can be opened again. Proposals that are not committed stay undecided."""
     def destroy_group(self, group: int) -> None:
         """Closes the group and removes its entries and state from the log. Not reversible."""
-    def set_peers(self, group: int, peers: dict[int, int]) -> None:
+    def set_peers(self, group: int, peers: dict[int, int], *, known_members: int = 0, known_nodes: int = 0) -> None:
         """Names the members anew, with their nodes: all that are in the group or on their way, as far as the caller knows.
 
         Needed only for what the group cannot know: entries and snapshots carry where the members of the configuration live, and
         an unknown member's node is learnt from its first message. Messages for a member without a node are dropped. Ids only
-        rise: a member of the configuration that is not named, below one that is, counts as out of the group for good.
+        rise: a member that is not named, and smaller than one that is or than `known_members`, counts as out of the group for
+        good. In the same way a node below `known_nodes` has the members that are named there, and no other.
         """
     def is_asleep(self, group: int) -> bool:
         """Whether the group sleeps: what its status says but for ticks is as it was when it fell asleep. Raises UnknownGroup."""

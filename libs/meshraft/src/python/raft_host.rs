@@ -17,6 +17,7 @@ use crate::conf::Change;
 use crate::config::GroupSettings;
 use crate::engine_log::EngineLog;
 use crate::errors::{panic_text, Fault};
+use crate::group::KnownIds;
 use crate::host::Host;
 use crate::python::batches::{contiguous, PublishRun};
 use crate::python::disks::AnyDisk;
@@ -123,8 +124,16 @@ impl RaftHost {
         Ok(self.call(|host| host.destroy_group(group))?)
     }
 
-    fn set_peers(&mut self, group: u64, peers: BTreeMap<u64, u64>) -> PyResult<()> {
-        Ok(self.call(|host| host.set_peers(group, peers))?)
+    #[pyo3(signature = (group, peers, *, known_members=0, known_nodes=0))]
+    fn set_peers(
+        &mut self,
+        group: u64,
+        peers: BTreeMap<u64, u64>,
+        known_members: u64,
+        known_nodes: u64,
+    ) -> PyResult<()> {
+        let known = KnownIds { members: known_members, nodes: known_nodes };
+        Ok(self.call(|host| host.set_peers(group, peers, known))?)
     }
 
     fn is_asleep(&self, group: u64) -> PyResult<bool> {

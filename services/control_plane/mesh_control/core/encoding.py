@@ -21,6 +21,8 @@ def view(
     status: MeshStatus,
     nodes: Iterable[Node],
     streams: Iterable[Stream],
+    *,
+    next_member_id: int,
 ) -> view_pb2.MeshView:
     """The MeshView of these values."""
     return view_pb2.MeshView(
@@ -30,6 +32,7 @@ def view(
         status=view_pb2.MeshStatus.ValueType(status),
         nodes=[node_view(node) for node in sorted(nodes, key=lambda node: node.node_id)],
         streams=[stream_view(stream) for stream in sorted(streams, key=lambda stream: stream.stream_id)],
+        next_member_id=next_member_id,
     )
 
 

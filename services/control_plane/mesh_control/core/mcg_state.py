@@ -130,6 +130,11 @@ class McgState:
         return NodeId(self._now.counters.node_id)
 
     @property
+    def next_mcg_member(self) -> MemberId:
+        """The id that the next member of the control group gets."""
+        return MemberId(self._now.counters.mcg_member)
+
+    @property
     def streams(self) -> Mapping[StreamId, Stream]:
         """Streams, tombstones included."""
         return MappingProxyType(self._now.streams)
@@ -144,7 +149,13 @@ class McgState:
         if self._view is None:
             now = self._now
             self._view = encoding.view(
-                now.revision, now.mesh_id, now.mesh_epoch, self.status, now.nodes.values(), now.streams.values()
+                now.revision,
+                now.mesh_id,
+                now.mesh_epoch,
+                self.status,
+                now.nodes.values(),
+                now.streams.values(),
+                next_member_id=now.counters.member_id,
             )
         return self._view
 

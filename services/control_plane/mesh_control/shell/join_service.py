@@ -6,6 +6,8 @@ Leaves out join policies and tokens. Source: architecture §5 "Lane", §10 "Join
 
 from __future__ import annotations
 
+import asyncio
+
 from google.protobuf.message import DecodeError
 
 from mesh_control.shell.local_node import LocalNode
@@ -42,10 +44,15 @@ class JoinService:
         command.add_node.name = request.name
         command.add_node.public_key = request.public_key
         command.add_node.peer_address = request.peer_address
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
         result = await self._proposals.propose(command, timeout_s)
         node_id = NodeId(result.allocated_id)
         # The newcomer's view must contain it, and this node must know its key before it dials again as a member.
-        if not await self._proposals.wait_for_revision(result.revision, timeout_s) or node_id not in state.nodes:
+        if (
+            not await self._proposals.wait_for_revision(result.revision, deadline - loop.time())
+            or node_id not in state.nodes
+        ):
             raise MeshError(ErrorCode.NO_QUORUM, "The admission is not known here yet: try again.")
         _log.info("node_admitted", node_id=node_id, name=request.name)
         return join_pb2.JoinResponse(

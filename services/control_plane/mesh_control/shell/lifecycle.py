@@ -33,6 +33,7 @@ JOIN_TRIES: Final = 3
 """A lane that dies is told to nobody here: after this part of the time a newcomer asks again over another one."""
 JOIN_RETRY_S: Final = 0.1
 _MAY_STILL_COME: Final = frozenset({ErrorCode.DEADLINE_EXCEEDED, ErrorCode.NO_QUORUM})
+_AWAY: Final = frozenset({ErrorCode.ADDRESS_UNREACHABLE, ErrorCode.UNAVAILABLE})
 
 _log = get_logger(__name__)
 
@@ -182,16 +183,17 @@ class Lifecycle:
             await self._commit_state(NodeState.ACTIVE)
 
     async def _ask_for_a_place(self, address: str, mesh_id: str) -> Membership:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._node.timing.proposal_deadline_s
-        while True:
+        passing = _MAY_STILL_COME
+        for _ in range(JOIN_TRIES - 1):
             try:
                 return await self._ask_over_a_lane(address, mesh_id)
             except MeshError as error:
-                if error.code not in _MAY_STILL_COME or loop.time() >= deadline:
+                if error.code not in passing:
                     raise
-                _log.info("join_repeated", reason=error.message)
+                passing = _MAY_STILL_COME | _AWAY
+                _log.info("join_attempt_failed", code=error.code, reason=error.message)
                 await asyncio.sleep(JOIN_RETRY_S)
+        return await self._ask_over_a_lane(address, mesh_id)
 
     async def _ask_over_a_lane(self, address: str, mesh_id: str) -> Membership:
         lane = await self._data.open_join_lane(address)

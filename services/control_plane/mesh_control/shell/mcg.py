@@ -107,6 +107,7 @@ class Mcg:
         self._closed = asyncio.Event()
         self._is_ticking = True
         self._peers: dict[int, int] = {}
+        self._known = (0, 0)
         self._acquainted: Collection[NodeId] = ()
         self._forgotten: list[NodeId] = []
         self._pending: dict[int, tuple[int, asyncio.Future[Result]]] = {}
@@ -392,9 +393,10 @@ class Mcg:
         if not self.state.mesh_id:
             return
         peers: dict[int, int] = {node.mcg_member: node.node_id for node in self.state.nodes.values()}
-        if peers != self._peers:
-            self._peers = peers
-            self._host.set_peers(GROUP, peers)
+        known = (int(self.state.next_mcg_member), int(self.state.next_node_id))
+        if (peers, known) != (self._peers, self._known):
+            self._peers, self._known = peers, known
+            self._host.set_peers(GROUP, peers, known_members=known[0], known_nodes=known[1])
 
     def _tell_forgotten(self) -> None:
         """Tells the host which nodes came after all that the log here tells of: a damaged one may have forgotten them."""

@@ -6,7 +6,7 @@ only the control plane needs (voters of the MCG, mesh status). Source: architect
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from meshapi.common.v1 import view_pb2
@@ -79,6 +79,7 @@ class Stream:
         members: who the group should have; its own Raft configuration follows.
         retiring: former members whose removal or whose data are not gone yet.
         is_sealed: while DELETING: the group takes nothing more, its replicas may be destroyed.
+        next_member_id: the catalogue has given out the ids before it, of all streams.
     """
 
     stream_id: StreamId
@@ -89,6 +90,7 @@ class Stream:
     retained_bytes_max: int
     retiring: tuple[Retiring, ...] = ()
     is_sealed: bool = False
+    next_member_id: int = field(default=0, compare=False)
 
     def member_at(self, node_id: NodeId) -> Member | None:
         """The membership that the node should have now."""
@@ -159,7 +161,7 @@ def view_from_proto(message: view_pb2.MeshView) -> View:
         raise MeshError(ErrorCode.INVALID_ARGUMENT, "The MeshView names no mesh: send one with its mesh id.")
     try:
         nodes = {NodeId(node.node_id): _node(node) for node in message.nodes}
-        streams = {StreamId(stream.stream_id): _stream(stream) for stream in message.streams}
+        streams = {StreamId(item.stream_id): _stream(item, message.next_member_id) for item in message.streams}
     except ValueError as error:
         raise MeshError(ErrorCode.INVALID_ARGUMENT, f"The MeshView cannot be read: {error}.") from None
     return View(message.revision, message.mesh_id, message.mesh_epoch, nodes, streams)
@@ -180,7 +182,7 @@ def _node(message: view_pb2.NodeView) -> Node:
     )
 
 
-def _stream(message: view_pb2.StreamView) -> Stream:
+def _stream(message: view_pb2.StreamView, next_member_id: int) -> Stream:
     if not message.stream_id:
         raise ValueError("a stream without an id")
     members = tuple(Member(NodeId(item.node_id), MemberId(item.member_id), item.is_voter) for item in message.members)
@@ -196,4 +198,5 @@ def _stream(message: view_pb2.StreamView) -> Stream:
             for item in message.retiring
         ),
         is_sealed=message.is_sealed,
+        next_member_id=next_member_id,
     )

@@ -37,9 +37,14 @@ _log = get_logger(__name__)
 def follow_catalogue(host: RaftHost, replica: Replica, stream: Stream) -> None:
     """Takes a stream as the catalogue has it now, and tells the group whom it names."""
     if stream.homes() != replica.stream.homes():
-        with suppress(GroupPoisoned):  # the next pump tells
-            host.set_peers(replica.group, stream.homes())
+        name_members(host, stream)
     replica.follow(stream)
+
+
+def name_members(host: RaftHost, stream: Stream) -> None:
+    """Tells an open group whom the catalogue names, and up to which id it would name them."""
+    with suppress(GroupPoisoned):  # the next pump tells
+        host.set_peers(int(stream.stream_id), stream.homes(), known_members=stream.next_member_id)
 
 
 def look_after_members(host: RaftHost, replica: Replica, status: GroupStatus, ticks: int, timing: StreamTiming) -> bool:

@@ -27,7 +27,7 @@ from mesh_data.shell.checkpointing import Checkpointing
 from mesh_data.shell.disk_watch import DiskWatch
 from mesh_data.shell.entry_reader import EntryReader
 from mesh_data.shell.group_frames import GroupFrames
-from mesh_data.shell.group_members import follow_catalogue, look_after_members
+from mesh_data.shell.group_members import follow_catalogue, look_after_members, name_members
 from mesh_data.shell.group_reports import Failure, ReplicaState, Report, reports_of
 from mesh_data.shell.overlay_port import OverlayPort
 from mesh_data.shell.replica import Replica
@@ -336,6 +336,7 @@ class Groups:
                 replica.restore(snapshot, FIRST_INDEX)
             else:
                 host.create_group(group, int(member_id), peers, voters=[], config=config)
+            name_members(host, stream)
         except HostPoisoned:
             raise
         except (RaftError, WireError) as error:

@@ -285,6 +285,7 @@ class MeshView(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     STREAMS_FIELD_NUMBER: _builtins.int
+    NEXT_MEMBER_ID_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """MCG revision: raised by every committed change."""
     mesh_id: _builtins.str
@@ -293,6 +294,8 @@ class MeshView(_message.Message):
     """Mesh epoch, raised only by attested recovery."""
     status: Global___MeshStatus.ValueType
     """Committed health."""
+    next_member_id: _builtins.int
+    """Ids of stream members from this one on are not given out yet; a smaller one that its stream does not name is out for good."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeView]:
         """Members, by node id."""
@@ -310,10 +313,11 @@ class MeshView(_message.Message):
         status: Global___MeshStatus.ValueType = ...,
         nodes: _abc.Iterable[Global___NodeView] | None = ...,
         streams: _abc.Iterable[Global___StreamView] | None = ...,
+        next_member_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_epoch", b"mesh_epoch", "mesh_id", b"mesh_id", "nodes", b"nodes", "revision", b"revision", "status", b"status", "streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_epoch", b"mesh_epoch", "mesh_id", b"mesh_id", "next_member_id", b"next_member_id", "nodes", b"nodes", "revision", b"revision", "status", b"status", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
