@@ -46,6 +46,12 @@ async def test_unknown_paths_and_methods_are_problems(gateway: Gateway) -> None:
     assert answer.headers["allow"] == "GET"
 
 
+async def test_a_body_that_is_not_sent_as_json_is_told_how_to_be_sent(gateway: Gateway) -> None:
+    answer = await gateway.http.post("/v1/streams", content=b"hello", headers={"content-type": "text/plain"})
+    assert (answer.status_code, answer.json()["code"]) == (415, "MEDIA_TYPE_NOT_SUPPORTED")
+    assert "Content-Type: application/json" in answer.json()["detail"]
+
+
 async def test_a_missing_query_parameter_is_named(gateway: Gateway) -> None:
     answer = await gateway.http.get("/v1/paths", params={"from": "a"})
     assert answer.status_code == 400

@@ -66,6 +66,9 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> MeshError:
     if kind == "json_invalid":
         reason = dict(first.get("ctx") or {}).get("error", "malformed")
         return MeshError(ErrorCode.INVALID_ARGUMENT, f"The body is not valid JSON ({reason}): correct it.")
+    if where == ("body",) and isinstance(first.get("input"), bytes):
+        text = "The body is not sent as JSON: set the header Content-Type: application/json; /docs shows the schema."
+        return MeshError(ErrorCode.MEDIA_TYPE_NOT_SUPPORTED, text)
     if kind == "missing":
         text = f"{_place(where)} {field!r} is missing: add it; /docs shows the schema."
     elif kind == "extra_forbidden":
