@@ -366,8 +366,8 @@ class RaftHost:
     def know_nodes(self, group: int, nodes: Sequence[int]) -> None:
         """Says that each of these nodes has a member of the group, by whatever id.
 
-        A lone voter in doubt does not lead while none of those that it knows lives there: it has forgotten the change that took
-        that one in.
+        Where one or two voters are left and one is in doubt, nobody leads before whoever is there has answered: the change that took
+        that one in may be forgotten.
         """
     def bookmark(self, group: int) -> bytes | None:
         """What `open_group` needs to open the group at the applied index; None while a snapshot is being installed.
