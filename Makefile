@@ -10,9 +10,11 @@ FILE ?=
 # For instance: make test ARGS="-k follower -x"
 ARGS ?=
 # For instance: make e2e-docker COMPOSE="docker compose"
+# Test files that run at the same time.
+JOBS ?= auto
 COMPOSE ?= $(MESH_TEST_COMPOSE)
 
-.PHONY: help setup demo up down test check sim sim-mutants fmt proto verify golden fuzz test-faults bench-publish bench-latency bench-restart bench-idle bench-catchup bars lock clean images e2e-docker
+.PHONY: help setup demo up down test test-fast nightly check sim sim-mutants fmt proto verify golden storms fuzz test-faults test-attacks bench-publish bench-latency bench-restart bench-idle bench-catchup bars lock clean images e2e-docker
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,13 +35,21 @@ up: setup ## start the same three nodes and leave them running
 down: ## stop the nodes that `make up` started; their data stays
 	@if [ -x $(VENV_PYTHON) ]; then exec $(VENV_PYTHON) -m meshtest.sites down; else echo "nothing runs: this checkout was never set up"; fi
 
-test: setup ## run every test with the coverage figure (ARGS= goes to pytest)
-	@exec $(VENV_PYTHON) -m pytest --cov --cov-config=pyproject.toml --cov-report=term --durations=10 $(ARGS)
+test: setup ## run every test, with the coverage of each package (ARGS= goes to pytest, and chooses)
+	@$(if $(ARGS),exec $(VENV_PYTHON) -m pytest -n $(JOBS) --no-loadscope-reorder $(ARGS),exec scripts/test $(JOBS))
+
+test-fast: setup ## run the tests of projects that have to do with what changed, without coverage: under a minute
+	@files=$$($(VENV_PYTHON) -m tests.changed_tests) && if [ -z "$$files" ]; then echo "test-fast: no test of a project has to do with what changed"; \
+	else exec $(VENV_PYTHON) -m pytest -n $(JOBS) -q $$files $(ARGS); fi
+
+nightly: setup ## fresh seeds, long storms, every mutant, long fuzzing, every test, containers, benches: hours
+	@exec scripts/nightly
 
 check: python ## run the fast gates: format, lint, types, import contracts, protos, Rust, tidiness
 	@exec scripts/check
 
-fmt: python ## format Python, Rust and protos, and apply the lint's safe fixes
+fmt: python ## format Python, Rust and protos, apply the lint's safe fixes, and write each package's map of files
+	@$(VENV_PYTHON) -m tests.tidy.file_maps
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format --quiet .
 	@.venv/bin/buf format --write
 	@source scripts/rust-path && cargo fmt --manifest-path libs/meshraft/Cargo.toml
@@ -61,6 +71,9 @@ e2e-docker: setup ## run the mesh of compose.yaml in containers, with faults and
 	@if scripts/images available; then scripts/images && MESH_TEST_COMPOSE="$(COMPOSE)" exec $(VENV_PYTHON) -u -m tests.docker.run $(STEPS); \
 	else echo "e2e-docker: SKIPPED: there is no Docker here"; fi
 
+test-attacks: setup ## attack a running mesh at every port: it must go on as if nothing were; writes build/attacks/attacks.json
+	@exec $(VENV_PYTHON) -m pytest tests/attacks $(ARGS)
+
 test-faults: setup ## real processes on disks, clocks and processors that fail, each fault a test; writes build/faults/faults.json
 	@exec $(VENV_PYTHON) -m pytest tests/faults $(ARGS)
 
@@ -79,8 +92,11 @@ sim: setup ## simulate meshes under faults, SEEDS= of them (100 unless told; FIR
 sim-mutants: setup ## plant known bugs in the simulation one by one, and count the seeds until each is seen
 	@exec $(VENV_PYTHON) -m tests.sim.mutation $(if $(SEEDS),--seeds $(SEEDS))
 
-fuzz: python ## fuzz every parser of bytes from outside (SECONDS= in all, 60 unless told)
-	@exec $(VENV_PYTHON) tests/fuzz/run.py --seconds $(or $(SECONDS),60)
+storms: setup ## random schedules of Raft groups on disks that fail (STORMS=300, HUNTS=100, FIRST= the first seed)
+	@exec $(VENV_PYTHON) -m libs.meshraft.tests.storms --storms $(or $(STORMS),300) --hunts $(or $(HUNTS),100) --first $(or $(FIRST),10000)
+
+fuzz: setup ## fuzz every parser of bytes from outside, or the entry points that are named (TARGET= or all; SECONDS= in all, 60 unless told)
+	@exec $(VENV_PYTHON) tests/fuzz/run.py --seconds $(or $(SECONDS),60) $(TARGET)
 
 bench-restart: setup ## measure how long a data plane with 1 GB of log takes to serve again (ROUNDS=3)
 	@exec $(VENV_PYTHON) -m tests.bench.restart --rounds $(or $(ROUNDS),3)

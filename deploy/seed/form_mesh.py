@@ -66,9 +66,14 @@ class Node:
         """Founds a mesh."""
         return await self._call(self._mesh.Seed(mesh_pb2.SeedRequest(), timeout=CALL_S))
 
-    async def join(self, address: str, mesh_id: str) -> mesh_pb2.JoinResponse:
-        """Joins the mesh `mesh_id` of the node at `address`."""
-        request = mesh_pb2.JoinRequest(address=address, mesh_id=mesh_id)
+    async def issue_token(self, name: str) -> str:
+        """A join token for the node `name`."""
+        request = mesh_pb2.IssueTokenRequest(name=name)
+        return (await self._call(self._mesh.IssueToken(request, timeout=CALL_S))).token
+
+    async def join(self, address: str, mesh_id: str, token: str) -> mesh_pb2.JoinResponse:
+        """Joins the mesh `mesh_id` of the node at `address`, by a token of that mesh."""
+        request = mesh_pb2.JoinRequest(address=address, mesh_id=mesh_id, token=token)
         return await self._call(self._mesh.Join(request, timeout=CALL_S))
 
     async def _call(self, call: Awaitable[ResultT]) -> ResultT:
@@ -131,9 +136,11 @@ async def _join(node: Node, members: Sequence[Node], mesh_id: str) -> None:
     if not addresses:
         raise MeshError(ErrorCode.ADDRESS_UNREACHABLE, "No member listens for peers, so that nobody can join.")
 
+    token = await patiently("a member issues a token", partial(members[0].issue_token, node.target.name))
+
     async def attempt() -> mesh_pb2.JoinResponse | None:
         try:
-            return await node.join(addresses[0], mesh_id)
+            return await node.join(addresses[0], mesh_id, token)
         except MeshError as error:
             # The answer to an earlier attempt was lost.
             if error.code is ErrorCode.ALREADY_MEMBER:

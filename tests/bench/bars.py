@@ -1,6 +1,7 @@
 """`make bars`: one table of every figure that was measured, met or short by how much, and of those that were not.
 
-Reads build/**/*.json: the benches' rows, and the findings of the simulator and of the fault tests.
+Reads build/**/*.json: the benches' rows, and the findings of the simulator and of the fault tests. Keeps the rows in
+`docs/bars.jsonl` (`history`), and names those that fell.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench import report
+from tests.bench import history, report
 
 EXPECTED: Final[dict[str, tuple[str, ...]]] = {
     "publish": (
@@ -77,6 +78,18 @@ def main() -> None:
             print("not measured: " + ", ".join(missing))
     for path, found in checks:
         print(f"\n{path.relative_to(build)}: {_findings(found)}")
+    kept = history.load()
+    new = history.added(kept, benches.values())
+    if new:
+        history.append(new)
+    fallen = list(history.falls([*kept, *new]))
+    print(
+        f"\nhistory: {len(new)} new rows in {history.FILE.relative_to(report.ROOT)}; worse by more than a tenth: ",
+        end="",
+    )
+    print("none" if not fallen else "")
+    for sentence in fallen:
+        print(f"  {sentence}")
 
 
 def _load(path: Path) -> Mapping[str, Any]:

@@ -16,12 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from meshapi.common.v1 import view_pb2
 from meshapi.data.v1 import data_pb2, data_pb2_grpc
 from meshcommon.grpc_client import open_channel
+from meshtest.delegated import local_identity
 from meshtest.ports import free_ports
 from meshtest.processes import Child, start
 from meshtest.waiting import eventually
 
 NODES: Final = (1, 2, 3)
 RETAINED_BYTES_MAX: Final = 1 << 30
+_MESH_ID: Final = "00000000-0000-4000-8000-00000000be7c"
 _SEEDS: Final = {node: bytes([node]) * 32 for node in NODES}
 
 
@@ -34,9 +36,15 @@ class MeshNode:
         number: int,
         python: Sequence[str] = (sys.executable,),
         environment: Mapping[str, str] | None = None,
+        *,
+        is_tls: bool,
     ) -> None:
-        """`python` starts the interpreter, for instance under a profiler; `environment` is added to its variables."""
+        """`python` starts the interpreter, for instance under a profiler; `environment` is added to its variables.
+
+        `is_tls`: whether lanes run in TLS, as they do by default; peers are compared with in clear.
+        """
         self.number = number
+        self._is_tls = is_tls
         self._directory = directory
         self._python = python
         self._environment = environment or {}
@@ -63,14 +71,15 @@ class MeshNode:
     @property
     def peer(self) -> str:
         """Address for other nodes."""
-        return f"ws://127.0.0.1:{self._peer}"
+        return f"{'wss' if self._is_tls else 'ws'}://127.0.0.1:{self._peer}"
 
     async def start(self) -> None:
         """Starts the process and waits until it answers."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MESH_")} | {
             "MESH_NODE_NAME": f"n{self.number}",
             "MESH_NODE_DATA_DIR": str(self._directory / f"n{self.number}"),
-            "MESH_INSECURE_DEV": "1",
+            "MESH_INSECURE_DEV": "0" if self._is_tls else "1",
+            "MESH_DATA_PEER_TLS": "true" if self._is_tls else "false",
             "MESH_DATA_GRPC_LISTEN": f"127.0.0.1:{self._grpc}",
             "MESH_DATA_ADMIN_LISTEN": f"127.0.0.1:{self._admin}",
             "MESH_DATA_PEER_LISTEN": f"127.0.0.1:{self._peer}",
@@ -161,11 +170,11 @@ class MeshNodes:
         stream.revision = self._revision + 1
         await self.configure()
 
-    async def configure(self) -> None:
-        """Tells every node who it is, who the others are, and which streams there are."""
+    async def configure(self, clock_s: float = 0.0) -> None:
+        """Tells every node who it is, who the others are, and which streams there are, as a clock ahead by `clock_s` would."""
         self._revision += 1
         view = view_pb2.MeshView(
-            revision=self._revision, mesh_id="bench", status=view_pb2.MESH_STATUS_HEALTHY, streams=self._streams
+            revision=self._revision, mesh_id=_MESH_ID, status=view_pb2.MESH_STATUS_HEALTHY, streams=self._streams
         )
         for number, node in self.nodes.items():
             key = Ed25519PrivateKey.from_private_bytes(_SEEDS[number]).public_key().public_bytes_raw()
@@ -177,7 +186,8 @@ class MeshNodes:
                 state=view_pb2.NODE_STATE_ACTIVE,
             )
         for number, node in self.nodes.items():
-            identity = view_pb2.LocalIdentity(node_id=number, name=f"n{number}", private_key=_SEEDS[number])
+            key = (await node.data.GetDelegatedKey(data_pb2.GetDelegatedKeyRequest(), timeout=10)).public_key
+            identity = local_identity(_SEEDS[number], key, f"n{number}", _MESH_ID, number, clock_s=clock_s)
             request = data_pb2.ConfigureRequest(identity=identity, view=view, is_running=True)
             await node.data.Configure(request, timeout=10)
 
@@ -214,9 +224,11 @@ async def running_mesh(
     directory: Path,
     python: Sequence[str] = (sys.executable,),
     environments: Mapping[int, Mapping[str, str]] | None = None,
+    *,
+    is_tls: bool = False,
 ) -> AsyncIterator[MeshNodes]:
-    """Three nodes that reach each other; ended afterwards. `environments`: variables to add, by node."""
-    nodes = [MeshNode(directory, number, python, (environments or {}).get(number)) for number in NODES]
+    """Three nodes that reach each other; ended afterwards. `environments`: variables to add, by node; `is_tls`: of lanes."""
+    nodes = [MeshNode(directory, number, python, (environments or {}).get(number), is_tls=is_tls) for number in NODES]
     async with AsyncExitStack() as stack:
         for node in nodes:
             stack.push_async_callback(_end, node)

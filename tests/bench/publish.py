@@ -34,6 +34,7 @@ from tests.bench.report import Bar, Row
 DIRECTORY: Final = report.ROOT / "build" / "bench" / "nodes"
 TEN: Final = tuple(f"bench/s{number}" for number in range(10))
 ONE: Final = "128 B batched"
+TLS_CASES: Final = (ONE, "128 B unbatched", "64 KiB batched")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,26 @@ async def measure_full_mesh(mesh: MeshNodes, rounds: int, seconds: float) -> Row
     return Row(f"full mesh {ONE}", "messages/s", full, alone, bar=Bar(ratio=0.5))
 
 
+async def measure_tls(clear: MeshNodes, rounds: int, seconds: float) -> list[Row]:
+    """Rows with lanes in TLS, as they are by default; the peer is the same in clear, in turn."""
+    cases = [case for case in CASES if case.name in TLS_CASES]
+    taken = {case.name: Taken() for case in cases}
+    async with running_mesh(DIRECTORY / "tls", is_tls=True) as sealed:
+        for number in range(rounds):
+            for case in cases:
+                how = ("--size", str(case.size), "--seconds", str(seconds), *case.mesh)
+                for mesh, rates in ((sealed, taken[case.name].ours), (clear, taken[case.name].peer)):
+                    await mesh.create(["bench/one"])
+                    rates.append((await load("load_mesh", "flood", mesh.nodes[1].client, "bench/one", *how))["rate"])
+                    await mesh.delete(["bench/one"])
+                ours, peer = taken[case.name].ours[-1], taken[case.name].peer[-1]
+                print(f"round {number + 1}  {case.name:26} tls {ours:>10,.0f}/s   clear {peer:>10,.0f}/s", flush=True)
+    return [
+        Row(f"{case.name} tls", "messages/s", taken[case.name].ours, taken[case.name].peer, bar=Bar(ratio=0.7))
+        for case in cases
+    ]
+
+
 async def run(rounds: int, seconds: float, *, has_full_mesh: bool) -> None:
     """The whole bench; its nodes' directories are removed at the end."""
     shutil.rmtree(DIRECTORY, ignore_errors=True)
@@ -194,6 +215,7 @@ async def run(rounds: int, seconds: float, *, has_full_mesh: bool) -> None:
                     await bench.round(number + 1)
             rows = bench.rows()
             disk.append(probe(DIRECTORY))
+            rows += await measure_tls(mesh, rounds, seconds)
             if has_full_mesh:
                 rows.append(await measure_full_mesh(mesh, rounds, seconds))
     finally:
@@ -209,7 +231,7 @@ def publish_report(rows: Sequence[Row], disk: Sequence[float], machine: Mapping[
     picture = path.with_suffix(".svg")
     plot.draw(found, "Publishing to three nodes, compared with NATS JetStream R3", picture)
     print(report.table(found["rows"]))
-    print("The peer of the full mesh is the same load on data planes alone.")
+    print("The peer of the full mesh is the same load on data planes alone, that of rows with tls the same in clear.")
     print(
         f"raw disk: {', '.join(f'{figure:.0f}' for figure in disk)} MB/s; written to {_shown(path)}, {_shown(picture)}"
     )

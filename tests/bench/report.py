@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -116,6 +117,7 @@ def write(
     found = {
         "name": name,
         "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
         "machine": dict(taken_on or machine()),
         "versions": {"python": platform.python_version(), **versions},
         "raw_disk_mb_per_s": _rounded(raw_disk_mb_per_s),
@@ -123,6 +125,15 @@ def write(
     }
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def commit() -> str:
+    """The commit that is measured, with `-dirty` when files differ from it; empty outside a repository."""
+    command = ("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*")
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def machine() -> dict[str, Any]:

@@ -28,14 +28,16 @@ from typing import Final
 import mesh_data.main  # noqa: F401 - a data plane imports all of it
 from mesh_data.core.disk_room import RoomLimits
 from mesh_data.core.stream_timing import StreamTiming
-from mesh_data.core.view import Member, Node, NodeState, Stream, StreamState, View
-from mesh_data.shell.groups import Groups
-from mesh_data.shell.read_call import confirmed_end, fetch_local
-from mesh_data.shell.replica import Replica
+from mesh_data.core.view import Member, Node, NodeState, Stream, StreamPhase, View
+from mesh_data.shell.groups.groups import Groups
+from mesh_data.shell.groups.replica import Replica
+from mesh_data.shell.streams.byte_room import ByteRoom
+from mesh_data.shell.streams.read_call import FETCH_COST_BYTES, confirmed_end, fetch_local
 from meshcommon.admin import Readiness
 from meshcommon.ids import MemberId, NodeId, StreamId
 from meshtest.fake_overlay import FakeNetwork, FakeOverlay
-from meshwire.batch import Record, decode_header, encode_batch
+from meshwire.batch import decode_header
+from meshwire.records import Record, encode_batch
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BUILD: Final = ROOT / "build"
@@ -154,7 +156,7 @@ def one_round(at: int, case: Case, size_bytes: int) -> float:
 
 async def fill(directory: Path, case: Case, size_bytes: int) -> None:
     """Publishes until the log holds so many bytes, then stops, or ends on the spot."""
-    groups, running = _start(directory, StreamState.FORMING)
+    groups, running = _start(directory, StreamPhase.FORMING)
     replica = await _leading(groups)
     batch = encode_batch([Record(os.urandom(case.record_bytes)) for _ in range(case.records)])
     header = decode_header(batch)
@@ -169,12 +171,12 @@ async def fill(directory: Path, case: Case, size_bytes: int) -> None:
 
 async def serve(directory: Path) -> None:
     """Opens the groups and reads."""
-    groups, _running = _start(directory, StreamState.ACTIVE)
+    groups, _running = _start(directory, StreamPhase.ACTIVE)
     replica = await _leading(groups)
     seen = await confirmed_end(replica, _PATIENCE_S)
     assert seen.is_confirmed
     for offset in (seen.next_offset - 1, seen.floor_offset):
-        assert (await fetch_local(replica, offset, 1, 0.0)).batches
+        assert (await fetch_local(ByteRoom(FETCH_COST_BYTES), replica, offset, 1)).batches
     os._exit(0)
 
 
@@ -192,7 +194,7 @@ def _drop_from_cache(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _start(directory: Path, state: StreamState) -> tuple[Groups, asyncio.Task[None]]:
+def _start(directory: Path, state: StreamPhase) -> tuple[Groups, asyncio.Task[None]]:
     overlay = FakeOverlay(FakeNetwork(), NODE)
     timing = StreamTiming.preset("lan")
     groups = Groups(

@@ -35,7 +35,13 @@ class Case:
 CASES: Final = (
     Case("no name", DATA, 78, "MESH_NODE_NAME", environment=("MESH_INSECURE_DEV=1",)),
     Case("unknown setting", DATA, 78, "MESH_DATA_PEER", environment=("MESH_NODE_NAME=x", "MESH_DATA_PEER=1")),
-    Case("insecure not accepted", DATA, 77, "MESH_INSECURE_DEV", environment=("MESH_NODE_NAME=x",)),
+    Case(
+        "insecure not accepted",
+        DATA,
+        77,
+        "MESH_INSECURE_DEV",
+        environment=("MESH_NODE_NAME=x", "MESH_DATA_PEER_TLS=false"),
+    ),
     Case(
         "missing secret",
         CONTROL,
@@ -104,7 +110,7 @@ async def database_of_a_newer_schema(stage: Stage) -> None:
     await docker("restart", await stage.compose.container("b-control"))
     shown = await _warning(stage, "schema revision newer")
     stage.narrator.say(f"    {shown}")
-    assert shown in await stage.compose.readiness("b-control", "127.0.0.1:7102")
+    assert shown in await stage.compose.readiness("b-control", "b-control.metrics:7102")
     assert "SCHEMA_NEWER" in await stage.compose.logs("b-control", 50)
     await stage.create_stream("docker/newer-schema")
     assert "docker/newer-schema" not in await _sql(stage, "SELECT name FROM streams")

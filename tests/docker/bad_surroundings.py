@@ -71,7 +71,7 @@ async def disk_is_full(stage: Stage) -> None:
         try:
 
             async def reason() -> str:
-                answer = await stage.compose.readiness("b-data", "b-data.site:7302")
+                answer = await stage.compose.readiness("b-data", "b-data.metrics:7302")
                 return answer.strip() if '"ready":false' in answer else ""
 
             shown = await eventually("b's data plane is not ready", reason, timeout_s=60)

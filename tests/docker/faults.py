@@ -220,6 +220,7 @@ async def everything_stops_and_starts(stage: Stage) -> None:
 
 async def wiped_node_is_recognised(stage: Stage) -> None:
     """A node whose volumes are gone is no member any more: its name is refused, by a sentence, and the others go on."""
+    await stage.create_stream("docker/wiped")
     parts = [f"c-{service}" for service in ("data", "control", "routing")]
     for part in parts:
         await docker("rm", "--force", await stage.compose.container(part))
@@ -229,13 +230,13 @@ async def wiped_node_is_recognised(stage: Stage) -> None:
     said = await stage.compose.logs("seed")
     assert "NAME_TAKEN" in said, said
     assert (await stage.gateways["c"].status()).node_id == 0
-    await stage.gateways["a"].publish("docker/restart", [b"1:0"])
-    held = await held_by(stage.gateways["b"], "docker/restart", 1)
+    await stage.gateways["a"].publish("docker/wiped", [b"1:0"])
+    held = await held_by(stage.gateways["b"], "docker/wiped", 1)
     assert held[0].offset == 0
 
     async def refusal() -> MeshError | None:
         try:
-            await stage.gateways["c"].publish("docker/restart", [b"1:1"])
+            await stage.gateways["c"].publish("docker/wiped", [b"1:1"])
         except MeshError as error:
             # The gateway is still connecting to the new data plane for a moment.
             return None if error.code is ErrorCode.UNAVAILABLE else error

@@ -159,8 +159,25 @@ async def prometheus_sees_every_service(stage: Stage) -> None:
             found = await eventually("Prometheus knows the stream", sees_the_stream, timeout_s=60)
             assert {item["metric"]["site"] for item in found} == {*NODES}
             stage.narrator.say(f"    {expected} targets are up; {len(found)} replicas report their applied index")
+            await _only_admin_pages_answer(stage)
     finally:
         await docker("rm", "--force", await stage.compose.container("prometheus"))
+
+
+async def _only_admin_pages_answer(stage: Stage) -> None:
+    """From where Prometheus is, services have their admin ports; no site's own network is within its reach.
+
+    A data plane's peer listener is there, too: it has to be on both wan networks, and is made for strangers.
+    """
+    prometheus = await stage.compose.inspect("prometheus")
+    networks = {name.removeprefix(f"{stage.compose.project}_") for name in prometheus["NetworkSettings"]["Networks"]}
+    assert networks == {"metrics-a", "metrics-b", "metrics-c", "observe"}, networks
+    expected = {"control": ["7102"], "routing": ["7202"], "data": ["7300", "7302"], "gateway": ["7003"]}
+    for service, ports in expected.items():
+        host = await stage.compose.address("metrics-b", f"b-{service}")
+        probe = _PROBE.format(ports=" ".join(map(str, PORTS)), host=host)
+        answering = (await stage.compose.in_network_of("prometheus", "bash", "-c", probe)).split()
+        assert answering == ports, f"b-{service} answers Prometheus on {answering}"
 
 
 async def demo_story(stage: Stage) -> None:

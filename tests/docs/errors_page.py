@@ -22,6 +22,7 @@ PAGE: Final = ROOT / "docs" / "errors.md"
 GROUPS: Final[dict[ErrorCode, str]] = {
     ErrorCode.INVALID_ARGUMENT: "Any service",
     ErrorCode.ALREADY_MEMBER: "Membership",
+    ErrorCode.JOIN_CLOSED: "Joining",
     ErrorCode.HANDSHAKE_FAILED: "Lanes and paths",
     ErrorCode.STREAM_NOT_FOUND: "Streams",
     ErrorCode.ROUTE_NOT_FOUND: "REST",
@@ -34,19 +35,31 @@ _BEGINNING: Final = """\
 
 <!-- Made by scripts/errors-page from meshcommon/errors.py and meshcommon/error_meanings.py. Change those, not this page. -->
 
-Whatever is refused or fails is told with a stable code, a sentence that says what to do next, whether the same request may
-succeed later without any change (*retry*), and values for programs. A code is never renamed. A refusal changes nothing.
+Whatever is refused or fails is told with a stable code, a sentence that says what to do next, a flag `retryable`, and
+values for programs. A code is never renamed. A refusal changes nothing. The column *retry* says what became of the
+request:
+
+| retry | the request | asking again | `retryable` |
+|---|---|---|---|
+| not applied | changed nothing | may succeed | yes |
+| unknown | may have taken effect | is safe only if a repetition is recognised: a read, a batch of a producer | yes |
+| final | was refused for good, or met a fault that needs a person | changes nothing | no |
+
+*elsewhere: …* is what the same request can come to at another node, or at the next leader, where that differs.
 
 - **gRPC**: the status of the table, and an `ErrorDetail` in the trailing metadata `mesh-error-bin`. Where one item of a
   stream fails, the `ErrorDetail` is in its answer.
 - **REST**: the HTTP status of the table and a problem document (`application/problem+json`, RFC 9457) with `type`
   `urn:mesh:error:CODE`.
-- **WebSocket**: the problem document as a message, then a close with 1008, or 1011 where the HTTP status is 500 or above.
-- **meshctl**: one line `error: CODE: sentence` on standard error; exit status 3 where a retry may help, otherwise 1, 2 for
-  wrong usage, 130 after Ctrl-C.
+- **WebSocket**: the problem document as a message, then a close with 1008, or 1011 where the HTTP status is 500 or
+  above.
+- **meshctl**: one line `error: CODE: sentence` on standard error; exit status 3 where a retry may help, otherwise 1, 2
+  for wrong usage, 130 after Ctrl-C. What `meshctl audit` and [`meshctl check`](check.md) find is no error: exit
+  status 4 for a finding, 3 where not everything could be looked at.
 - **A service that cannot start**: one JSON line on standard error and the exit status of the table.
 
-An error may override the *retry* of its code: what it says itself counts.
+An error may override the flag of its code: what it says itself counts. A batch without a producer whose outcome is
+unknown is not retryable, for example. If the code says *unknown*, it stays that.
 """
 
 
@@ -63,7 +76,9 @@ def _lines() -> Iterator[str]:
             is_start = code is ErrorCode.SETTING_INVALID
             last = "exit status" if is_start else "retry"
             yield f"\n## {GROUPS[code]}\n\n| code | meaning | HTTP | gRPC | {last} |\n|---|---|---|---|---|\n"
-        end = str(mapping.exit_status) if is_start else "yes" if mapping.retryable else "no"
+        end = str(mapping.exit_status) if is_start else mapping.retry.value
+        if not is_start and mapping.elsewhere is not mapping.retry:
+            end += f"; elsewhere: {mapping.elsewhere.value}"
         yield f"| `{code}` | {MEANINGS[code]} | {mapping.http} | {mapping.grpc} | {end} |\n"
 
 

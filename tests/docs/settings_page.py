@@ -22,7 +22,7 @@ from mesh_control.shell.settings import ControlSettings
 from mesh_data.shell.settings import DataSettings
 from mesh_gateway.settings import GatewaySettings
 from mesh_routing.settings import RoutingSettings
-from meshcommon.settings import Listen, NodeName, NodeSettings, PeerAddress, Section
+from meshcommon.settings import Endpoint, HostName, Listen, NodeName, NodeSettings, PeerAddress, Section
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = ROOT / "docs" / "settings.md"
@@ -43,6 +43,8 @@ SECTIONS: Final[dict[str, tuple[str, type[Section]]]] = {
 
 _NAMED_TYPES: Final[list[tuple[Any, str]]] = [
     (Listen, "`host:port`"),
+    (Endpoint, "`host:port` or `unix:/path`"),
+    (HostName, "host name"),
     (NodeName, "name"),
     (PeerAddress, "`ws://` or `wss://` address"),
     (str, "text"),
@@ -58,9 +60,9 @@ _BEGINNING: Final = """\
 
 <!-- Made by scripts/settings-page from the settings classes. Change those, not this page. -->
 
-A service takes each setting from the first of these that has it: the environment, the file that `MESH_CONFIG_FILE` names
-([an example](mesh.example.toml)), the default. All services of a site may share one file and one environment: each reads
-`[node]` and its own section. No setting reloads live; restart the service.
+A service takes each setting from the first of these that has it: the environment, the file that `MESH_CONFIG_FILE`
+names ([an example](mesh.example.toml)), the default. All services of a site may share one file and one environment:
+each reads `[node]` and its own section. No setting reloads live; restart the service.
 
 A key or a `MESH_` variable that does not exist, and a missing or malformed value, end the start with SETTING_UNKNOWN or
 SETTING_INVALID, exit status 78, and a sentence that names the setting. In a variable, a table is written as

@@ -40,7 +40,8 @@ async def stream(mesh: Trio) -> str:
 
 async def test_seeding_a_seeded_node(mesh: Trio) -> None:
     before = await snapshot(mesh)
-    assert (await refused(mesh.gateways["a"].seed())).code is ErrorCode.ALREADY_MEMBER
+    assert (await refused(mesh.gateways["a"].seed("another"))).code is ErrorCode.ALREADY_MEMBER
+    assert (await refused(mesh.gateways["b"].seed())).code is ErrorCode.ALREADY_MEMBER
     assert await snapshot(mesh) == before
 
 
@@ -151,5 +152,5 @@ async def test_leaving_while_holding_streams_is_refused_with_the_list(mesh: Trio
 
 async def test_free_ports_are_not_a_mesh(mesh: Trio) -> None:
     """An unreachable address does not make a member lose its place."""
-    address = f"ws://127.0.0.1:{free_ports(1)[0]}"
+    address = f"wss://127.0.0.1:{free_ports(1)[0]}"
     assert (await refused(mesh.gateways["c"].join(address))).code is ErrorCode.ALREADY_MEMBER

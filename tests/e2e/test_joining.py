@@ -1,9 +1,11 @@
-"""What can go wrong when a node joins: a stable code, a sentence, and the node is as free as before."""
+"""What can go wrong when a node joins: a stable code, a sentence, and the node is as free as before; then it joins by token."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -32,7 +34,7 @@ async def pair() -> AsyncIterator[dict[str, Site]]:
         try:
             await asyncio.gather(*(site.start() for site in sites.values()))
             async with Gateway(sites["first"].config.gateway) as gateway:
-                await gateway.seed()
+                await gateway.seed("e2e")
             yield sites
         finally:
             await asyncio.gather(*(site.stop() for site in sites.values()))
@@ -49,7 +51,7 @@ async def refusal(site: Site, address: str, mesh_id: str = "") -> MeshError:
 
 
 async def test_an_address_where_nobody_listens(pair: dict[str, Site]) -> None:
-    address = f"ws://127.0.0.1:{free_ports(1)[0]}"
+    address = f"wss://127.0.0.1:{free_ports(1)[0]}"
     error = await refusal(pair["free"], address)
     assert error.code is ErrorCode.ADDRESS_UNREACHABLE
     assert address in error.message
@@ -73,7 +75,7 @@ async def test_a_websocket_server_that_is_no_peer(pair: dict[str, Site]) -> None
 
     async with serve(echo, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        assert (await refusal(pair["free"], f"ws://127.0.0.1:{port}")).code is ErrorCode.WRONG_PROTOCOL
+        assert (await refusal(pair["free"], f"wss://127.0.0.1:{port}")).code is ErrorCode.WRONG_PROTOCOL
 
 
 async def test_a_server_that_speaks_no_http(pair: dict[str, Site]) -> None:
@@ -85,15 +87,50 @@ async def test_a_server_that_speaks_no_http(pair: dict[str, Site]) -> None:
 
     server = await asyncio.start_server(greet, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    assert (await refusal(pair["free"], f"ws://127.0.0.1:{port}")).code is ErrorCode.WRONG_PROTOCOL
+    assert (await refusal(pair["free"], f"wss://127.0.0.1:{port}")).code is ErrorCode.WRONG_PROTOCOL
     server.close()
 
 
 async def test_the_gateway_is_not_the_peer_listener(pair: dict[str, Site]) -> None:
-    address = pair["first"].config.rest.replace("http://", "ws://")
+    address = pair["first"].config.rest.replace("http://", "wss://")
     assert (await refusal(pair["free"], address)).code is ErrorCode.WRONG_PROTOCOL
 
 
+def meshctl(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The program as an operator runs it."""
+    command = [sys.executable, "-m", "meshctl", "--gateway", site.config.gateway, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def test_policy_and_spent_tokens_keep_the_node_out(pair: dict[str, Site]) -> None:
+    """Through the program, as an operator would see it."""
+    first, free = pair["first"], pair["free"]
+    address = first.config.peer_address
+    by_address = await asyncio.to_thread(meshctl, free, "join", address, "--trust-first")
+    assert (by_address.returncode, by_address.stdout) == (1, "")
+    assert by_address.stderr.startswith("error: TOKEN_REQUIRED: ")
+    token = (await asyncio.to_thread(meshctl, first, "token", "issue", "--name", "another")).stdout.strip()
+    for_another = await asyncio.to_thread(meshctl, free, "join", token)
+    assert for_another.stderr.startswith("error: TOKEN_FOR_ANOTHER_NAME: ")
+    token_id = (await asyncio.to_thread(meshctl, first, "token", "ls")).stdout.splitlines()[-1].split()[0]
+    assert (await asyncio.to_thread(meshctl, first, "token", "revoke", token_id)).returncode == 0
+    assert (await asyncio.to_thread(meshctl, free, "join", token)).stderr.startswith("error: TOKEN_UNKNOWN: ")
+    await asyncio.to_thread(meshctl, first, "policy", "set", "closed")
+    token = (await asyncio.to_thread(meshctl, first, "token", "issue")).stdout.strip()
+    assert (await asyncio.to_thread(meshctl, free, "join", token)).stderr.startswith("error: JOIN_CLOSED: ")
+    await asyncio.to_thread(meshctl, first, "policy", "set", "key-required")
+    assert "key-required" in (await asyncio.to_thread(meshctl, first, "policy", "show")).stdout
+
+
 async def test_after_all_that_the_node_joins(pair: dict[str, Site]) -> None:
+    token = (await asyncio.to_thread(meshctl, pair["first"], "token", "issue")).stdout
+    assert len(token.splitlines()) == 1
+    joined = await asyncio.to_thread(meshctl, pair["free"], "join", token.strip())
+    assert joined.returncode == 0, joined.stderr
+    assert "this node has id 2" in joined.stdout
     async with Gateway(pair["free"].config.gateway) as gateway:
-        assert (await gateway.join(pair["first"].config.peer_address)).node_id == 2
+        status = await gateway.status()
+    assert (status.node_id, status.mesh_name) == (2, "e2e")
+    assert not [
+        log for log in (pair["free"].config.directory / "log").glob("*.log") if token.strip() in log.read_text()
+    ]

@@ -115,13 +115,24 @@ async def test_a_data_plane_restarts_alone(mesh: Trio) -> None:
 async def test_without_a_store_everything_goes_on_with_a_warning(mesh: Trio, store: str) -> None:
     stream = await create(mesh, store)
     server = getattr(mesh.sites["a"], store)
+    name = {"postgres": "Postgres", "valkey": "Redis"}[store]
+
+    async def told() -> list[str]:
+        answer = await mesh.gateways["a"].status()
+        return [warning for warning in answer.warnings if f"{name} of this site does not answer since 20" in warning]
+
+    async def is_silent() -> bool:
+        return not await told()
+
     async with publishing(mesh.gateways["a"], stream) as workload:
         server.child.kill()
+        await eventually(f"the status names {name}, and since when", told, timeout_s=10)
         await workload.progress()
         other = await create(mesh, f"{store}-away")
         assert other in [item.name for item in await mesh.gateways["a"].streams()]
         server.launch()
         await server.wait()
+        await eventually(f"the status names {name} no longer", is_silent, timeout_s=10)
     await check(mesh, workload)
 
 

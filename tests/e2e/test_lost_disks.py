@@ -40,10 +40,10 @@ def store_files(site: Site) -> StoreFiles:
 
 
 def knows(files: StoreFiles, other: StoreFiles) -> bool:
-    """Whether a store's memory has the present life of another one."""
+    """Whether a store's memory has the present incarnation of another one."""
     record = other.read().record
     assert record is not None
-    return record.lineage.present.life_id in {seen.life_id for seen in files.read_peers().seen.values()}
+    return record.lineage.present.incarnation_id in {seen.incarnation_id for seen in files.read_peers().seen.values()}
 
 
 async def members_of(gateway: Gateway, name: str) -> view_pb2.StreamView:

@@ -29,7 +29,7 @@ def site(tmp_path: Path) -> SiteConfig:
 
 def run(service: str, site: SiteConfig, **changes: str) -> tuple[int, dict[str, str]]:
     """Exit status and the error that the service printed last."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MESH_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "COVERAGE"))}
     environment |= site.environment(*NO_STORES) | changes
     done = subprocess.run(
         [sys.executable, "-m", MODULES[service]], env=environment, capture_output=True, timeout=60, check=False
@@ -63,13 +63,41 @@ def test_an_ill_typed_setting_is_named_with_its_value(service: str, site: SiteCo
 
 @pytest.mark.parametrize("service", MODULES)
 async def test_a_port_in_use_is_named(service: str, site: SiteConfig) -> None:
-    for port in (f"{service}_grpc", f"{service}_admin"):
+    ports = ("gateway_admin", "gateway_grpc", "gateway_http") if service == "gateway" else (f"{service}_admin",)
+    for port in ports:
         taken = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", site.ports[port])
         try:
             message = refused_with(ErrorCode.ADDRESS_IN_USE, await asyncio.to_thread(run, service, site))
             assert str(site.ports[port]) in message
         finally:
             taken.close()
+
+
+@pytest.mark.parametrize("service", STORING)
+async def test_a_socket_in_use_is_named_and_left_alone(service: str, site: SiteConfig) -> None:
+    path = site.sockets / f"{service}.sock"
+    path.parent.mkdir(mode=0o700, parents=True)
+    taken = await asyncio.start_unix_server(lambda _reader, writer: writer.close(), path)
+    try:
+        message = refused_with(ErrorCode.ADDRESS_IN_USE, await asyncio.to_thread(run, service, site))
+        assert str(path) in message
+        assert path.exists()
+    finally:
+        taken.close()
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *("MESH_CONTROL_GRPC_LISTEN", "MESH_CONTROL_ADMIN_LISTEN", "MESH_ROUTING_GRPC_LISTEN"),
+        *("MESH_ROUTING_ADMIN_LISTEN", "MESH_GATEWAY_GRPC_LISTEN", "MESH_GATEWAY_ADMIN_LISTEN"),
+    ],
+)
+def test_a_listener_that_others_reach_has_to_be_asked_for(variable: str, site: SiteConfig) -> None:
+    service = variable.split("_")[1].lower()
+    listen = {variable: f"0.0.0.0:{free_ports(1)[0]}", "MESH_INSECURE_DEV": "0"}
+    message = refused_with(ErrorCode.INSECURE_NOT_ALLOWED, run(service, site, **listen))
+    assert "0.0.0.0" in message
 
 
 def directory_of(service: str, site: SiteConfig) -> Path:
@@ -109,11 +137,13 @@ def test_a_damaged_marker(service: str, site: SiteConfig) -> None:
 
 
 def test_lanes_in_clear_have_to_be_asked_for(site: SiteConfig) -> None:
-    assert "MESH_INSECURE_DEV" in refused_with(ErrorCode.INSECURE_NOT_ALLOWED, run("data", site, MESH_INSECURE_DEV="0"))
+    assert "MESH_INSECURE_DEV" in refused_with(
+        ErrorCode.INSECURE_NOT_ALLOWED, run("data", site, MESH_DATA_PEER_TLS="false")
+    )
 
 
 def launch(service: str, site: SiteConfig) -> Child:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MESH_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "COVERAGE"))}
     return start(
         [sys.executable, "-m", MODULES[service]],
         log=site.directory / f"{service}.log",
@@ -136,9 +166,20 @@ async def test_a_service_starts_without_its_stores_and_stops_when_asked(service:
             return answer.status_code == 200
 
         await eventually(f"{service} is alive", is_alive)
+        assert open_to_others(site.directory / "state") == []
+        assert open_to_others(site.sockets) == []
     finally:
         status = child.stop(timeout_s=10)
     assert status == 0, child.log_tail()
+
+
+def open_to_others(directory: Path) -> list[Path]:
+    """What other users of the machine could read or enter, beginning with the directory itself."""
+    if not directory.exists():
+        return []
+    found = [path for path in (directory, *directory.rglob("*")) if path.stat().st_mode & 0o077]
+    # What lies in a directory that nobody may enter is safe.
+    return [] if directory not in found else found
 
 
 async def test_a_second_process_on_the_same_directory_is_refused(site: SiteConfig) -> None:

@@ -91,16 +91,31 @@ async def test_every_command_of_meshctl(mesh: Trio) -> None:
     assert b"Traceback" not in refused.stderr
 
 
+async def test_check_is_content_with_a_sound_mesh_and_finds_a_stopped_node(mesh: Trio) -> None:
+    sound = await ctl(mesh, "a", "check", "--wait", "30", "--json")
+    assert sound.returncode == 0, sound.stdout
+    assert {item["status"] for item in json.loads(sound.stdout)} <= {"ok", "warning"}
+    await mesh.gateways["c"].stop()
+    stopped = await ctl(mesh, "c", "check", "--json")
+    assert stopped.returncode == 4, stopped.stdout
+    assert [item["id"] for item in json.loads(stopped.stdout) if item["status"] == "failed"] == ["node.running"]
+    seen_from_a = json.loads((await ctl(mesh, "a", "check", "--json", "--only", "mesh.nodes-reachable")).stdout)
+    assert seen_from_a[0]["details"]["stopped"] == ["c"]
+    await mesh.gateways["c"].start()
+    back = await ctl(mesh, "c", "check", "--wait", "30")
+    assert back.returncode == 0, back.stdout.decode()
+
+
 async def test_admin_pages_and_health_of_every_service(mesh: Trio) -> None:
-    ports = mesh.sites["b"].config.ports
+    site = mesh.sites["b"].config
     async with httpx.AsyncClient(timeout=10) as http:
         for service in MODULES:
-            base = f"http://127.0.0.1:{ports[f'{service}_admin']}"
+            base = f"http://127.0.0.1:{site.ports[f'{service}_admin']}"
             assert (await http.get(f"{base}/healthz")).status_code == 200
             ready = await http.get(f"{base}/readyz")
             assert ready.status_code == 200, (service, ready.text)
             assert "# HELP" in (await http.get(f"{base}/metrics")).text
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[f'{service}_grpc']}") as channel:
+            async with grpc.aio.insecure_channel(site.target(service)) as channel:
                 # The package's stubs do not know the calls of their own class.
                 stub: Any = health_pb2_grpc.HealthStub(channel)
                 answer = await stub.Check(health_pb2.HealthCheckRequest())
@@ -183,5 +198,6 @@ async def test_a_node_that_leaves_is_gone_and_may_join_again(mesh: Trio) -> None
         return len((await mesh.gateways["a"].status()).view.nodes) == 2
 
     await eventually("a and b are alone", is_gone)
-    joined = await mesh.gateways["c"].join(mesh.sites["c"].config.dial["a"])
+    token = await mesh.gateways["a"].issue_token()
+    joined = await mesh.gateways["c"].join(mesh.sites["c"].config.dial["a"], token=token)
     assert joined.node_id > 3

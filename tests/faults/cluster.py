@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from meshtest.gateway_client import Gateway
+from meshtest.data_plane_client import DataPlane
 from meshtest.processes import Child
 from meshtest.waiting import eventually
 from tests.bench.mesh_nodes import NODES, MeshNode, MeshNodes, running_mesh
@@ -44,7 +44,7 @@ class Cluster:
 
     mesh: MeshNodes
     disks: dict[int, FaultyDisk]
-    gateways: dict[int, Gateway]
+    gateways: dict[int, DataPlane]
     tally: Tally
 
     def node(self, number: int) -> MeshNode:
@@ -88,7 +88,7 @@ class Cluster:
         await asyncio.gather(*(self.node(number).start() for number in numbers))
 
     async def repaired(self, number: int) -> None:
-        """Waits until the node's member is not in doubt: while it is, the group goes on only with both others."""
+        """Waits until the node's member is full again: until then the group goes on only with both others."""
 
         async def is_repaired() -> bool:
             replicas = (await self.gateways[number].replicas()).replicas
@@ -124,7 +124,7 @@ class Cluster:
         self.tally.add(load, findings)
         assert findings == [], findings[:5]
 
-    def members(self) -> dict[str, Gateway]:
+    def members(self) -> dict[str, DataPlane]:
         """The nodes by name."""
         return {f"n{number}": gateway for number, gateway in self.gateways.items()}
 
@@ -138,7 +138,7 @@ async def running_cluster(tally: Tally) -> AsyncIterator[Cluster]:
         for disk in disks.values():
             stack.callback(disk.close)
         environments = {number: disk.environment() for number, disk in disks.items()}
-        mesh = await stack.enter_async_context(running_mesh(directory, environments=environments))
-        gateways = {number: await stack.enter_async_context(Gateway(mesh.nodes[number].grpc)) for number in NODES}
+        mesh = await stack.enter_async_context(running_mesh(directory, environments=environments, is_tls=True))
+        gateways = {number: await stack.enter_async_context(DataPlane(mesh.nodes[number].grpc)) for number in NODES}
         await mesh.create([STREAM])
         yield Cluster(mesh, disks, gateways, tally)

@@ -24,8 +24,9 @@ async def test_the_leaders_clock_jumps(cluster: Cluster, jumps: tuple[int, ...])
 
 
 async def test_every_clock_is_different_and_leaders_change(cluster: Cluster) -> None:
-    for number, disk in cluster.disks.items():
-        disk.set_clock((number - 2) * DAY_S)
+    # A clock half a day ahead is refused by name: delegated keys are over for it (docs/design/identity.md).
+    for disk, offset_s in zip(cluster.disks.values(), (-DAY_S, 0, 8 * HOUR_S), strict=True):
+        disk.set_clock(offset_s)
     async with cluster.under_load(seed=51) as load:
         for _ in NODES:
             leader = await cluster.leader()

@@ -15,7 +15,7 @@ import pytest
 from meshapi.common.v1 import view_pb2
 from meshapi.data.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
-from meshtest.gateway_client import Gateway
+from meshtest.data_plane_client import DataPlane
 from meshtest.waiting import eventually
 from tests.bench.mesh_nodes import MeshNodes, running_mesh
 
@@ -68,7 +68,7 @@ async def is_reported(mesh: MeshNodes, stream_id: int, state: int) -> bool:
 
 
 async def test_the_disk_is_full_until_a_stream_is_deleted(small_disk: Path) -> None:
-    async with running_mesh(small_disk) as mesh, Gateway(mesh.nodes[2].grpc) as gateway:
+    async with running_mesh(small_disk, is_tls=True) as mesh, DataPlane(mesh.nodes[2].grpc) as gateway:
         await mesh.create([KEPT, BIG])
         await gateway.publish(KEPT, [b"first"])
         refusal: MeshError | None = None

@@ -14,14 +14,16 @@ from meshraft import EngineDisk, SimDisk
 
 ENGINE_EVERY: Final = 2
 """One seed of so many runs raft-engine itself."""
-_DAMAGE_EVERY: Final = 3
-"""One seed of so many has a disk that loses what it had synced."""
+_FAILING: Final = 0.001
+"""Share of the syncs of raft-engine that fail, or find no room."""
 _CUT_MAX: Final = 60
-"""Batches that the model of the log loses at once."""
-_PURGES: Final = 0.2
+"""Writes that the model of the log loses at once."""
+_MARK: Final = b"meshraft sync group"
+"""In the batch with which a sync group begins."""
+_PURGES: Final = 0.1
 """Share of syncs after which old files are removed."""
 _KEPT: Final = ("nothing", "everything", "half", "names", "bytes")
-"""What a power cut leaves of what no sync covers. "half" tears a batch, which counts as damage: the groups are in doubt."""
+"""What a power cut leaves of what no sync covers. "half" tears a batch, which counts as damage: the members are on probation."""
 _MEMORY: Final = "/dev/shm"
 
 Disk: TypeAlias = SimDisk | EngineDisk
@@ -32,26 +34,29 @@ def uses_engine(seed: int) -> bool:
     return seed % ENGINE_EVERY == 0
 
 
-def has_damage(seed: int) -> bool:
-    """Whether one of the nodes of that seed has bad disks."""
-    return seed % _DAMAGE_EVERY == 1
-
-
 def damage(disk: Disk, rng: random.Random) -> None:
-    """After a crash: a bit of raft-engine's newest file is flipped; the model of the log loses its newest batches.
+    """After a crash: a bit of raft-engine's last sync group is flipped; the model of the log loses its newest ones, as if they were one.
 
-    In older files a bit of a record is seen only when it is read; the member is replaced then, which the mesh here cannot.
+    The members of that disk are on probation then.
     """
     if isinstance(disk, SimDisk):
-        disk.cut(rng.randint(1, _CUT_MAX))
-    else:
-        for path in sorted(disk.directory().glob("*.raftlog"), reverse=True):
-            content = bytearray(path.read_bytes())
-            # Behind the last byte that is not zero nothing was written.
-            if written := len(content.rstrip(b"\0")):
-                content[rng.randrange(written)] ^= 1 << rng.randrange(8)
-                path.write_bytes(content)
-                return
+        disk.cut(rng.randint(1, _CUT_MAX), as_one=True)
+        return
+    path = max(disk.directory().glob("*.raftlog"), default=None)
+    content = bytearray(path.read_bytes()) if path is not None else bytearray()
+    # Behind the last byte that is not zero nothing was written.
+    begins, written = content.rfind(_MARK), len(content.rstrip(b"\0"))
+    if path is not None and 0 <= begins < written:
+        content[rng.randrange(begins, written)] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+
+
+def damage_earlier(disk: Disk, rng: random.Random) -> bool:
+    """The same, of more than one sync group, which retires the members; only the model of the log can do so for certain."""
+    if isinstance(disk, SimDisk):
+        disk.cut(rng.randint(2, _CUT_MAX))
+        return True
+    return False
 
 
 def crash(disk: Disk, rng: random.Random) -> None:
@@ -66,6 +71,16 @@ def sync(disk: Disk, batches: int, rng: random.Random) -> bool:
     """Makes the oldest `batches` durable; False when old files could not be removed afterwards."""
     disk.sync(batches)
     return not isinstance(disk, EngineDisk) or rng.random() >= _PURGES or disk.purge()
+
+
+def fails(disk: Disk, rng: random.Random) -> bool:
+    """Whether the disk fails now: then what was submitted is in doubt, and the host over it has to say so."""
+    if not isinstance(disk, EngineDisk) or rng.random() >= _FAILING:
+        return False
+    disk.fail_next(rng.choice(("sync", "write")))
+    disk.sync()
+    # What was submitted may need no such operation: then nothing has failed.
+    return not disk.cancel_failure()
 
 
 class Disks:

@@ -1,7 +1,7 @@
-"""The store under a simulated node's Raft log: its record and its memory of the peers on the disk, the guard in the process.
+"""The store under a simulated node's Raft log: its record and its memory of the peers on the disk, the rest in the process.
 
-Guard and record are the real ones; this does what the data plane's `store_truth` does, without files and asyncio: what is
-written is durable at once, and is written before it is said. Source: docs/design/stores.md.
+The store is the product's `GuardedStore`; this is its driver without files and asyncio: what is written is durable at once, and
+the log is always being written. Source: docs/design/stores.md.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from meshcommon.guarded_store import GuardedStore
 from meshcommon.ids import NodeId
-from meshcommon.store_guard import GuardTiming, StoreGuard, StoreMemory
-from meshcommon.store_lineage import Verdict, judge, next_life
-from meshcommon.store_record import Found, NewIds, StoreRecord, given_up, number_raised, opened, without
+from meshcommon.store_guard import GuardTiming, StoreMemory
+from meshcommon.store_lineage import Verdict, judge, next_incarnation
+from meshcommon.store_record import Found, NewIds, StoreRecord, opened
 from meshwire.store_message import StoreMessage
 
 TIMING: Final = GuardTiming(repeat_s=5, patience_s=30)
@@ -31,25 +32,24 @@ class StoredTruth:
     memory: StoreMemory = field(default_factory=StoreMemory)
 
 
-class GuardedStore:
+class SimulatedStore:
     """One node's store. `truth` survives a crash, the rest does not."""
 
     def __init__(self, rng: random.Random) -> None:
         self.truth = StoredTruth()
         self._rng = rng
-        self._guard: StoreGuard | None = None
-        self._raise_at = 0
+        self._store: GuardedStore | None = None
 
-    def start(self, groups: Collection[int], now: int) -> None:
-        """The log is going to be used; `groups` are in it or should be."""
-        record = opened(Found(self.truth.record), groups, self._new_ids())
-        self.truth = StoredTruth(record, self.truth.memory)
-        self._guard = StoreGuard(record.lineage, self.truth.memory, TIMING, now)
-        self._raise_at = now + RAISE_TICKS
+    def start(self, groups: Collection[int], now: int, lost: str = "") -> None:
+        """The log is going to be used; `groups` are in it or should be. `lost`: why its memberships are retired."""
+        record = opened(Found(self.truth.record), groups, self._new_ids(), lost)
+        self.truth = replace(self.truth, record=record)
+        self._store = GuardedStore(record, self.truth.memory, TIMING, RAISE_TICKS, now)
+        self._store.written(now)
 
     def crash(self) -> None:
         """The process is gone."""
-        self._guard = None
+        self._store = None
 
     @property
     def record(self) -> StoreRecord:
@@ -62,59 +62,58 @@ class GuardedStore:
         """Groups whose membership at this node must not be counted on."""
         return self.record.disowned
 
-    def destroyed(self, group: int) -> None:
+    def destroyed(self, group: int, now: int) -> None:
         """Nothing is left of the group's data."""
-        self.truth = StoredTruth(without(self.record, [group]), self.truth.memory)
+        if self._store is not None and self._store.own_again([group]):
+            self._keep(self._store, now)
 
     def follow(self, peers: AbstractSet[NodeId], members: AbstractSet[NodeId], now: int) -> None:
-        """As the guard's."""
-        if self._guard is not None:
-            self._guard.follow(peers, members, now)
+        """As the store's."""
+        if self._store is not None:
+            self._store.follow(peers, members, now)
 
     def may_send(self, peer: NodeId, now: int) -> bool:
-        """As the guard's."""
-        return self._guard is not None and self._guard.may_send(peer, now)
+        """As the store's."""
+        return self._store is not None and self._store.may_send(peer, now)
 
     def may_take(self, peer: NodeId, now: int) -> bool:
-        """As the guard's."""
-        return self._guard is not None and self._guard.may_take(peer, now)
+        """As the store's."""
+        return self._store is not None and self._store.may_take(peer, now)
 
     def receive(self, source: NodeId, message: StoreMessage, groups: Collection[int], now: int) -> bool:
         """Takes a message; true when the store had to be given up, with its `groups`."""
-        guard = self._guard
-        if guard is None:
+        store = self._store
+        if store is None or (objection := store.receive(source, message, now)) is None:
             return False
-        guard.receive(source, message, now)
-        if (objection := guard.objection) is None:
-            return False
-        reason = f"it {objection.verdict.value}"
-        record = given_up(self.record, groups, reason, objection.lost, self._new_ids())
-        self.truth = StoredTruth(record, self.truth.memory)
-        guard.reborn(record.lineage, now)
+        store.give_up(objection, groups, f"it {objection.verdict.value}", self._new_ids())
+        self._keep(store, now)
         return True
 
     def act(self, now: int) -> Iterable[tuple[NodeId, StoreMessage]]:
         """Keeps what has to be kept; returns what is to be said then."""
-        guard = self._guard
-        if guard is None:
+        store = self._store
+        if store is None:
             return ()
-        if now >= self._raise_at:
-            self._raise_at = now + RAISE_TICKS
-            self.truth = StoredTruth(number_raised(self.record), self.truth.memory)
-            guard.raised(self.record.lineage, now)
-        guard.tick(now)
-        ready = guard.take_ready()
-        if ready.to_persist is not None:
-            self.truth = StoredTruth(self.record, ready.to_persist)
-        return (*ready.to_send_now, *ready.to_send_after_persist)
+        store.tick(now)
+        store.written(now)
+        self._keep(store, now)
+        messages = store.take_messages(now)
+        if (memory := store.unsaved_memory) is not None:
+            self.truth = replace(self.truth, memory=memory)
+        return (*messages, *store.take_promises())
 
     def would_refuse(self, node: NodeId, copy: StoredTruth) -> bool:
         """Whether this node knows enough to refuse another one that started from that copy of its disk."""
         known = (self.truth.memory.seen.get(node), self.truth.memory.heard.get(node))
         if copy.record is None:
             return any(known)
-        lineage = next_life(copy.record.lineage, 0)
+        lineage = next_incarnation(copy.record.lineage, 0)
         return any(judge(seen, lineage) is not Verdict.GOES_ON for seen in known)
+
+    def _keep(self, store: GuardedStore, now: int) -> None:
+        if (record := store.unsaved_record) is not None:
+            self.truth = replace(self.truth, record=record)
+            store.record_saved(record, now)
 
     def _new_ids(self) -> NewIds:
         return NewIds(self._rng.getrandbits(64), self._rng.getrandbits(64))

@@ -1,9 +1,8 @@
 """One stream's group whose members change again and again, under crashes, partitions, loss, stale catalogues and lost disks.
 
 The cores are the real ones: `McgState` is the catalogue (one copy, as consensus would make it; every node sees it late),
-`due_confirmations` says what nodes report to it, `group_steps` what the leader does, `StreamState` what members compute, and
-meshraft runs over simulated disks. The rules by which a node opens and destroys its replica are those of the data plane's
-`groups`, written down once more without asyncio. One disk at a time is lost, or set back to an older copy while others lag,
+`due_confirmations` says what nodes report to it, `ReplicaLife` when a node opens and destroys its replica, `GroupLeader` what
+the leader does, `ReplicaCore` what members hold, and meshraft runs over simulated disks. One disk at a time is lost, or set back to an older copy while others lag,
 are down or cut off: the store guard has to see it. Leaves out: the overlay, the MCG's own consensus, compaction.
 """
 
@@ -15,51 +14,50 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from mesh_control.core.confirmations import Confirmation, due_confirmations
-from mesh_control.core.confirmations import Report as Said
+from mesh_control.core import model
+from mesh_control.core.confirmations import due_confirmations
 from mesh_control.core.mcg_state import McgState
-from mesh_data.core.group_steps import (
-    Configuration,
-    ConfStep,
-    HandOver,
-    Witness,
-    members_out,
-    next_step,
+from mesh_data.core.replica_life import (
+    Close,
+    Create,
+    Destroy,
+    Distrust,
+    Follow,
+    Identify,
+    LeaveAlone,
+    OpenStored,
+    ReplicaLife,
+    Step,
 )
 from mesh_data.core.stream_snapshot import StreamConfig
-from mesh_data.core.stream_state import FIRST_INDEX, StreamState
+from mesh_data.core.stream_state import FIRST_INDEX
 from mesh_data.core.view import Stream, view_from_proto
-from mesh_data.core.view import StreamState as Life
+from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import mcg_pb2
 from meshcommon.errors import MeshError
-from meshcommon.ids import MemberId, NodeId, StreamId
+from meshcommon.ids import NodeId, StreamId
 from meshraft import (
-    KIND_CONF,
-    KIND_NORMAL,
-    Backpressure,
-    Committed,
-    GroupConfig,
-    GroupStatus,
+    Frame,
     LogCorrupt,
-    NotLeader,
     RaftError,
     RaftHost,
 )
+from meshraft.configuration import ConfChange, is_witnessed
+from meshraft.driver import RaftDriver
 from meshwire.entry import InitProducerEntry, encode_entry
 from meshwire.store_message import StoreMessage
 from tests.sim import disks
 from tests.sim.disks import Disk, Disks
-from tests.sim.guarded_store import GuardedStore, StoredTruth
+from tests.sim.group_member import GROUP, RAFT, Acknowledged, Member
+from tests.sim.guarded_store import SimulatedStore, StoredTruth
 from tests.sim.set_back import LEADER_AWAY_TICKS, SetBack
+from tests.sim.streams import first_state, founders, identify, is_needed, said, take
 
 NODES: Final = 6
 STREAM: Final = StreamId(1)
-GROUP: Final = 1
-RAFT: Final = GroupConfig(election_ticks=10, heartbeat_ticks=2, sleeps=True)
 LOOK_TICKS: Final = 3
-HAND_OVER_PAUSE_TICKS: Final = 20
-CAUGHT_UP_ENTRIES: Final = 8
-"""Fewer than in life, so that short runs meet members that lag."""
+AWAY_TICKS: Final = 100
+"""Of a node whose membership ends meanwhile, if the others can do without it."""
 FAULTY_TICKS: Final = 1_200
 HEALING_TICKS: Final = 2_400
 
@@ -82,32 +80,23 @@ class Outcome:
     trace_hash: str = ""
 
 
-@dataclass(slots=True)
-class _Replica:
-    member: MemberId
-    state: StreamState
-    applied_term: int = 0
-    term_begins_at: int = 0
-    is_formed: bool = False
-    hand_over_after: int = 0
-    witness: Witness = field(default_factory=Witness)
-    out: tuple[MemberId, ...] = ()
-
-
 class _Node:
     """One node: a disk that survives, with the store's own record, a host and a replica that do not."""
 
     def __init__(self, number: int, disk: Disk, rng: random.Random) -> None:
         self.number = NodeId(number)
         self.disk = disk
-        self.store = GuardedStore(rng)
-        self.host: RaftHost | None = None
-        self.replica: _Replica | None = None
+        self.store = SimulatedStore(rng)
+        self.driver: RaftDriver | None = None
+        self.replica: Member | None = None
         self.stream: Stream | None = None
-        self.distrusted = MemberId(0)
-        self.is_destroyed = False
+        self.life = ReplicaLife()
         self.starts_at = 0
-        self.pending: dict[int, tuple[int, bytes]] = {}
+
+    @property
+    def host(self) -> RaftHost | None:
+        """The host, while the node is up."""
+        return self.driver.host if self.driver is not None else None
 
 
 class MembershipRun:
@@ -165,13 +154,12 @@ class MembershipRun:
         return self.catalogue.apply(self.catalogue.applied_index + 1, command).refusal
 
     def _found(self) -> None:
-        found = mcg_pb2.Command()
-        found.found_mesh.mesh_id = "00000000-0000-4000-8000-000000000001"
-        found.found_mesh.node.name = "n1"
-        found.found_mesh.node.public_key = bytes([1]) * 32
-        self._commit(found)
+        founder = view_pb2.NodeView(name="n1", public_key=bytes([1]) * 32)
+        found = mcg_pb2.FoundMesh(mesh_id="00000000-0000-4000-8000-000000000001", node=founder)
+        self._commit(mcg_pb2.Command(found_mesh=found))
         for number in range(2, NODES + 1):
             self._commit(mcg_pb2.Command(add_node=mcg_pb2.AddNode(name=f"n{number}", public_key=bytes([number]) * 32)))
+            self._commit(mcg_pb2.Command(activate_node=mcg_pb2.ActivateNode(node_id=number)))
         create = mcg_pb2.CreateStream(name="sim/members", node_ids=self.rng.sample(range(1, NODES + 1), 3))
         self._commit(mcg_pb2.Command(create_stream=create))
         for node in self.nodes.values():
@@ -194,28 +182,34 @@ class MembershipRun:
             return
         if self._commit(mcg_pb2.Command(change_members=change)) is None:
             self.outcome.wishes += 1
+            if kind == "renew" and self.rng.random() < 0.5:
+                self._miss_the_end(next(it for it in stream.members if int(it.member_id) in change.renew_members))
+
+    def _miss_the_end(self, member: model.Member) -> None:
+        """Its node is down while its membership ends: afterwards it has to tell whose data it has."""
+        node = self.nodes[int(member.node_id)]
+        if node.driver is not None:
+            self._crash(node)
+            node.starts_at = self.ticks + AWAY_TICKS
 
     def _confirm(self, node: _Node) -> None:
-        replica = node.replica
-        if node.distrusted:
-            said = Said("other", NodeId(0), "lost", node.distrusted, is_distrusted=True)
-        elif replica is not None:
-            state = "open" if replica.is_formed else "other"
-            said = Said(state, NodeId(0), "", replica.member, replica.out)
-        elif node.is_destroyed:
-            said = Said("destroyed", NodeId(0))
-        else:
-            return
-        for item in due_confirmations(self.catalogue.streams.values(), {STREAM: said}, node.number):
-            self._commit(_command(item, node.number))
+        told = {} if node.replica is None else {STREAM: node.replica}
+        reports = {report.stream_id: said(report) for report in node.life.reports(told)}
+        for item in due_confirmations(self.catalogue.streams.values(), reports, node.number):
+            self._commit(item.command(node.number))
 
     # Nodes
 
     def _start(self, node: _Node) -> None:
-        node.host = RaftHost.simulated(node.disk, seed=self.rng.getrandbits(32))
-        node.store.start(_suspects(node), self.ticks)
-        node.is_destroyed = False
+        host = RaftHost.simulated(node.disk, seed=self.rng.getrandbits(32))
+        node.driver = RaftDriver(host, lambda frame: self._send(node, frame))
+        node.store.start(_suspects(node), self.ticks, host.retirement() or "")
+        if int(node.number) not in self.cut | self._deaf and self.rng.random() < 0.7:
+            self._see_catalogue(node)
         self._reconcile(node)
+
+    def _see_catalogue(self, node: _Node) -> None:
+        node.stream = view_from_proto(self.catalogue.view()).streams.get(STREAM)
 
     def _crash(self, node: _Node, *, loses_disk: bool = False) -> None:
         disks.crash(node.disk, self.rng)
@@ -223,74 +217,69 @@ class MembershipRun:
         if loses_disk:
             node.disk, node.store.truth = self.disks.blank(), StoredTruth()
             self.outcome.lost_disks += 1
-        node.host = node.replica = None
-        node.distrusted = MemberId(0)
-        node.pending.clear()
+        node.driver = node.replica = None
+        node.life = ReplicaLife()
         node.starts_at = self.ticks + self.rng.randint(1, 40)
         self.outcome.crashes += 1
 
     def _reconcile(self, node: _Node) -> None:
-        """The rules of the data plane's `Groups._reconcile_stream`."""
-        host, stream = node.host, node.stream
-        if host is None or stream is None:
+        driver, stream = node.driver, node.stream
+        if driver is None or stream is None:
             return
-        goes_on, ended = stream.retiring_at(node.number), stream.ended_at(node.number)
-        current = goes_on or stream.member_at(node.number)
         homes = {item.node_id for item in stream.members} | {item.node_id for item in stream.retiring}
         peers = homes - {node.number} if node.number in homes else frozenset()
         node.store.follow(peers, {other.number for other in self.nodes.values()}, self.ticks)
-        if node.number not in homes:
-            return
-        is_stored = GROUP in host.stored_groups()
-        if ended:
-            if is_stored and not (current is not None and self._is_successor(node, host, ended)):
-                host.destroy_group(GROUP)
-                node.replica, is_stored = None, False
-            if not is_stored:
-                node.is_destroyed = True
-                node.store.destroyed(GROUP)
-            if node.distrusted in ended:
-                node.distrusted = MemberId(0)
-        if current is not None and GROUP in node.store.disowned:
-            node.distrusted = current.member_id
-        if node.replica is not None and GROUP in host.stored_groups():
-            host.set_peers(GROUP, stream.homes())
-        if current is None or node.distrusted or node.replica is not None:
-            return
-        if is_stored or goes_on is None:
-            node.is_destroyed = False
-            self._open(node, host, stream, current.member_id, is_stored=is_stored)
+        distrust = Distrust(set(node.store.disowned), "the store was given up")
+        for step in node.life.follow({STREAM: stream}, node.number, set(driver.host.stored_groups()), distrust):
+            self._carry_out(node, driver, step)
 
-    def _is_successor(self, node: _Node, host: RaftHost, ended: frozenset[MemberId]) -> bool:
-        if node.replica is not None:
-            return node.replica.member not in ended
-        if node.distrusted:
-            return node.distrusted not in ended
-        for former in ended:
-            with suppress(RaftError):
-                host.open_group(GROUP, int(former), {}, config=RAFT)
-                return False
-        return True
+    def _carry_out(self, node: _Node, driver: RaftDriver, step: Step) -> None:
+        host = driver.host
+        match step:
+            case Create() | OpenStored():
+                self._open(node, driver, step)
+            case Identify():
+                for following in node.life.identified(step, identify(host, GROUP, step.former)):
+                    self._carry_out(node, driver, following)
+            case Follow(stream):
+                host.set_peers(GROUP, stream.homes())
+            case Close():
+                host.close_group(GROUP)
+                self._drop(node)
+            case Destroy():
+                if node.replica is not None and is_needed(self.catalogue.streams[STREAM], node.replica.member_id):
+                    self.outcome.findings.append(f"C1 member {node.replica.member_id} is destroyed while it is needed")
+                if step.is_stored:
+                    host.destroy_group(GROUP)
+                self._drop(node)
+                node.store.destroyed(GROUP, self.ticks)
+            case LeaveAlone():
+                pass
 
-    def _open(self, node: _Node, host: RaftHost, stream: Stream, member: MemberId, *, is_stored: bool) -> None:
+    def _open(self, node: _Node, driver: RaftDriver, step: Create | OpenStored) -> None:
+        stream, member, host = step.stream, step.member_id, driver.host
         if self._seen_members.setdefault(int(member), int(node.number)) != node.number:
             self.outcome.findings.append(f"C1 member {member} on two nodes")
-        peers = stream.homes()
-        replica = _Replica(member, StreamState(StreamConfig.of(STREAM, stream.retained_bytes_max)))
-        if is_stored:
+        config, peers = StreamConfig.of(STREAM, stream.retained_bytes_max), stream.homes()
+        replica = Member(driver, member, config, self._applied, lambda kind, reason: self._closed(node, kind, reason))
+        if isinstance(step, OpenStored):
             try:
                 installed = host.open_group(GROUP, int(member), peers, config=RAFT)
-            except LogCorrupt:  # a power cut took back that the former membership's data were destroyed
-                node.distrusted = member
+            except LogCorrupt as error:  # a power cut took back that the former membership's data were destroyed
+                if identify(host, GROUP, stream.ended_at(node.number)) is not None:
+                    self.outcome.findings.append(f"C1 member {member} was to run on data of a member that is out")
+                node.life.fail(STREAM, str(error), is_distrusted=True)
                 return
             if installed.index:
-                replica.state = StreamState.restore(installed.data)
-        elif stream.state is Life.FORMING:
-            voters = [int(item.member_id) for item in stream.members]
-            host.create_group(GROUP, int(member), peers, voters=voters, snapshot=replica.state.snapshot(), config=RAFT)
-        else:
+                replica.core.restore(installed.data, installed.index)
+        elif step.is_blank:
             host.create_group(GROUP, int(member), peers, voters=[], config=RAFT)
+        else:
+            first = first_state(config)
+            host.create_group(GROUP, int(member), peers, **founders(stream), snapshot=first, config=RAFT)
+            replica.core.restore(first, FIRST_INDEX)
         node.replica = replica
+        replica.group.join()
 
     # Turns
 
@@ -304,12 +293,23 @@ class MembershipRun:
             self.cut = frozenset(self.rng.sample(range(1, NODES + 1), self.rng.randint(0, 3)))
         if self.rng.random() < 0.01:
             self._deaf = frozenset(self.rng.sample(range(1, NODES + 1), self.rng.randint(0, 3)))
+        if self.rng.random() < 0.02:
+            self._move_leadership()
         for node in self.nodes.values():
             if node.host is not None and self.rng.random() < self.crash_rate / NODES:
                 self._crash(node)
         if self.rng.random() < 0.01:
             self._lose_a_disk()
         self._set_a_disk_back()
+
+    def _move_leadership(self) -> None:
+        """As an operator does; to a member that may have heard less of the catalogue, if there is one."""
+        for node in self.nodes.values():
+            if self._leads(node) and node.replica is not None:
+                voters = node.replica.group.status().voters
+                deaf = [it.replica.member_id for it in self.nodes.values() if it.number in self._deaf and it.replica]
+                with suppress(RaftError):
+                    node.replica.group.transfer(int(self.rng.choice(sorted(set(deaf) & set(voters)) or voters)))
 
     def _lose_a_disk(self) -> None:
         """One disk, while all others hold everything: what a group must survive.
@@ -366,7 +366,7 @@ class MembershipRun:
             node = self.nodes[int(member.node_id)]
             if node.host is None:
                 continue
-            if node.replica is None or node.replica.member != member.member_id:
+            if node.replica is None or node.replica.member_id != member.member_id:
                 return True
             if sorted(node.host.status(GROUP).voters) != voters:
                 return True
@@ -375,16 +375,16 @@ class MembershipRun:
     def _turn(self, *, is_faulty: bool) -> None:
         rng = self.rng
         for node in self.nodes.values():
-            if node.host is None:
+            if node.driver is None:
                 if self.ticks >= node.starts_at:
                     self._start(node)
                 continue
             if not is_faulty or (int(node.number) not in self.cut | self._deaf and rng.random() < 0.2):
-                node.stream = view_from_proto(self.catalogue.view()).streams.get(STREAM)
+                self._see_catalogue(node)
                 self._reconcile(node)
                 if rng.random() < 0.3:
                     self._confirm(node)
-            node.host.tick()
+            node.driver.tick()
             for target, message in node.store.act(self.ticks):
                 self._letters.append((self.ticks + rng.randint(0, 2), int(node.number), int(target), message))
             if self.ticks % LOOK_TICKS == 0:
@@ -400,99 +400,46 @@ class MembershipRun:
                 self._pump(node)
 
     def _look(self, node: _Node) -> None:
-        host, replica, stream = node.host, node.replica, node.stream
-        if host is None or replica is None or stream is None:
+        replica, stream = node.replica, node.stream
+        if replica is None or stream is None:
             return
-        status = host.status(GROUP)
-        replica.out = ()
-        if stream.state is Life.FORMING and not status.leader and replica.member == stream.members[0].member_id:
-            host.campaign(GROUP)
-        if status.role != "leader" or replica.applied_term != status.term or stream.state is not Life.ACTIVE:
-            return
-        others = [item for item in status.progress if item.member != status.member]
-        needed_index = max(replica.term_begins_at, status.commit - CAUGHT_UP_ENTRIES)
-        raft = Configuration(
-            own=replica.member,
-            voters=frozenset(map(MemberId, status.voters)),
-            learners=frozenset(map(MemberId, status.learners)),
-            heard=frozenset(MemberId(it.member) for it in others if it.quiet_ticks <= RAFT.election_ticks),
-            caught_up=frozenset(
-                MemberId(item.member)
-                for item in others
-                if item.matched >= needed_index and item.commit >= replica.term_begins_at and not item.in_doubt
-            ),
-            revision=replica.state.members_revision,
-            is_witnessed=_is_witnessed(replica, status),
-        )
-        replica.out = members_out(stream, raft)
-        try:
-            if not raft.is_witnessed and not replica.witness.is_for(status.term, status.conf_index):
-                replica.witness = Witness(status.term, status.conf_index, host.propose(GROUP, b"")[1])
-            match next_step(stream, raft):
-                case ConfStep(change, member, home):
-                    context = stream.revision.to_bytes(8, "big")
-                    host.propose_conf_change(GROUP, change, int(member), int(home), context)
-                    self.outcome.steps += 1
-                case HandOver(member) if self.ticks >= replica.hand_over_after:
-                    replica.hand_over_after = self.ticks + HAND_OVER_PAUSE_TICKS
-                    host.transfer_leader(GROUP, int(member))
-                case _:
-                    pass
-        except (Backpressure, NotLeader):
-            return
+        group, status = replica.group, replica.group.status()
+        for duty in replica.leader.look(stream, replica.member_id, replica.state, group, status):
+            self.outcome.steps += take(group, status, duty, stream.revision) and isinstance(duty, ConfChange)
 
     def _publish(self, node: _Node) -> None:
-        if node.host is None or node.replica is None:
+        if node.replica is None:
             return
         data = encode_entry(InitProducerEntry(self.ticks, f"p{self.rng.getrandbits(40)}"))
-        try:
-            term, index = node.host.propose(GROUP, data)
-        except RaftError:
-            return
-        node.pending[index] = (term, data)
+        with suppress(RaftError):
+            node.replica.group.propose(data, Acknowledged(self._acknowledged))
 
     def _pump(self, node: _Node) -> None:
-        host = node.host
-        while host is not None and host.has_work():
-            pump = host.pump()
-            for frame in pump.frames:
-                if not node.store.may_send(NodeId(frame.peer), self.ticks):
-                    continue
-                delay = self.rng.randint(0, 2)
-                self._letters.append((self.ticks + delay, int(node.number), frame.peer, frame.data))
-            for installed in pump.installed:
-                if node.replica is not None:
-                    node.replica.state = StreamState.restore(installed.data)
-            for entry in pump.committed:
-                self._apply(node, entry)
-            for _, reason in pump.closed:
-                if "it has lost some" not in reason or node.replica is None:
-                    self.outcome.findings.append(f"C1 a group was poisoned: {reason}")
-                else:
-                    node.distrusted = node.replica.member
-                node.replica = None
+        while node.driver is not None and node.driver.host.has_work():
+            node.driver.turn()
 
-    def _apply(self, node: _Node, entry: Committed) -> None:
-        replica = node.replica
-        if replica is None:
-            return
-        content = (entry.term, entry.kind, bytes(entry.data))
-        if self._contents.setdefault(entry.index, content) != content:
-            self.outcome.findings.append(f"C4 index {entry.index} has two contents")
-        replica.is_formed = True
-        if entry.term != replica.applied_term:
-            replica.applied_term, replica.term_begins_at = entry.term, entry.index
-        if entry.kind == KIND_CONF:
-            replica.state.reconfigured(entry.index, int.from_bytes(entry.data, "big"))
-        elif entry.kind == KIND_NORMAL and entry.data:
-            replica.state.apply(entry.index, entry.data)
-        else:
-            replica.state.skip(entry.index)
-        if self._chains.setdefault(entry.index, replica.state.chain) != replica.state.chain:
-            self.outcome.findings.append(f"C4 chains differ at index {entry.index}")
-        term, data = node.pending.pop(entry.index, (0, b""))
-        if term == entry.term:
-            self._acknowledged[entry.index] = data
+    def _send(self, node: _Node, frame: Frame) -> None:
+        if node.store.may_send(NodeId(frame.peer), self.ticks):
+            self._letters.append((self.ticks + self.rng.randint(0, 2), int(node.number), frame.peer, frame.data))
+
+    def _closed(self, node: _Node, kind: str, reason: str) -> None:
+        """The host dropped the node's group."""
+        if kind != "lost_synced_data" or node.replica is None:
+            self.outcome.findings.append(f"C1 a group was poisoned: {reason}")
+        node.life.fail(STREAM, reason, is_distrusted=True)
+        self._drop(node)
+
+    def _drop(self, node: _Node) -> None:
+        if node.replica is not None:
+            node.replica.group.close(None)
+        node.replica = None
+
+    def _applied(self, index: int, content: tuple[int, int, bytes], chain: bytes) -> None:
+        """A member applied an entry, which brought its hash chain to `chain`."""
+        if self._contents.setdefault(index, content) != content:
+            self.outcome.findings.append(f"C4 index {index} has two contents")
+        if self._chains.setdefault(index, chain) != chain:
+            self.outcome.findings.append(f"C4 chains differ at index {index}")
 
     def _deliver(self) -> None:
         due = [letter for letter in self._letters if letter[0] <= self.ticks]
@@ -528,7 +475,8 @@ class MembershipRun:
             self.outcome.given_up += 1
         if node.replica is not None and node.host is not None:
             node.host.close_group(GROUP)
-            node.replica = None
+            self._drop(node)
+        node.life.close_all()
         self._reconcile(node)
 
     # Checks
@@ -541,20 +489,20 @@ class MembershipRun:
         if stream.state.name != "ACTIVE" or stream.retiring:
             return f"{stream.state.name}, retiring {[int(item.member_id) for item in stream.retiring]}"
         wished = {int(member.member_id): member for member in stream.members}
-        applied, is_witnessed = set(), False
+        applied, has_witness = set(), False
         for member in stream.members:
             node = self.nodes[int(member.node_id)]
-            if node.host is None or node.replica is None or node.replica.member != member.member_id:
-                return f"no replica of member {member.member_id} on node {node.number}, distrusted {node.distrusted}"
+            if node.host is None or node.replica is None or node.replica.member_id != member.member_id:
+                return f"no replica of member {member.member_id} on node {node.number}"
             status = node.host.status(GROUP)
             voters = sorted(number for number, item in wished.items() if item.is_voter)
             if sorted(status.voters) != voters or len(status.voters) + len(status.learners) != len(wished):
                 return f"member {member.member_id} has voters {status.voters}, learners {status.learners}, not {voters}"
             applied.add((status.applied, status.last_index))
-            is_witnessed |= status.role == "leader" and _is_witnessed(node.replica, status)
+            has_witness |= status.role == "leader" and is_witnessed(status, node.replica.group.witness)
         if len(applied) != 1:
             return f"applied {sorted(applied)}"
-        return "" if is_witnessed else "the last change has no witness"
+        return "" if has_witness else "the last change has no witness"
 
     def _check_readable(self) -> None:
         """C1: what was acknowledged is in the log of every member, at its index."""
@@ -573,28 +521,8 @@ class MembershipRun:
                 self.outcome.findings.append(f"C1 member {member.member_id} lacks {len(missing)} acknowledged entries")
 
 
-def _is_witnessed(replica: _Replica, status: GroupStatus) -> bool:
-    return status.conf_index < status.first_index or replica.witness.is_committed(
-        status.term, status.conf_index, status.applied
-    )
-
-
 def _suspects(node: _Node) -> set[int]:
     """Groups that the node holds or should hold."""
     is_listed = node.stream is not None and node.stream.is_held_by(node.number)
     stored = set(node.host.stored_groups()) if node.host is not None else set()
     return stored | ({GROUP} if is_listed else set())
-
-
-def _command(item: Confirmation, node: NodeId) -> mcg_pb2.Command:
-    stream_id, member_id = int(item.stream_id), int(item.member_id)
-    match item.kind:
-        case "formed":
-            return mcg_pb2.Command(stream_formed=mcg_pb2.StreamFormed(stream_id=stream_id))
-        case "out":
-            return mcg_pb2.Command(member_out=mcg_pb2.MemberOut(stream_id=stream_id, member_id=member_id))
-        case "renew":
-            return mcg_pb2.Command(change_members=mcg_pb2.ChangeMembers(stream_id=stream_id, renew_members=[member_id]))
-        case _:
-            destroyed = mcg_pb2.ReplicaDestroyed(stream_id=stream_id, node_id=node, member_id=member_id)
-            return mcg_pb2.Command(replica_destroyed=destroyed)

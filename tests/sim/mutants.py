@@ -15,20 +15,24 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest.mock import patch
 
-from mesh_data.core import stream_state
-from mesh_data.core.group_steps import Configuration, Step, next_step
+from mesh_data.core import group_leader, stream_state
+from mesh_data.core.group_steps import Step, next_step
 from mesh_data.core.offset_index import OffsetIndex
 from mesh_data.core.producers import IsNext, IsRefused, IsRepeated, ProducerTable, Verdict
-from mesh_data.core.publish_window import Outcome, ProposalWindow
+from mesh_data.core.replica_life import ReplicaLife
+from mesh_data.core.replica_life import Step as LifeStep
 from mesh_data.core.stream_snapshot import Snapshot, encode_snapshot
 from mesh_data.core.stream_state import Appended, Result, StreamState
 from mesh_data.core.view import Stream
+from mesh_routing.core.lsa import Lsa
 from meshcommon.errors import ErrorCode
 from meshcommon.ids import MemberId
+from meshraft import group
+from meshraft.configuration import Configuration, configuration_of
+from meshraft.proposals import Proposals
 from meshwire.batch import decode_header
 from meshwire.entry import BatchEntry, decode_entry
-from tests.sim import membership
-from tests.sim.node import MCG, SimNode
+from tests.sim.node import SimNode
 from tests.sim.raft_host import Answer, ReadAnswer, SimulatedHost
 
 Patch = tuple[object, str, Any]
@@ -131,7 +135,7 @@ def _offset_reported_before_commit() -> list[Patch]:
     def hasty(self: SimulatedHost, group: int, data: bytes, answer: Answer) -> bool:
         is_taken = propose(self, group, data, answer)
         node = getattr(self._settle, "__self__", None)
-        if is_taken and group != MCG and isinstance(node, SimNode) and (replica := node.replicas.get(group)):
+        if is_taken and isinstance(node, SimNode) and self is node._data and (replica := node.replicas.get(group)):
             entry = decode_entry(data)
             if isinstance(entry, BatchEntry):
                 answer(Appended(replica.state.next_offset, decode_header(entry.batch).record_count, 0))
@@ -180,12 +184,14 @@ def _apply_uses_local_clock() -> list[Patch]:
 
 
 def _term_not_compared() -> list[Patch]:
-    committed = ProposalWindow.committed
+    decide = Proposals.decide
 
-    def wrong(self: ProposalWindow[Any], index: int, term: int) -> list[tuple[Any, Outcome]]:
-        return [(token, Outcome.COMMITTED) for token, _ in committed(self, index, term)]
+    def wrong(self: Proposals[Any, Any], first: int, last: int, term: int, result: Any) -> None:
+        for proposal in self._proposals:
+            proposal.term = term if first <= proposal.index <= last else proposal.term
+        decide(self, first, last, term, result)
 
-    return [(ProposalWindow, "committed", wrong)]
+    return [(Proposals, "decide", wrong)]
 
 
 def _refused_batches_not_indexed() -> list[Patch]:
@@ -196,25 +202,63 @@ def _refused_batches_not_indexed() -> list[Patch]:
 
 
 def _follows_an_older_catalogue() -> list[Patch]:
-    def forgetful(stream: Stream, raft: Configuration) -> Step | None:
-        return next_step(stream, replace(raft, revision=min(raft.revision, stream.revision)))
+    def forgetful(stream: Stream, raft: Configuration, revision: int) -> Step | None:
+        return next_step(stream, raft, min(revision, stream.revision))
 
-    return [(membership, "next_step", forgetful)]
+    return [(group_leader, "next_step", forgetful)]
 
 
 def _learner_votes_before_catch_up() -> list[Patch]:
-    def credulous(**given: Any) -> Configuration:
-        everybody = given["voters"] | given["learners"]
-        return Configuration(**(given | {"heard": everybody, "caught_up": everybody}))
+    def credulous(*given: Any) -> Configuration:
+        known = configuration_of(*given)
+        return replace(known, heard=known.members, caught_up=known.members)
 
-    return [(membership, "Configuration", credulous)]
+    return [(group, "configuration_of", credulous)]
 
 
 def _data_destroyed_before_removal() -> list[Patch]:
-    def hasty(stream: Stream, _raft: Configuration) -> tuple[MemberId, ...]:
+    def hasty(stream: Stream, _raft: Configuration, _revision: int) -> tuple[MemberId, ...]:
         return tuple(item.member_id for item in stream.retiring if not item.is_out)
 
-    return [(membership, "members_out", hasty)]
+    return [(group_leader, "members_out", hasty)]
+
+
+def _follows_differently(change: Callable[[Stream, dict[str, Any]], Stream]) -> list[Patch]:
+    follow = ReplicaLife._follow
+
+    def wrong(self: ReplicaLife, stream: Stream, **given: Any) -> list[LifeStep]:
+        return follow(self, change(stream, given), **given)
+
+    return [(ReplicaLife, "_follow", wrong)]
+
+
+def _destroyed_before_the_seal() -> list[Patch]:
+    def change(stream: Stream, _given: dict[str, Any]) -> Stream:
+        return replace(stream, is_sealed=True)
+
+    return _follows_differently(change)
+
+
+def _successor_begins_at_once() -> list[Patch]:
+    def change(stream: Stream, _given: dict[str, Any]) -> Stream:
+        return replace(stream, retiring=tuple(replace(item, is_out=True) for item in stream.retiring))
+
+    return _follows_differently(change)
+
+
+def _foreign_data_opened() -> list[Patch]:
+    def change(stream: Stream, given: dict[str, Any]) -> Stream:
+        given["is_identified"] = True
+        return stream
+
+    return _follows_differently(change)
+
+
+def _stale_lsa_wins() -> list[Patch]:
+    def older(self: Lsa, other: Lsa) -> bool:
+        return (self.sequence, self.links) < (other.sequence, other.links)
+
+    return [(Lsa, "is_newer_than", older)]
 
 
 ALL: Final = (
@@ -224,9 +268,9 @@ ALL: Final = (
     Mutant("hard_state_not_written", "Term and vote are written once only.", "hard_state_not_written"),
     Mutant("conflict_not_replaced", "Entries that replace others are not written.", "conflict_not_replaced"),
     Mutant(
-        "deaf_sleepers",
+        "deaf_while_quiesced",
         "A sleeping follower hears nobody but its leader, and does not miss it.",
-        "deaf_sleepers",
+        "deaf_while_quiesced",
     ),
     Mutant("dedupe_check_dropped", "A repeated batch is appended again.", patches=_dedupe_check_dropped),
     Mutant("sequence_gap_accepted", "A batch is taken whose predecessor is missing.", patches=_sequence_gap_accepted),
@@ -274,6 +318,24 @@ ALL: Final = (
         patches=_data_destroyed_before_removal,
         of_membership=True,
     ),
+    Mutant(
+        "destroyed_before_the_seal",
+        "The replicas of a deleted stream go before its group has sealed itself.",
+        patches=_destroyed_before_the_seal,
+    ),
+    Mutant(
+        "successor_begins_at_once",
+        "A node begins its next membership while the group still has its former one.",
+        patches=_successor_begins_at_once,
+        of_membership=True,
+    ),
+    Mutant(
+        "foreign_data_opened",
+        "What is stored is taken for the successor's without a look.",
+        patches=_foreign_data_opened,
+        of_membership=True,
+    ),
+    Mutant("stale_lsa_wins", "Of two LSAs of a node the older one replaces the other.", patches=_stale_lsa_wins),
 )
 
 

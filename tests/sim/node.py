@@ -1,8 +1,7 @@
 """One simulated node: the cores of both planes over the overlay's core, with two disks.
 
 The control plane's and data plane's cores are the real ones; this is their driver instead of the asyncio shells. What it
-leaves out: joining (all nodes are members of the MCG from the start), handshakes, routing (every pair tries to have a lane,
-and the route table holds the direct path and the detours over one other node).
+leaves out: joining (all nodes are members of the MCG from the start) and handshakes.
 """
 
 from __future__ import annotations
@@ -10,37 +9,44 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
+from data_plane_testing.identities import delegations, local_node, view_of
+from mesh_control.core import confirmations
+from mesh_control.core.confirmations import due_confirmations
 from mesh_control.core.mcg_state import McgState
 from mesh_control.core.mcg_state import Result as McgResult
-from mesh_control.core.model import Stream
-from mesh_control.core.model import StreamState as StreamLife
-from mesh_data.core.overlay import LaneClosing, OverlayCore
-from mesh_data.core.stream_state import StreamState
+from mesh_data.core.overlay import LaneClosing, LinkChanged, OverlayCore
 from mesh_data.core.timing import PRESETS
+from mesh_data.core.view import View, view_from_proto
+from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import mcg_pb2
 from meshapi.data.v1 import data_pb2
-from meshcommon.ids import LogIndex, NodeId, StreamId
+from meshcommon.ids import LogIndex, MemberId, NodeId, StreamId
 from meshcommon.requests import Incoming, Outgoing, Requests
-from meshraft import KIND_NORMAL, Committed, Frame, GroupConfig, GroupStatus, RaftError
+from meshraft import ENTRY_NORMAL, Committed, Frame, GroupConfig, GroupStatus, RaftError, Role
 from meshtest.checkers import Held
 from meshwire.packet import Protocol, TrafficClass
 from meshwire.request import ErrorResponse, OkResponse, Request, Response
-from tests.sim.disks import Disk, damage
+from tests.sim.disks import Disk, damage, damage_earlier
 from tests.sim.raft_host import Answer, SimulatedHost
-from tests.sim.replica import Replica, config_of
+from tests.sim.routing import SimRouting
+from tests.sim.streams import SimReplica, Streams, said
 from tests.sim.world import World
 
 MCG: Final = 1
 TICK_S: Final = 0.05
 RAFT: Final = GroupConfig(election_ticks=12, heartbeat_ticks=2)
-STREAM_RAFT: Final = GroupConfig(election_ticks=12, heartbeat_ticks=2, sleeps=True)
 PROPOSE_MCG: Final = 1
 PROPOSE_STREAM: Final = 2
 REQUEST_S: Final = 1.5
 MCG_ENTRIES_MAX: Final = 40
 """Log of the MCG past which a node compacts it: so few that nodes that were away are sent snapshots."""
+EARLIER_DAMAGE: Final = 0.5
+"""Share of the damages that take more than the last sync group of the streams' log."""
+REPORT_CHANCE: Final = 0.2
+"""Of each confirmation that is due, in each tick."""
 
 
 class SimNode:
@@ -53,21 +59,38 @@ class SimNode:
         count: int,
         make_disk: Callable[[], Disk],
         on_applied: Callable[[int, int, str], None],
+        on_destroy: Callable[[int, int], None],
         lose_power: Callable[[SimNode], None],
     ) -> None:
-        """`make_disk` gives a new disk with that name; `lose_power` crashes the node and starts it again soon."""
+        """A node that was never started.
+
+        Args:
+            world: where it is.
+            number: its id.
+            count: of all nodes.
+            make_disk: gives a new disk.
+            on_applied: hears of each entry: group (0: the catalogue's), index, hash of the state.
+            on_destroy: hears of each open replica that is going to be destroyed: group, member.
+            lose_power: crashes the node and starts it again soon.
+        """
         self.number = number
         self.is_running = False
         self._world = world
         self._count = count
         self._on_applied = on_applied
+        self._on_destroy = on_destroy
         self._lose_power = lose_power
         self._mcg_disk = make_disk()
         self._data_disk = make_disk()
         self._is_first_start = True
         self._life = 0
+        self._kept_routes: data_pb2.PushRoutesRequest | None = None
+        self._kept_view: View | None = None
+        self._disowned: set[int] = set()
         self.sleeps = 0
         """How often a group here fell asleep, over all lives."""
+        self.retirements = 0
+        """How often the streams' log was damaged before its last write."""
 
     # Life
 
@@ -77,14 +100,19 @@ class SimNode:
         self._life += 1
         self.is_running = True
         self.mcg_state = McgState()
-        self.replicas: dict[int, Replica] = {}
         self._asleep: set[int] = set()
-        self._reported: set[tuple[int, str]] = set()
+        self._compacted_at = 0
+        self._due: list[confirmations.Confirmation] = []
+        self._seen_revision = -1
         self._requests = Requests(first_id=world.rng.getrandbits(60))
         self._waiting: dict[int, Callable[[Response | None], None]] = {}
-        self._overlay = OverlayCore(PRESETS["test"], world.rng.getrandbits(60))
-        self._overlay.set_node(NodeId(self.number), world.now)
-        self._overlay.forwarder.routes.apply(self._routes())
+        first_message_id = world.rng.getrandbits(60)
+        # Keys of a boot: random bytes of their own, so that the world's events do not depend on how many are drawn.
+        self._overlay = OverlayCore(
+            PRESETS["test"], first_message_id, random.Random(first_message_id).randbytes, delegations()
+        )
+        self._overlay.configure(local_node(self.number), view_of(*range(1, self._count + 1)), world.now)
+        self._routing = SimRouting(self._overlay, self.number, self._count, self._life, world.now, self._kept_routes)
         life = self._life
 
         def cut_power() -> None:
@@ -93,12 +121,22 @@ class SimNode:
 
         self._mcg = SimulatedHost(world, self._mcg_disk, world.rng.getrandbits(32), self.settle, cut_power)
         self._data = SimulatedHost(world, self._data_disk, world.rng.getrandbits(32), self.settle, cut_power)
+        self.streams = Streams(
+            self._data,
+            self.number,
+            self._kept_view,
+            self._disowned,
+            self._on_applied,
+            self._note_restored,
+            self._on_destroy,
+        )
         self._open_mcg()
         world.note("start", self.number)
         self._tick(self._life)
 
     def _open_mcg(self) -> None:
         peers = {member: member for member in range(1, self._count + 1)}
+        self._mcg.add(MCG, _Catalogue(self), RAFT)
         if MCG in self._mcg.raft.stored_groups():
             installed = self._mcg.raft.open_group(MCG, self.number, peers, config=RAFT)
             self.mcg_state.restore(installed.data)
@@ -120,25 +158,22 @@ class SimNode:
         self._mcg.crash()
         self._data.crash()
         self._waiting.clear()
+        self._kept_routes, self._kept_view = self._routing.kept(), self.streams.view
         self._world.forget_lanes_of(self.number)
 
     def damage(self, rng: random.Random) -> None:
-        """Between a crash and a start: one of its two logs, or both, cannot be read to the end."""
+        """Between a crash and a start: one of its two logs, or both, cannot be read to the end, or the streams' lost more."""
+        if rng.random() < EARLIER_DAMAGE and damage_earlier(self._data_disk, rng):
+            self._world.note("earlier damage", self.number)
+            self.retirements += 1
+            return
         logs = rng.choice(((self._mcg_disk,), (self._data_disk,), (self._mcg_disk, self._data_disk)))
         self._world.note("damage", self.number, len(logs))
         for disk in logs:
             damage(disk, rng)
 
-    def _routes(self) -> data_pb2.PushRoutesRequest:
-        others = [number for number in range(1, self._count + 1) if number != self.number]
-        routes = []
-        for destination in others:
-            direct = data_pb2.Path(nodes=[self.number, destination], cost=1)
-            detours = [
-                data_pb2.Path(nodes=[self.number, over, destination], cost=2) for over in others if over != destination
-            ]
-            routes.append(data_pb2.Route(destination=destination, paths=[direct, *detours]))
-        return data_pb2.PushRoutesRequest(base_version=0, version=1, changed=routes)
+    def _note_restored(self, group: int, index: int) -> None:
+        self._world.note("restored", self.number, group, index)
 
     # World.Endpoint
 
@@ -154,7 +189,8 @@ class SimNode:
 
     def receive_frame(self, lane_id: int, frame: bytes) -> None:
         """A frame of packets came in."""
-        for delivery in self._overlay.receive(lane_id, frame, self._world.now):
+        deliveries = self._overlay.receive(lane_id, frame, self._world.now)
+        for delivery in deliveries:
             source, payload = int(delivery.source), bytes(delivery.payload)
             if delivery.protocol is Protocol.RAFT_MCG:
                 self._mcg.step(source, payload)
@@ -162,7 +198,12 @@ class SimNode:
                 self._data.step(source, payload)
             elif delivery.protocol is Protocol.REQUEST:
                 self._receive_request(source, payload)
-        self.settle()
+            elif delivery.protocol is Protocol.LSA:
+                self._routing.receive(delivery.source, payload, self._world.now)
+        if deliveries:
+            self.settle()
+        else:
+            self._settle_overlay()
 
     # Turns
 
@@ -170,9 +211,10 @@ class SimNode:
         if life != self._life or not self.is_running:
             return
         self._overlay.tick(self._world.now, 0.0)
-        self._mcg.raft.tick()
-        self._data.raft.tick()
-        asleep = {group for group in self.replicas if self._data.raft.is_asleep(group)}
+        self._routing.tick(self._world.now)
+        self._mcg.driver.tick()
+        self._data.driver.tick()
+        asleep = {group for group in self.replicas if self._data.raft.is_quiesced(group)}
         self.sleeps += len(asleep - self._asleep)
         self._asleep = asleep
         again, expired = self._requests.tick(self._world.now)
@@ -190,14 +232,19 @@ class SimNode:
         """Runs both hosts and the overlay until nothing more happens now."""
         if not self.is_running:
             return
-        self._send_frames(Protocol.RAFT_MCG, self._mcg.turn(self._apply_mcg, self._restore_mcg))
-        self._send_frames(
-            Protocol.RAFT_DSG, self._data.turn(self._apply_stream, self._restore_stream, self._stream_role_changed)
-        )
+        self._send_frames(Protocol.RAFT_MCG, self._mcg.turn())
+        self._send_frames(Protocol.RAFT_DSG, self._data.turn())
+        self._settle_overlay()
+
+    def _settle_overlay(self) -> None:
+        """Carries out what the overlay asks for."""
+        events = self._overlay.take_events()
+        if any(isinstance(event, LinkChanged) for event in events):
+            self._routing.links_changed(self._world.now)
         for lane_id in sorted(self._overlay.take_ready()):
             while (frame := self._overlay.next_frame(lane_id)) is not None:
                 self._world.transmit(self.number, lane_id, frame)
-        for event in self._overlay.take_events():
+        for event in events:
             if isinstance(event, LaneClosing):
                 self._overlay.close_lane(event.lane_id, event.reason, self._world.now)
                 self._world.closed(self.number, event.lane_id)
@@ -211,102 +258,60 @@ class SimNode:
 
     # Control plane
 
-    def _apply_mcg(self, entry: Committed) -> McgResult | None:
+    def apply_mcg(self, entry: Committed) -> McgResult | None:
+        """Applies a command of the catalogue."""
         result = None
-        if entry.kind == KIND_NORMAL and entry.data:
+        if entry.kind == ENTRY_NORMAL and entry.data:
             result = self.mcg_state.apply(entry.index, mcg_pb2.Command.FromString(entry.data))
         else:
             self.mcg_state.advance(entry.index)
-        self._on_applied(MCG, entry.index, self.mcg_state.digest())
+        self._on_applied(0, entry.index, self.mcg_state.digest())
         self._follow_catalogue()
         return result
 
-    def _restore_mcg(self, _group: int, index: int, data: bytes) -> None:
+    def restore_mcg(self, index: int, data: bytes) -> None:
+        """Takes the leader's catalogue."""
         self.mcg_state.restore(data)
         self.mcg_state.advance(LogIndex(index))
         self._follow_catalogue()
 
     def _follow_catalogue(self) -> None:
-        """Birth and death of replicas by the rules of architecture §7."""
-        for stream in self.mcg_state.streams.values():
-            if stream.has_member(NodeId(self.number)):
-                self._follow_stream(stream)
-
-    def _follow_stream(self, stream: Stream) -> None:
-        group = _group(stream.stream_id)
-        is_stored = group in self._data.raft.stored_groups()
-        if stream.state is StreamLife.DELETING:
-            if is_stored:
-                self._data.destroy(group)
-                self.replicas.pop(group, None)
-            return
-        if group in self.replicas:
-            return
-        member = next(int(item.member_id) for item in stream.members if item.node_id == self.number)
-        peers = {int(item.member_id): int(item.node_id) for item in stream.members}
-        self.replicas[group] = Replica(self._data.raft, stream.stream_id, group)
-        if is_stored:
-            installed = self._data.raft.open_group(group, member, peers, config=STREAM_RAFT)
-            if installed.index:
-                self._restore_stream(group, installed.index, installed.data)
-            return
-        voters = [int(item.member_id) for item in stream.members if item.is_voter]
-        learners = [int(item.member_id) for item in stream.members if not item.is_voter]
-        if stream.state is StreamLife.FORMING:
-            first = StreamState(config_of(stream.stream_id)).snapshot()
-            self._data.raft.create_group(
-                group, member, peers, voters=voters, learners=learners, snapshot=first, config=STREAM_RAFT
-            )
-            self._restore_stream(group, 1, first)
-        else:
-            self._data.raft.create_group(group, member, peers, voters=[], config=STREAM_RAFT)
+        """The control plane pushes its view to the data plane."""
+        view = self.mcg_state.view()
+        if view.mesh_id and view.revision != self._seen_revision:
+            self._seen_revision = view.revision
+            self.streams.follow(_view(view.SerializeToString(deterministic=True)))
 
     def _report_groups(self) -> None:
-        """StreamFormed and ReplicaDestroyed, as the control plane proposes them when its data plane reports."""
-        for stream in self.mcg_state.streams.values():
-            if not stream.has_member(NodeId(self.number)):
-                continue
-            group = _group(stream.stream_id)
-            command = mcg_pb2.Command(proposal_id=self._world.rng.getrandbits(60))
-            if stream.state is StreamLife.FORMING and group in self.replicas and self.replicas[group].is_formed:
-                command.stream_formed.stream_id = stream.stream_id
-            elif stream.state is StreamLife.DELETING and group not in self.replicas:
-                command.replica_destroyed.stream_id = stream.stream_id
-                command.replica_destroyed.node_id = self.number
-            else:
-                continue
-            if self._world.rng.random() < 0.2:
+        """What its replicas say, the control plane proposes; what was lost on the way is due again."""
+        if self.streams.are_reports_due or self._due:
+            self.streams.are_reports_due = False
+            reports = {report.stream_id: said(report) for report in self.streams.reports()}
+            self._due = due_confirmations(self.mcg_state.streams.values(), reports, NodeId(self.number))
+        for item in self._due:
+            if self._world.rng.random() < REPORT_CHANCE:
+                command = item.command(NodeId(self.number))
+                command.proposal_id = self._world.rng.getrandbits(60)
                 self.command(command, lambda _result: None)
 
     # Data plane
 
-    def _apply_stream(self, entry: Committed) -> object:
-        replica = self.replicas.get(entry.group)
-        if replica is None:
-            return None
-        result = replica.apply(entry)
-        self._on_applied(entry.group, entry.index, replica.state_hash())
-        return result
-
-    def _restore_stream(self, group: int, index: int, data: bytes) -> None:
-        replica = self.replicas.get(group)
-        if replica is not None:
-            replica.restore(index, data)
-            if index > 1:
-                self._world.note("restored", self.number, group, index)
-
-    def _stream_role_changed(self, group: int) -> None:
-        if replica := self.replicas.get(group):
-            replica.role_changed()
+    @property
+    def replicas(self) -> dict[int, SimReplica]:
+        """Open replicas by group."""
+        return self.streams.replicas
 
     def _look_after_logs(self) -> None:
         """Compaction: the catalogue's by each node alone, a stream's by what its leader commits."""
+        self.streams.tick()
+        applied = self.mcg_state.applied_index
+        if applied - self._compacted_at <= MCG_ENTRIES_MAX:
+            return
         status = self.mcg_status()
-        if status.applied - status.first_index > MCG_ENTRIES_MAX and self.mcg_state.applied_index == status.applied:
-            self._mcg.raft.compact(MCG, status.applied, self.mcg_state.snapshot())
-        for group, replica in self.replicas.items():
-            if self._data.is_leading(group) and (entry := replica.floor_entry()):
-                self._data.propose(group, entry, lambda _result: None)
+        self._compacted_at = max(self._compacted_at, status.first_index)
+        if status.applied - status.first_index > MCG_ENTRIES_MAX and applied == status.applied:
+            self._mcg.raft.compact(MCG, applied, self.mcg_state.snapshot())
+            self._compacted_at = applied
 
     # For the checkers
 
@@ -334,7 +339,7 @@ class SimNode:
 
         def confirmed() -> None:
             if (replica := self.replicas.get(group)) is not None:
-                start = min(max(offset, replica.floor_offset), replica.state.next_offset)
+                start = min(max(offset, replica.core.floor_offset), replica.state.next_offset)
                 answer(start, replica.read(start))
 
         if group not in self.replicas:
@@ -368,9 +373,13 @@ class SimNode:
     def _node_of(self, method: int, group: int, member: int) -> int:
         if method == PROPOSE_MCG:
             return member
-        stream = self.mcg_state.streams.get(StreamId(group - MCG))
-        members = stream.members if stream is not None else ()
-        return next((int(item.node_id) for item in members if item.member_id == member), 0)
+        stream = self.mcg_state.streams.get(StreamId(group))
+        if stream is None:
+            return 0
+        homes = {it.member_id: it.node_id for it in stream.retiring} | {
+            it.member_id: it.node_id for it in stream.members
+        }
+        return int(homes.get(MemberId(member), 0))
 
     def _receive_request(self, source: int, payload: bytes) -> None:
         received = self._requests.receive(source, 0, payload)
@@ -403,9 +412,30 @@ class SimNode:
         self._send(Protocol.REQUEST, TrafficClass.CONTROL, outgoing.peer, outgoing.payload)
 
 
-def _group(stream_id: StreamId) -> int:
-    """Stream groups have ids of their own, apart from the MCG's."""
-    return int(stream_id) + MCG
+class _Catalogue:
+    """The MCG of a node, as the `Machine` of its group."""
+
+    def __init__(self, node: SimNode) -> None:
+        self._node = node
+
+    @property
+    def applied_index(self) -> int:
+        return self._node.mcg_state.applied_index
+
+    def restore(self, index: int, data: bytes) -> None:
+        self._node.restore_mcg(index, data)
+
+    def apply(self, entry: Committed) -> object:
+        return self._node.apply_mcg(entry)
+
+    def role_changed(self, role: Role) -> None:
+        pass
+
+
+@lru_cache(maxsize=64)
+def _view(encoded: bytes) -> View:
+    """All nodes read the same views."""
+    return view_from_proto(view_pb2.MeshView.FromString(encoded))
 
 
 # Results cross the simulated overlay by name: what a real answer would carry is not what is tested here.

@@ -16,8 +16,8 @@ from mesh_data.core.stream_state import Appended, ProducerReady, Refused, Repeat
 from meshcommon.errors import ErrorCode
 from meshtest.checkers import Acknowledged
 from meshtest.histories import Publish
-from meshwire.batch import Record, encode_batch
 from meshwire.entry import BatchEntry, InitProducerEntry, encode_entry
+from meshwire.records import Record, encode_batch
 from tests.sim.clients import PAUSE_S, Retrier
 from tests.sim.node import SimNode
 from tests.sim.world import World

@@ -1,17 +1,27 @@
-"""A meshraft host over a simulated disk, as both planes drive it: pump, sync later, apply, answer who proposed.
+"""A meshraft host over a simulated disk, driven by the product's `RaftDriver`: turns until nothing is left, syncs later.
 
-Purpose: what the shells of control plane and data plane have in common, without asyncio. What a proposal came to is decided
-by the data plane's own `ProposalWindow`. Leaves out: what entries mean.
+Purpose: what the asyncio shell does for both planes, on simulated time. Leaves out: what entries mean (`machine` of `add`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from mesh_data.core.publish_window import Outcome, ProposalWindow
-from meshraft import Committed, Frame, InvalidFrame, NotLeader, RaftError, RaftHost
+from meshraft import (
+    Committed,
+    Entries,
+    Frame,
+    GroupConfig,
+    HostPoisoned,
+    InvalidFrame,
+    NotLeader,
+    RaftError,
+    RaftHost,
+    Role,
+)
+from meshraft.driver import RaftDriver
+from meshraft.group import RaftGroup
 from tests.sim import disks
 from tests.sim.disks import Disk
 from tests.sim.world import World
@@ -19,10 +29,73 @@ from tests.sim.world import World
 Answer: TypeAlias = Callable[[object | None], None]
 """Called with the result of an entry, or with None when it is not known whether it took effect."""
 ReadAnswer: TypeAlias = Callable[[], None]
+Group: TypeAlias = RaftGroup[object, None]
+
+
+class Machine(Protocol):
+    """A state machine whose entries are applied one by one."""
+
+    @property
+    def applied_index(self) -> int:
+        """Index of the last entry that it has applied."""
+
+    def restore(self, index: int, data: bytes) -> None:
+        """As `install` of `StateMachine`."""
+
+    def apply(self, entry: Committed) -> object:
+        """Applies an entry; returns its result."""
+
+    def role_changed(self, role: Role) -> None:
+        """As of `StateMachine`."""
 
 
 class GroupPoisonedError(Exception):
     """A member found that it had lost something; the run ends there, with that as its finding."""
+
+
+class _Proposer:
+    """Passes on what a proposal came to."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def committed(self, _index: int, _count: int, result: object) -> None:
+        self._answer(result)
+
+    def failed(self, _count: int, _error: None) -> None:
+        self._answer(None)
+
+
+class _Applied:
+    """A `StateMachine` for a `Machine`."""
+
+    def __init__(self, host: SimulatedHost, machine: Machine) -> None:
+        self._host = host
+        self._machine = machine
+        self.group: Group
+
+    @property
+    def applied_index(self) -> int:
+        return self._machine.applied_index
+
+    def install(self, index: int, data: bytes) -> None:
+        self._machine.restore(index, data)
+
+    def apply_next(self, entries: Entries) -> None:
+        entry = entries.take()
+        result = self._machine.apply(entry)
+        self.group.applied(entry.index, entry.index, entry.term, result)
+
+    def turn_ended(self) -> None:
+        pass
+
+    def role_changed(self, role: Role) -> None:
+        self._machine.role_changed(role)
+        if not role.leader:
+            self._host.heard_of_election()
+
+    def closed(self, kind: str, reason: str) -> None:
+        raise GroupPoisonedError(f"C1 a group was poisoned: {self.group.group}, {kind}, {reason}")
 
 
 class SimulatedHost:
@@ -37,30 +110,33 @@ class SimulatedHost:
         self._cut_power = cut_power
         self._is_sync_due = False
         self._is_gone = False
-        self._windows: defaultdict[int, ProposalWindow[Answer]] = defaultdict(ProposalWindow)
-        self._reads: dict[tuple[int, int], ReadAnswer] = {}
-        self._tokens = 0
-        self.roles: dict[int, tuple[str, int]] = {}
+        self._frames: list[Frame] = []
         self.raft = RaftHost.simulated(disk, seed=seed)
+        self.driver = RaftDriver(self.raft, self._send)
 
-    def propose(self, group: int, data: bytes, answer: Answer) -> bool:
-        """Appends at the leader; False when this member does not lead."""
+    def add(self, number: int, machine: Machine, config: GroupConfig) -> None:
+        """Drives a group, before it is opened; what is proposed and read is answered when it is applied."""
+        applied = _Applied(self, machine)
+        applied.group = RaftGroup(
+            self.driver, number, applied, config, overwritten=lambda: None, unknown=lambda _why: None
+        )
+        applied.group.join()
+
+    def propose(self, number: int, data: bytes, answer: Answer) -> bool:
+        """Appends at the leader; False when this member does not lead. Raises LookupError for a group that is not here."""
         try:
-            term, index = self.raft.propose(group, data)
+            self.driver.groups[number].propose(data, _Proposer(answer))
         except NotLeader:
             return False
         except RaftError:
             answer(None)
-            return True
-        for cut_off in self._windows[group].add(term, index, len(data), answer):
-            cut_off(None)
         return True
 
-    def ask_read_index(self, group: int, answer: ReadAnswer) -> None:
+    def ask_read_index(self, number: int, answer: ReadAnswer) -> None:
         """Calls `answer` when the leader has confirmed a read point and it is applied here; or never."""
-        self._tokens += 1
-        self.raft.read_index(group, self._tokens)
-        self._reads[group, self._tokens] = answer
+        self.driver.groups[number].ask_read_point(
+            self._world.now, lambda index: answer() if index is not None else None
+        )
 
     def step(self, peer: int, frame: bytes) -> None:
         """Feeds a frame; a bad one is dropped, as in life."""
@@ -69,70 +145,51 @@ class SimulatedHost:
         except InvalidFrame:
             self._world.note("invalid frame", peer)
 
-    def turn(
-        self,
-        apply: Callable[[Committed], object],
-        restore: Callable[[int, int, bytes], None],
-        role_changed: Callable[[int], None] = lambda _group: None,
-    ) -> list[Frame]:
-        """Pumps until nothing is left to do now; returns the frames to send."""
-        frames: list[Frame] = []
+    def turn(self) -> list[Frame]:
+        """Takes turns until nothing is left to do now; returns the frames to send."""
+        # An answer may lead to a turn within this one.
+        outer, self._frames = self._frames, []
         while self.raft.has_work():
-            pump = self.raft.pump()
-            frames += pump.frames
-            for installed in pump.installed:
-                restore(installed.group, installed.index, installed.data)
-                for lost in self._windows[installed.group].take_all():
-                    lost(None)
-            for entry in pump.committed:
-                self._answer(entry, apply(entry))
-            for role in pump.roles:
-                self.roles[role.group] = (role.role, role.leader)
-                role_changed(role.group)
-                if not role.leader:
-                    self._heard_of_election()
-            for group, token, _index in pump.reads:
-                if read := self._reads.pop((group, token), None):
-                    read()
-            if pump.closed:
-                raise GroupPoisonedError(f"C1 a group was poisoned: {pump.closed}")
+            self.driver.turn()
+        frames, self._frames = self._frames, outer
         self._schedule_sync()
         return frames
 
-    def leader(self, group: int) -> int:
+    def leader(self, number: int) -> int:
         """Member that leads as known here, 0 if unknown."""
-        return self.roles.get(group, ("follower", 0))[1]
+        group = self.driver.groups.get(number)
+        return group.leader if group is not None else 0
 
-    def is_leading(self, group: int) -> bool:
+    def is_leading(self, number: int) -> bool:
         """Whether this member leads, as far as it knows."""
-        return self.roles.get(group, ("", 0))[0] == "leader"
+        group = self.driver.groups.get(number)
+        return group is not None and group.is_leading
 
-    def destroy(self, group: int) -> None:
+    def destroy(self, number: int) -> None:
         """Ends a group for good."""
-        self.raft.destroy_group(group)
-        self.roles.pop(group, None)
-        for lost in self._windows.pop(group, ProposalWindow[Answer]()).take_all():
-            lost(None)
+        self.raft.destroy_group(number)
+        if (group := self.driver.groups.get(number)) is not None:
+            group.close(None)
+
+    def close(self, number: int) -> None:
+        """Lets a group go; its data stay."""
+        self.raft.close_group(number)
+        if (group := self.driver.groups.get(number)) is not None:
+            group.close(None)
 
     def crash(self) -> None:
         """Power loss: what was not synced is gone, and so is everybody who waits for an answer."""
         self._is_gone = True
         disks.crash(self._disk, self._world.rng)
-        self._windows.clear()
-        self._reads.clear()
 
-    def _answer(self, entry: Committed, result: object) -> None:
-        window = self._windows.get(entry.group)
-        if not window:
-            return
-        for answer, outcome in window.committed(entry.index, entry.term):
-            answer(result if outcome is Outcome.COMMITTED else None)
-
-    def _heard_of_election(self) -> None:
+    def heard_of_election(self) -> None:
         """A power cut at the worst time: after a vote, and back in time to be asked for it again."""
         world = self._world
         if world.is_faulty and world.rng.random() < world.faults.vote_crashes:
             world.after(world.rng.uniform(0.0, 0.03), self._cut_power)
+
+    def _send(self, frame: Frame) -> None:
+        self._frames.append(frame)
 
     def _schedule_sync(self) -> None:
         if self._disk.pending() and not self._is_sync_due:
@@ -144,6 +201,20 @@ class SimulatedHost:
             return
         self._is_sync_due = False
         pending = self._disk.pending()
+        if pending and self._world.is_faulty and disks.fails(self._disk, self._world.rng):
+            self._end()
+            return
         if pending and not disks.sync(self._disk, self._world.rng.randint(1, pending), self._world.rng):
             raise GroupPoisonedError("C1 old log files cannot be removed")
         self._settle()
+
+    def _end(self) -> None:
+        """The disk failed: the host takes no call any more, and its node is started again."""
+        self._world.note("disk failed")
+        self._world.disk_failures += 1
+        try:
+            self.raft.pump()
+        except HostPoisoned:
+            self._cut_power()
+            return
+        raise GroupPoisonedError("C1 a host went on over a disk that had failed")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -38,7 +39,10 @@ class SeedOutcome:
     floors_moved: int
     crashes: int
     damages: int
+    retirements: int
+    disk_failures: int
     sleeps: int
+    topology: str
     steps: int
     trace_hash: str
     findings: tuple[str, ...]
@@ -65,7 +69,10 @@ def run_seed(seed: int, mutant_name: str | None = None) -> SeedOutcome:
         floors_moved=mesh.floors_moved if mesh else 0,
         crashes=(mesh.crashes if mesh else 0) + (members.crashes if members else 0),
         damages=mesh.damages if mesh else 0,
+        retirements=mesh.retirements if mesh else 0,
+        disk_failures=mesh.disk_failures if mesh else 0,
         sleeps=mesh.sleeps if mesh else 0,
+        topology=mesh.topology if mesh else "",
         steps=members.steps if members else 0,
         trace_hash=joint_hash(traces),
         findings=tuple((mesh.findings if mesh else []) + (members.findings if members else [])),
@@ -124,7 +131,10 @@ def report(outcomes: Iterable[SeedOutcome]) -> dict[str, object]:
         "floors_moved": sum(outcome.floors_moved for outcome in ordered),
         "crashes": sum(outcome.crashes for outcome in ordered),
         "damages": sum(outcome.damages for outcome in ordered),
+        "retirements": sum(outcome.retirements for outcome in ordered),
+        "disk_failures": sum(outcome.disk_failures for outcome in ordered),
         "sleeps": sum(outcome.sleeps for outcome in ordered),
+        "topologies": dict(sorted(Counter(outcome.topology for outcome in ordered).items())),
         "membership_steps": sum(outcome.steps for outcome in ordered),
     }
 

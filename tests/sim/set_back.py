@@ -15,7 +15,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from meshcommon.ids import NodeId
 from tests.sim.disks import Disk, Disks
-from tests.sim.guarded_store import GuardedStore, StoredTruth
+from tests.sim.guarded_store import SimulatedStore, StoredTruth
 
 LEADER_AWAY_TICKS: Final = 120
 _RARE: Final = 0.05
@@ -26,7 +26,7 @@ class Machine(Protocol):
 
     number: NodeId
     disk: Disk
-    store: GuardedStore
+    store: SimulatedStore
     starts_at: int
 
 

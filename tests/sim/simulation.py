@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from mesh_control.core.model import StreamState
+from mesh_control.core.model import StreamPhase
 from meshapi.control.v1 import mcg_pb2
 from meshcommon.errors import MeshError
 from meshcommon.ids import StreamId
@@ -19,12 +19,14 @@ from meshraft import GroupStatus, RaftError
 from meshtest.checkers import Held, check_acknowledged_readable, check_exactly_once
 from meshtest.histories import Publish, Read, check_linearizable, check_progress
 from meshwire.errors import WireError
+from tests.sim import topology
 from tests.sim.clients import CatalogueClient
-from tests.sim.disks import Disks, has_damage
-from tests.sim.node import MCG, SimNode
+from tests.sim.disks import Disks
+from tests.sim.node import SimNode
 from tests.sim.publisher import Publisher
 from tests.sim.raft_host import GroupPoisonedError
 from tests.sim.reader import Reader
+from tests.sim.streams import is_needed
 from tests.sim.world import World
 
 FORMING_S: Final = 20.0
@@ -64,7 +66,10 @@ class Outcome:
     floors_moved: int = 0
     crashes: int = 0
     damages: int = 0
+    retirements: int = 0
+    disk_failures: int = 0
     sleeps: int = 0
+    topology: str = ""
     trace_hash: str = ""
     findings: list[str] = field(default_factory=list)
 
@@ -81,7 +86,7 @@ class Simulation:
         self.outcome = Outcome(seed, count)
         self._hashes: dict[tuple[int, int], str] = {}
         self._damages = random.Random(f"{seed} damages")
-        bad = self._damages.randint(1, count) if has_damage(seed) else 0
+        bad = self._damages.randint(1, count)
         self.nodes = [
             SimNode(
                 self.world,
@@ -89,12 +94,15 @@ class Simulation:
                 count,
                 partial(self._disks.blank, is_bad=number == bad),
                 self._applied,
+                self._check_destroyed,
                 self._lose_power,
             )
             for number in range(1, count + 1)
         ]
-        self._bad_node = self.nodes[bad - 1] if bad else None
+        self._bad_node = self.nodes[bad - 1]
         self.world.endpoints.update({node.number: node for node in self.nodes})
+        self.outcome.topology, self._pairs = topology.draw(random.Random(f"{seed} topology"), count)
+        self.world.note(self.outcome.topology)
         self._catalogue = CatalogueClient(self.world, self.nodes)
         self._publishers: list[Publisher] = []
         self._readers: list[Reader] = []
@@ -121,6 +129,8 @@ class Simulation:
         except (RaftError, WireError, MeshError) as error:
             self.outcome.findings.append(f"C1 a node cannot go on: {error!r}")
         self.outcome.events = self.world.events_done
+        self.outcome.retirements = sum(node.retirements for node in self.nodes)
+        self.outcome.disk_failures = self.world.disk_failures
         self.outcome.sleeps = sum(node.sleeps for node in self.nodes)
         self.outcome.trace_hash = self.world.trace_hash()
         return self.outcome
@@ -130,10 +140,16 @@ class Simulation:
         if self._hashes.setdefault((group, index), state_hash) != state_hash:
             self.outcome.findings.append(f"C4 state hashes of group {group} differ at index {index}")
 
+    def _check_destroyed(self, group: int, member: int) -> None:
+        """C1: by the newest catalogue, the member is out of its group, or the group is sealed."""
+        newest = max((node.mcg_state for node in self.nodes if node.is_running), key=lambda state: state.applied_index)
+        if is_needed(newest.streams.get(StreamId(group)), member):
+            self.outcome.findings.append(f"C1 member {member} of group {group} is destroyed while it is needed")
+
     def _form(self) -> None:
         for node in self.nodes:
             node.start()
-        self.world.connect_all()
+        self.world.connect(self._pairs)
         found = mcg_pb2.Command()
         found.found_mesh.mesh_id = "00000000-0000-4000-8000-000000000001"
         found.found_mesh.node.name = "n1"
@@ -143,7 +159,8 @@ class Simulation:
             command = mcg_pb2.Command()
             command.add_node.name = f"n{node.number}"
             command.add_node.public_key = bytes([node.number]) * 32
-            self._catalogue.commands.append(command)
+            activate = mcg_pb2.Command(activate_node=mcg_pb2.ActivateNode(node_id=node.number))
+            self._catalogue.commands += [command, activate]
         # Late and doomed streams, and the catalogue's own group, come to these.
         streams = self.world.rng.choice((1, 2, 3, 1, 2, 3, 1, 2, 3, self.world.rng.randint(8, GROUPS_MAX - 3)))
         self.outcome.groups = streams + 3
@@ -157,7 +174,7 @@ class Simulation:
             if result.refusal is not None:
                 self.outcome.findings.append(f"C1 refused: {result.refusal}")
             elif command.WhichOneof("kind") == "create_stream":
-                self._use(self._members(command), result.allocated_id + MCG, max(3, BATCHES // (2 * streams)))
+                self._use(self._members(command), result.allocated_id, max(3, BATCHES // (2 * streams)))
 
     def _use(self, members: list[SimNode], group: int, batches: int) -> None:
         """Two publishers and a reader of a stream."""
@@ -253,7 +270,8 @@ class Simulation:
             return False
         if not has_caught_up([node.mcg_status() for node in self.nodes]):
             return False
-        if any(stream.state is not StreamState.ACTIVE for stream in self.nodes[0].mcg_state.streams.values()):
+        streams = self.nodes[0].mcg_state.streams.values()
+        if any(stream.state is not StreamPhase.ACTIVE or stream.retiring for stream in streams):
             return False
         groups = self._groups()
         if not all(group in node.replicas for group, members in groups for node in members):
@@ -262,7 +280,7 @@ class Simulation:
 
     def _groups(self) -> list[tuple[int, list[SimNode]]]:
         return [
-            (int(stream.stream_id) + MCG, [self.nodes[member.node_id - 1] for member in stream.members])
+            (int(stream.stream_id), [self.nodes[member.node_id - 1] for member in stream.members])
             for stream in self.nodes[0].mcg_state.streams.values()
         ]
 
@@ -276,7 +294,7 @@ class Simulation:
             held: dict[str, list[Held]] = {}
             for node in members:
                 if (replica := node.replicas.get(group)) is not None:
-                    floor = replica.floor_offset
+                    floor = replica.core.floor_offset
                     held[f"n{node.number}"] = replica.read(floor)
                     self.outcome.floors_moved += floor > 0
                     kept = [item for item in acknowledged if item.offset >= floor]
@@ -300,7 +318,7 @@ class Simulation:
             reader.stop()
         self.world.run_until(self.world.now + REST_S)
         groups = self._groups()
-        awake = [group for group, members in groups for node in members if not node.stream_status(group).asleep]
+        awake = [group for group, members in groups for node in members if not node.stream_status(group).quiesced]
         if awake:
             self.outcome.findings.append(f"C5 idle groups do not sleep: {sorted(set(awake))}")
         victim = self.world.rng.choice(self.nodes)
@@ -310,9 +328,16 @@ class Simulation:
             running = [node for node in members if node.is_running]
             return any(node.stream_status(group).role == "leader" for node in running)
 
-        if not self.world.run_until(self.world.now + PROGRESS_S, lambda: all(is_led(*it) for it in groups)):
-            leaderless = [group for group, members in groups if not is_led(group, members)]
+        bereft = [it for it in groups if self._has_quorum_without(victim.number, *it)]
+        if not self.world.run_until(self.world.now + PROGRESS_S, lambda: all(is_led(*it) for it in bereft)):
+            leaderless = [group for group, members in bereft if not is_led(group, members)]
             self.outcome.findings.append(f"C5 n{victim.number} died, and no other member leads groups {leaderless}")
+
+    def _has_quorum_without(self, victim: int, group: int, _members: list[SimNode]) -> bool:
+        """Whether a majority of a group's voters can still talk to each other when one node is down."""
+        voters = [int(it.node_id) for it in self.nodes[0].mcg_state.streams[StreamId(group)].members if it.is_voter]
+        parts = (topology.reachable(self._pairs, voter, victim) for voter in voters if voter != victim)
+        return any(2 * len(part & set(voters)) > len(voters) for part in parts)
 
     def _check_catalogue(self) -> None:
         """C1 for the catalogue: what was acknowledged is there, at every node."""

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from mesh_data.core.group_steps import Configuration, Step, Witness, next_step
+from mesh_data.core import group_leader
+from mesh_data.core.group_steps import Step, next_step
 from mesh_data.core.view import Stream
 from meshcommon import store_guard
 from meshcommon.ids import MemberId
 from meshcommon.store_lineage import Verdict
-from tests.sim import membership
+from meshraft import group
+from meshraft.configuration import Configuration, Witness, configuration_of
 from tests.sim.membership import MembershipRun, Outcome
 
 SEEDS = range(1, 101)
@@ -48,10 +50,10 @@ def test_the_same_seed_does_the_same() -> None:
 def test_a_leader_that_follows_an_older_catalogue_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: nobody compares the catalogue's revision with that of the group's last change (G5)."""
 
-    def forgetful(stream: Stream, raft: Configuration) -> Step | None:
-        return next_step(stream, replace(raft, revision=min(raft.revision, stream.revision)))
+    def forgetful(stream: Stream, raft: Configuration, revision: int) -> Step | None:
+        return next_step(stream, raft, min(revision, stream.revision))
 
-    monkeypatch.setattr(membership, "next_step", forgetful)
+    monkeypatch.setattr(group_leader, "next_step", forgetful)
     assert any(MembershipRun(seed).run().findings for seed in MUTANT_SEEDS)
 
 
@@ -59,11 +61,11 @@ def test_a_leader_that_follows_an_older_catalogue_is_caught(monkeypatch: pytest.
 def test_a_leader_that_counts_on_members_without_data_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: everybody passes for caught up and in touch (G4)."""
 
-    def credulous(**given: Any) -> Configuration:
-        everybody = given["voters"] | given["learners"]
-        return Configuration(**(given | {"heard": everybody, "caught_up": everybody}))
+    def credulous(*given: Any) -> Configuration:
+        known = configuration_of(*given)
+        return replace(known, heard=known.members, caught_up=known.members)
 
-    monkeypatch.setattr(membership, "Configuration", credulous)
+    monkeypatch.setattr(group, "configuration_of", credulous)
     assert any(MembershipRun(seed).run().findings for seed in MUTANT_SEEDS)
 
 
@@ -71,10 +73,10 @@ def test_a_leader_that_counts_on_members_without_data_is_caught(monkeypatch: pyt
 def test_data_that_go_before_the_removal_is_committed_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: who retires is told to be out at once (G3)."""
 
-    def hasty(stream: Stream, _raft: Configuration) -> tuple[MemberId, ...]:
+    def hasty(stream: Stream, _raft: Configuration, _revision: int) -> tuple[MemberId, ...]:
         return tuple(item.member_id for item in stream.retiring if not item.is_out)
 
-    monkeypatch.setattr(membership, "members_out", hasty)
+    monkeypatch.setattr(group_leader, "members_out", hasty)
     assert any(MembershipRun(seed).run().findings for seed in MUTANT_SEEDS)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from tests.sim import topology
 from tests.sim.runs import CHECKERS, report, run_seed, run_seeds
 
 SEEDS = range(1, 201)
@@ -23,7 +26,8 @@ def test_no_seed_has_a_finding(first: int) -> None:
     for name in ("reads", "replaced", "floors_moved", "crashes", "sleeps"):
         assert sum(getattr(outcome, name) for outcome in outcomes) > BATCH, name
     assert any(outcome.damages for outcome in outcomes)
-    assert max(outcome.groups for outcome in outcomes) > 10
+    assert max(outcome.groups for outcome in outcomes) > 4
+    assert len({outcome.topology for outcome in outcomes}) > 3
 
 
 @pytest.mark.timeout(120)
@@ -51,3 +55,16 @@ def test_the_report_counts_findings_by_checker() -> None:
     assert made["findings"] == dict.fromkeys(CHECKERS, 0)
     assert made["seeds"] == 1
     assert made["trace_hash"] == report([run_seed(2)])["trace_hash"]
+
+
+def test_each_topology_is_connected_and_most_have_pairs_without_a_lane() -> None:
+    rng = random.Random(1)
+    seen: dict[str, int] = {}
+    for _ in range(300):
+        count = rng.randint(3, 7)
+        kind, pairs = topology.draw(rng, count)
+        assert topology.reachable(pairs, 1, without=0) == set(range(1, count + 1))
+        assert all(1 <= one < other <= count for one, other in pairs)
+        seen[kind] = max(seen.get(kind, 0), count * (count - 1) // 2 - len(pairs))
+    assert set(seen) == set(topology.KINDS)
+    assert [kind for kind, missing in seen.items() if not missing] == ["full"]

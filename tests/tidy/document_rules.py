@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Final
 
+LINE_MAX: Final = 120
 ADR_HEADINGS: Final = ("Context", "Decision", "Consequences", "Alternatives")
 
 _ADR_NAME: Final = re.compile(r"(\d{4})-[a-z0-9]+(?:-[a-z0-9]+)*\.md")
@@ -90,4 +91,16 @@ def dead_links(path: str, text: str, tracked: frozenset[str]) -> list[str]:
         resolved = "/".join(parts) or "."
         if resolved not in tracked and resolved not in folders:
             found.append(f"{path}: link to {target} leads nowhere")
+    return found
+
+
+def long_lines(path: str, text: str) -> list[str]:
+    """Prose of more than 120 columns cannot be reviewed line by line. Tables, drawings and code keep their shape."""
+    found: list[str] = []
+    is_code = False
+    for number, line in enumerate(text.splitlines(), 1):
+        start = line.lstrip()
+        is_code ^= start.startswith("```")
+        if len(line) > LINE_MAX and not is_code and not start.startswith(("|", "<!--")):
+            found.append(f"{path}:{number}: {len(line)} columns; wrap it (at most {LINE_MAX})")
     return found

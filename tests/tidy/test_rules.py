@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.tidy import document_rules, package_rules, text_rules
+from tests.tidy import document_rules, file_maps, package_rules, text_rules
 
 Rule = Callable[[str, str], list[str]]
 
@@ -148,3 +148,29 @@ def test_package_form_is_complete_and_unpinned() -> None:
 def test_runtime_dependency_is_declared_by_some_package() -> None:
     assert package_rules.unneeded(["grpcio"], [PROJECT]) == []
     assert package_rules.unneeded(["grpcio", "redis"], [PROJECT])
+
+
+def test_a_map_of_files_replaces_the_one_before_and_keeps_the_code() -> None:
+    text = '"""What it is.\n\nMore.\n\nFiles:\n\n    gone  Old\n"""\n\nfrom x import y\n'
+    found = file_maps.with_map(text, {"one": "First", "second": "Long " * 30})
+    assert found.startswith('"""What it is.\n\nMore.\n\nFiles:\n\n    one     First\n    second  Long Long')
+    assert found.endswith('Long\n"""\n\nfrom x import y\n')
+    assert "gone" not in found
+    assert max(map(len, found.splitlines())) <= 120
+    assert file_maps.with_map(found, {"one": "First", "second": "Long " * 30}) == found
+
+
+def test_the_map_tells_the_first_sentence_of_a_module() -> None:
+    assert (
+        file_maps.first_sentence('"""One: two\nthree, v1.2 of it. More.\n\nAnd more."""\n')
+        == "One: two three, v1.2 of it"
+    )
+    assert file_maps.first_sentence("") == ""
+    with pytest.raises(ValueError, match="no docstring"):
+        file_maps.with_map("x = 1\n", {"one": "First"})
+
+
+def test_long_prose_is_found_and_tables_and_drawings_are_left_alone() -> None:
+    long = "word " * 30
+    assert len(document_rules.long_lines("a.md", f"short\n{long}\n- {long}\n")) == 2
+    assert document_rules.long_lines("a.md", f"| {long} |\n\n```\n{long}\n```\n") == []

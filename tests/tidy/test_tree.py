@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.tidy import document_rules, package_rules, text_rules, tree
+from tests.tidy import document_rules, file_maps, package_rules, text_rules, tree
 
 Rule = Callable[[str, str], list[str]]
 
@@ -46,6 +46,10 @@ def test_text_file(rule: Rule) -> None:
     _expect_none(_findings(rule, tree.texts()))
 
 
+def test_maps_of_files_are_true() -> None:
+    _expect_none(file_maps.untrue())
+
+
 def test_allowed_sleeps_still_exist() -> None:
     assert set(text_rules.BLOCKING_SLEEP_ALLOWED) <= set(tree.tracked_files())
 
@@ -78,6 +82,10 @@ def test_decision_records_have_one_form() -> None:
     findings += document_rules.adr_numbers(records, tree.read("docs/adr/README.md"))
     assert records
     _expect_none(findings)
+
+
+def test_prose_is_wrapped() -> None:
+    _expect_none(_findings(document_rules.long_lines, [path for path in tree.tracked_files() if path.endswith(".md")]))
 
 
 def test_links_between_documents_lead_somewhere() -> None:

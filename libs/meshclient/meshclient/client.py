@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import ssl
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from meshclient.connection import Connection
+from meshclient.connection import Connection, decoded, encoded
 from meshclient.gathering import Batching
 from meshclient.producer import Producer
-from meshclient.reading import Record, read_records
+from meshclient.reading import Reader
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.tls_contexts import trusting
 from meshwire import client as wire
-from meshwire.client import Kind, StreamInfo
+from meshwire.client import ANY_STREAM, Kind, StreamInfo
 
 GIVE_UP_AFTER_S: Final = 30.0
 _CONNECT_TIMEOUT_S: Final = 5.0
@@ -27,16 +29,31 @@ class MeshClient:
     node serves any stream.
     """
 
-    def __init__(self, *addresses: str, give_up_after_s: float = GIVE_UP_AFTER_S) -> None:
+    def __init__(
+        self,
+        *addresses: str,
+        give_up_after_s: float = GIVE_UP_AFTER_S,
+        tls: ssl.SSLContext | None = None,
+        ca_file: str | Path | None = None,
+    ) -> None:
         """Nothing happens before something is asked.
 
         Args:
-            addresses: `ws://host:port` of client listeners (`MESH_DATA_CLIENT_LISTEN`).
+            addresses: `ws://host:port` or, over TLS, `wss://host:port` of client listeners (`MESH_DATA_CLIENT_LISTEN`).
             give_up_after_s: Time without progress after which a producer or reader fails, seconds.
+            tls: Judges the certificates of `wss` addresses; without it and `ca_file` the system's authorities do. With one
+                of them an address in clear is refused.
+            ca_file: PEM file of the only authorities to trust: the short form of `tls`.
+
+        Raises:
+            MeshError: INVALID_ARGUMENT: no address, both `tls` and `ca_file`, or a file without certificates.
         """
+        if tls is not None and ca_file is not None:
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, "Give tls or ca_file, not both.")
         if not addresses:
             raise MeshError(ErrorCode.INVALID_ARGUMENT, "Name the address of a data plane's client listener.")
         self._addresses = addresses
+        self._tls = tls if ca_file is None else trusting(ca_file)
         self._turn = 0
         self._give_up_after_s = give_up_after_s
         self._connection: Connection | None = None
@@ -61,7 +78,7 @@ class MeshClient:
         """The connection; a new one when there is none or it was lost.
 
         Raises:
-            MeshError: ADDRESS_UNREACHABLE, WRONG_PROTOCOL, BACKPRESSURE or INVALID_ARGUMENT.
+            MeshError: ADDRESS_UNREACHABLE, TLS_FAILED, WRONG_PROTOCOL, BACKPRESSURE or INVALID_ARGUMENT.
         """
         async with self._connecting:
             if self._connection is not None and not self._connection.is_lost:
@@ -72,13 +89,15 @@ class MeshClient:
                 self._turn += 1
             address = self._addresses[self._turn % len(self._addresses)]
             try:
-                self._connection = await Connection.open(address, _CONNECT_TIMEOUT_S)
+                self._connection = await Connection.open(address, _CONNECT_TIMEOUT_S, self._tls)
             except MeshError:
                 self._turn += 1
                 raise
             return self._connection
 
-    def producer(self, stream: str, *, name: str = "", batching: Batching | None = None) -> Producer:
+    def producer(
+        self, stream: str, *, name: str = "", batching: Batching | None = None, stream_id: int = ANY_STREAM
+    ) -> Producer:
         """A producer of `stream` (`namespace/name`); enter it to begin.
 
         Args:
@@ -86,24 +105,31 @@ class MeshClient:
             name: Stable name of the producer: it goes on where the last one of that name ended, which is fenced. Empty for
                 an anonymous one.
             batching: How it gathers records; the default suits both a lone record and a flood.
+            stream_id: The stream that is meant, as `Producer.stream_id` told before; entering the producer is refused with
+                STREAM_REPLACED when another one has the name by now. 0 for whichever has it.
         """
-        return Producer(self, stream, name, batching or Batching(), self._give_up_after_s)
+        return Producer(self, stream, name, batching or Batching(), self._give_up_after_s, stream_id)
 
-    def read(self, stream: str, from_offset: int = 0, *, follow: bool = False) -> AsyncGenerator[Record]:
+    def read(self, stream: str, from_offset: int = 0, *, follow: bool = False, stream_id: int = ANY_STREAM) -> Reader:
         """Records from `from_offset` on, in order; ends at the stream's end unless told to `follow`.
 
-        Raises:
-            MeshError: OFFSET_PAST_END, OFFSET_BELOW_FLOOR, STREAM_NOT_FOUND, or the last failure when there was no progress
-                for `give_up_after_s`.
-        """
-        return read_records(self, stream, from_offset, self._give_up_after_s, follow=follow)
+        An offset belongs to one stream. Whoever keeps `Reader.next_offset` to go on from later keeps `Reader.stream_id` with
+        it and gives both here: another stream that has the name by then refuses the read with STREAM_REPLACED, in place of
+        giving records that the offset was never meant for.
 
-    async def describe(self, stream: str) -> StreamInfo:
+        Raises:
+            MeshError: from the iteration: OFFSET_PAST_END, OFFSET_BELOW_FLOOR, STREAM_NOT_FOUND, STREAM_REPLACED, or the
+                last failure when there was no progress for `give_up_after_s`.
+        """
+        return Reader(self, stream, from_offset, self._give_up_after_s, follow=follow, stream_id=stream_id)
+
+    async def describe(self, stream: str, *, stream_id: int = ANY_STREAM) -> StreamInfo:
         """The stream as its leader sees it.
 
         Raises:
-            MeshError: STREAM_NOT_FOUND, ILLEGAL_NAME, STREAM_UNAVAILABLE, or that nothing answers.
+            MeshError: STREAM_NOT_FOUND, STREAM_REPLACED, ILLEGAL_NAME, STREAM_UNAVAILABLE, or that nothing answers.
         """
         connection = await self.connection()
-        _, body = await connection.ask(Kind.DESCRIBE, wire.encode_name(stream), _DESCRIBE_TIMEOUT_S)
-        return wire.decode_stream(body)
+        request = encoded(lambda: wire.encode_describe(wire.Describe(stream, stream_id)))
+        _, body = await connection.ask(Kind.DESCRIBE, request, _DESCRIBE_TIMEOUT_S)
+        return decoded(lambda: wire.decode_stream(body))

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import ssl
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from meshcommon.errors import ErrorCode, MeshError, parse_code
-from meshcommon.frame_ports import DialRefused, HungUpError, dial
+from meshcommon.frame_ports import DialRefused, HungUpError, TlsFailedError, dial
 from meshcommon.frame_socket import FrameSocket, SocketClosed, SocketLimits, TextFrame
+from meshcommon.tls_contexts import tls_failed
 from meshwire import client as wire
 from meshwire.client import Kind
 from meshwire.errors import WireError
 from meshwire.request import ErrorResponse, decode_response
+
+T = TypeVar("T")
 
 Receiver: TypeAlias = Callable[[int, int, memoryview], None]
 """Called with kind, correlation and body of an answer."""
@@ -45,19 +49,22 @@ class Connection:
         self._writer = asyncio.create_task(self._write(), name=f"mesh client {address}: writer")
 
     @classmethod
-    async def open(cls, address: str, timeout_s: float) -> Connection:
-        """Connects to `ws://host:port`.
+    async def open(cls, address: str, timeout_s: float, tls: ssl.SSLContext | None = None) -> Connection:
+        """Connects to `ws://host:port` or `wss://host:port`. `tls` judges the certificate and refuses an address in clear.
 
         Raises:
-            MeshError: ADDRESS_UNREACHABLE, WRONG_PROTOCOL, BACKPRESSURE or INVALID_ARGUMENT.
+            MeshError: ADDRESS_UNREACHABLE, TLS_FAILED, WRONG_PROTOCOL, BACKPRESSURE or INVALID_ARGUMENT.
         """
         try:
-            socket = await dial(address, wire.SUBPROTOCOL, _LIMITS, timeout_s)
+            socket = await dial(address, wire.SUBPROTOCOL, _LIMITS, timeout_s, tls=tls)
         except ValueError as error:
-            raise MeshError(ErrorCode.INVALID_ARGUMENT, f"{address} is not an address: use ws://host:port.") from error
+            forms = "wss://host:port" if tls is not None else "ws://host:port or wss://host:port"
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, f"{address} is not an address: use {forms}.") from error
+        except TlsFailedError as error:
+            raise tls_failed(address, error.reason) from error
         except HungUpError as error:
             # A process that dies or stops does that to whoever is just connecting, and comes back.
-            raise _unreachable(address, "it hung up") from error
+            raise _unreachable(address, f"it hung up{_hint(address)}") from error
         except DialRefused as error:
             if not error.status:
                 raise MeshError(
@@ -68,7 +75,7 @@ class Connection:
             code = ErrorCode.BACKPRESSURE if is_full else ErrorCode.WRONG_PROTOCOL
             raise MeshError(code, f"{address} refused with HTTP status {error.status}: {said}") from error
         except (OSError, TimeoutError) as error:
-            raise _unreachable(address, str(error) or "timeout") from error
+            raise _unreachable(address, str(error) or f"timeout{_hint(address)}") from error
         return cls(socket, address)
 
     @property
@@ -205,6 +212,27 @@ def read_error(body: memoryview) -> MeshError:
     if not isinstance(response, ErrorResponse):
         raise WireError("an error message holds no error")
     return MeshError(parse_code(response.code), response.message, dict(response.details), retryable=response.retryable)
+
+
+def encoded(encode: Callable[[], bytes]) -> bytes:
+    """What `encode` gives. Raises INVALID_ARGUMENT when an argument of the caller does not fit the protocol."""
+    try:
+        return encode()
+    except WireError as error:
+        raise MeshError(ErrorCode.INVALID_ARGUMENT, f"The request cannot be made: {error.reason}.") from error
+
+
+def decoded(decode: Callable[[], T]) -> T:
+    """What `decode` gives. Raises WRONG_PROTOCOL for an answer that cannot be read."""
+    try:
+        return decode()
+    except WireError as error:
+        raise MeshError(ErrorCode.WRONG_PROTOCOL, f"The node sent a malformed response: {error.reason}.") from error
+
+
+def _hint(address: str) -> str:
+    """A port that is spoken to in clear where it wants TLS hangs up, and one in clear waits for the rest of a request."""
+    return ": does it speak TLS, wss://?" if address.startswith("ws:") else ": does it speak TLS, or only ws://?"
 
 
 def _unreachable(address: str, why: str) -> MeshError:

@@ -2,25 +2,27 @@
 
 Batches keep their sequence through lost connections, restarts of the data plane and changes of the leader; what had been
 committed is recognised when it is sent again. A failure that no retry cures, or no progress for `give_up_after_s`, ends the
-producer: the records behind would leave a gap. Leaves out: which batches to send when (`gathering`, `window`).
+producer: the records behind would leave a gap. Leaves out: which batches to send when (`gathering`, `meshcommon.go_back_n`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from meshclient.backoff import Backoff
-from meshclient.connection import Connection, read_error
+from meshclient.connection import Connection, decoded, encoded, read_error
 from meshclient.gathering import Batching, Gathered, Gatherer
-from meshclient.window import Flow, Unanswered, Window
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.go_back_n import DUE, GoBackN, is_curable
 from meshwire import client as wire
 from meshwire.batch import MAX_RECORD_BYTES
-from meshwire.client import Kind, ProducerInfo, Published
+from meshwire.client import ANY_STREAM, Kind, ProducerInfo, Published
 from meshwire.errors import WireCode, WireError
+from meshwire.records import Headers
 
 if TYPE_CHECKING:
     from meshclient.client import MeshClient
@@ -77,11 +79,12 @@ class Receipt:
 class _Batch(Gathered):
     """A gathered batch with its fate and, once it was taken, its sequence and bytes."""
 
-    __slots__ = ("data", "fate", "size_bytes")
+    __slots__ = ("data", "fate", "place", "size_bytes")
 
     def __init__(self, now: float) -> None:
         super().__init__(now)
         self.fate = _Fate()
+        self.place = DUE
         self.data = b""
         self.size_bytes = 0
 
@@ -92,15 +95,24 @@ class Producer:
     Records are ordered as their `send` calls returned. It belongs to one event loop; `MeshClient.producer` makes one.
     """
 
-    def __init__(self, client: MeshClient, stream: str, name: str, batching: Batching, give_up_after_s: float) -> None:
+    def __init__(
+        self,
+        client: MeshClient,
+        stream: str,
+        name: str,
+        batching: Batching,
+        give_up_after_s: float,
+        stream_id: int = ANY_STREAM,
+    ) -> None:
         self._client = client
         self._stream = stream
         self._name = name
+        self._expected = stream_id
         self._batching = batching
         self._give_up_after_s = give_up_after_s
         self._gatherer: Gatherer[_Batch] = Gatherer(batching, _Batch)
-        self._window: Window[_Batch] = Window(batching.in_flight_max)
-        self._sent: dict[int, Unanswered[_Batch]] = {}
+        self._window: GoBackN[_Batch] = GoBackN()
+        self._sent: dict[int, _Batch] = {}
         self._connection: Connection | None = None
         self._info = ProducerInfo(0, 0, 0, 0, 0)
         self._next_sequence = 0
@@ -124,11 +136,16 @@ class Producer:
         """Id of the producer, 0 before the context is entered."""
         return self._info.producer_id
 
+    @property
+    def stream_id(self) -> int:
+        """Id of the stream that takes the records: all go there or nowhere. The expected id before the context is entered."""
+        return self._info.stream_id or self._expected
+
     async def __aenter__(self) -> Self:
         """Gets a producer id and begins.
 
         Raises:
-            MeshError: The stream cannot be published to, or no data plane answered for `give_up_after_s`.
+            MeshError: The stream cannot be published to, another one has its name (STREAM_REPLACED), or no data plane answered for `give_up_after_s`.
         """
         deadline = self._loop.time() + self._give_up_after_s
         backoff = Backoff()
@@ -155,16 +172,17 @@ class Producer:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
 
-    async def send(self, value: bytes, key: bytes | None = None) -> Receipt:
+    async def send(self, value: bytes, key: bytes | None = None, headers: Headers = ()) -> Receipt:
         """Hands in a record; waits only while `buffer_bytes` are unanswered.
 
         Raises:
-            MeshError: MESSAGE_TOO_LARGE (the record is refused, the producer goes on), or why the producer ended.
+            MeshError: MESSAGE_TOO_LARGE or INVALID_ARGUMENT (the record is refused, the producer goes on), or why the
+                producer ended.
         """
         if self._failure is not None or self._gatherer.body_bytes + self._window_bytes >= self._batching.buffer_bytes:
             await self._room()
         try:
-            batch, place = self._gatherer.append(value, key, self._loop.time())
+            batch, place = self._gatherer.append(value, key, self._loop.time(), headers)
         except WireError as error:
             raise _refused(error) from error
         if not self._is_pump_due:
@@ -200,13 +218,13 @@ class Producer:
             at = after
         return receipts
 
-    async def publish(self, value: bytes, key: bytes | None = None) -> int:
+    async def publish(self, value: bytes, key: bytes | None = None, headers: Headers = ()) -> int:
         """Hands in a record and waits until it is committed; returns its offset.
 
         Raises:
             MeshError: as `send`.
         """
-        return await (await self.send(value, key))
+        return await (await self.send(value, key, headers))
 
     async def flush(self) -> None:
         """Waits until everything that was handed in is committed.
@@ -235,19 +253,22 @@ class Producer:
         if connection is None or connection.is_lost:
             return
         window = self._window
-        now = self._loop.time()
+        now, now_ms = self._loop.time(), time.time_ns() // 1_000_000
         while True:
-            while (due := window.next_to_send()) is not None:
+            while (due := window.next_due()) is not None:
+                window.sent()
                 correlation = connection.correlate(self._receive)
                 self._sent[correlation] = due
-                connection.put(wire.encode_publish(correlation, self._info.stream_id, due.item.data))
-            if not window.has_room:
+                connection.put(wire.encode_publish(correlation, self._info.stream_id, due.data))
+            if window.is_held or len(window) >= self._batching.in_flight_max:
                 connection.flush()
                 return
             batch = self._gatherer.take(now, is_idle=not len(window))
             if batch is None:
                 break
-            self._add(batch)
+            # Its first record came so long ago; one look at the clock serves all batches that are due now.
+            first_ms = max(0, now_ms - int((now - batch.opened_at) * 1000))
+            self._add(batch, (first_ms, now_ms))
         connection.flush()
         deadline = self._gatherer.next_deadline()
         if deadline is not None and self._linger is None:
@@ -257,9 +278,15 @@ class Producer:
         self._linger = None
         self._pump()
 
-    def _add(self, batch: _Batch) -> None:
+    def _add(self, batch: _Batch, timestamps_ms: tuple[int, int]) -> None:
         records = batch.records
-        batch.data = records.encode(self._info.producer_id, self._info.epoch, self._next_sequence)
+        batch.data = records.encode(
+            self._info.producer_id,
+            self._info.epoch,
+            self._next_sequence,
+            timestamps_ms=timestamps_ms,
+            codec=self._batching.codec,
+        )
         self._next_sequence += records.count
         batch.size_bytes = records.body_bytes
         self._window_bytes += batch.size_bytes
@@ -270,24 +297,29 @@ class Producer:
         sent = self._sent.pop(correlation)
         if self._connection is not None:
             self._connection.forget(correlation)
+        if self._failure is not None:
+            return  # the same frame brought the error that ended the producer
         if kind == Kind.PUBLISHED:
             self._committed(sent, wire.decode_published(body))
             return
         error = read_error(body)
-        is_curable = self._window.failed(sent, error)
-        if not is_curable:
+        # Every batch keeps its sequence, so a repetition is recognised.
+        is_behind = self._window.front is not sent
+        if not is_curable(error.code, error.retry, is_behind=is_behind, is_recognised=True):
             self._end(error)
+            return
+        self._window.failed(sent)
         self._interruption = error
-        if self._window.flow is Flow.RESTED or not is_curable:
+        if self._window.is_drained:
             self._interrupted.set()
 
-    def _committed(self, sent: Unanswered[_Batch], committed: Published) -> None:
+    def _committed(self, sent: _Batch, committed: Published) -> None:
         self._window.answered(sent)
-        self._window_bytes -= sent.item.size_bytes
-        sent.item.fate.decide(committed)
+        self._window_bytes -= sent.size_bytes
+        sent.fate.decide(committed)
         self._progress_at = self._loop.time()
         self._is_idle = not len(self._window) and not self._gatherer
-        if self._window.flow is Flow.RESTED:
+        if self._window.is_held and self._window.is_drained:
             self._interrupted.set()
         if not self._is_idle and not self._is_pump_due:
             self._schedule()
@@ -298,9 +330,10 @@ class Producer:
     async def _begin(self) -> None:
         """Asks for the producer's id. Raises MeshError."""
         connection = await self._client.connection()
-        request = wire.encode_init_producer(wire.InitProducer(self._stream, self._name))
+        init = wire.InitProducer(self._stream, self._name, self._expected)
+        request = encoded(lambda: wire.encode_init_producer(init))
         _, body = await connection.ask(Kind.INIT_PRODUCER, request, _INIT_TIMEOUT_S)
-        self._info = wire.decode_producer(body)
+        self._info = decoded(lambda: wire.decode_producer(body))
         self._next_sequence = self._info.next_sequence
 
     async def _run(self) -> None:

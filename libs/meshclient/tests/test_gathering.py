@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshclient.gathering import Batching, Gathered, Gatherer
-from meshwire.batch import MAX_RECORD_BYTES, RECORD_OVERHEAD_BYTES, Record, decode_records
+from meshwire.batch import MAX_RECORD_BYTES, RECORD_OVERHEAD_BYTES
 from meshwire.errors import WireCode, WireError
+from meshwire.records import Record, decode_records
 
 STEPS = st.lists(
     st.one_of(
@@ -109,4 +110,4 @@ def test_a_record_that_is_too_large_is_refused_and_leaves_the_rest() -> None:
 )
 def test_values_out_of_bounds_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Batching(**wrong)
+        Batching(**wrong)  # type: ignore[arg-type]

@@ -1,20 +1,25 @@
-"""The admin port of every service: `/healthz` (alive), `/readyz` (useful, with reasons), `/metrics` (Prometheus)."""
+"""The admin port of every service: `/healthz` (alive), `/readyz` (useful, with reasons), `/metrics` (Prometheus).
+
+Web pages do not get in (`meshcommon.admission`): reasons and metrics tell of the whole site.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Iterable
 
 import prometheus_client
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from meshcommon.listen import bind
+from meshcommon.admission import check_caller, own_names
+from meshcommon.errors import MeshError
+from meshcommon.http_server import ADMIN_HTTP, serve_asgi
+from meshcommon.logging import new_correlation_id
+from meshcommon.problem import MEDIA_TYPE, problem_of
+from meshcommon.request_head import check_head
 
 
 class Readiness:
@@ -51,20 +56,8 @@ class Readiness:
         return list(self._warnings.values())
 
 
-class QuietServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: the service's lifecycle owns the signals."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leaves the handlers as they are."""
-        yield
-
-
-_STOP_GRACE_S: Final = 3
-
-
-def admin_app(readiness: Readiness) -> Starlette:
-    """The three pages as an ASGI application."""
+def admin_app(readiness: Readiness, hosts: Iterable[str] = ()) -> ASGIApp:
+    """The three pages as an ASGI application; `hosts` are names for it besides loopback names and its own address."""
 
     async def healthz(_request: Request) -> Response:
         return JSONResponse({"status": "alive"})
@@ -76,27 +69,43 @@ def admin_app(readiness: Readiness) -> Starlette:
     async def metrics(_request: Request) -> Response:
         return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
-    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)])
+    pages = Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)])
+    return _Admitted(pages, hosts)
 
 
-async def serve_asgi(app: Starlette, listen: str, what: str) -> None:
-    """Serves `app` on `listen` until cancelled. Raises MeshError(ADDRESS_IN_USE)."""
-    socket = bind(listen, what)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=_STOP_GRACE_S,
-        ws="websockets-sansio",
-    )
-    server = QuietServer(config)
-    serving = asyncio.create_task(server.serve(sockets=[socket]), name=f"{what} server")
-    try:
-        await asyncio.shield(serving)
-    except asyncio.CancelledError:
-        server.should_exit = True
-        await serving
-        raise
-    finally:
-        socket.close()
+async def serve_admin(
+    readiness: Readiness, listen: str, *, hosts: Iterable[str] = (), is_insecure_dev: bool = False
+) -> None:
+    """Serves the three pages on `listen` until cancelled.
+
+    Args:
+        readiness: What /readyz tells.
+        listen: `host:port` or `unix:/path`.
+        hosts: Names under which scrapers reach it, besides loopback names and its own name and address.
+        is_insecure_dev: Whether an address that other machines reach is accepted.
+
+    Raises:
+        MeshError: INSECURE_NOT_ALLOWED, ADDRESS_IN_USE or SETTING_INVALID.
+    """
+    app = admin_app(readiness, own_names(listen) | set(hosts))
+    await serve_asgi(app, listen, "The admin page", limits=ADMIN_HTTP, is_insecure_dev=is_insecure_dev)
+
+
+class _Admitted:
+    """Lets requests through that no foreign web page made a browser send."""
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
+        self._app = app
+        self._hosts = frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuses with a problem document, or passes on."""
+        try:
+            own_address = (scope.get("server") or ("", None))[0]
+            check_head(scope["headers"], len(scope.get("raw_path", b"")) + len(scope["query_string"]))
+            check_caller(scope["headers"], scope["method"], own_address=own_address, names=self._hosts)
+        except MeshError as error:
+            problem = problem_of(error, new_correlation_id())
+            await JSONResponse(problem, error.mapping.http, media_type=MEDIA_TYPE)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)

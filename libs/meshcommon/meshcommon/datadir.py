@@ -1,9 +1,10 @@
-"""A service's data directory: locked, marked, and recognised when it is foreign, newer or half made.
+"""A service's data directory: locked, marked, and recognised when it is foreign, of another version or half made.
 
 States: *absent or empty* → made and marked; *marked* → opened; *files without a marker* → DATA_DIR_INCOMPLETE, because
 creation writes the marker before anything else. The marker is `store.json`; it holds the role, the format version, a
 random store id, the boot number (raised and fsynced at each open: architecture §7) and, once the node belongs to a
-mesh, its node and mesh id. The lock is an flock that the kernel drops with the process.
+mesh, its node and mesh id. The lock is an flock that the kernel drops with the process. The directory is 0700: keys and
+logs of streams are in it.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from typing import Final
 
 from meshcommon.durable import sync_directory, write_durably
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import check_mesh_id
 
 FORMAT_VERSION: Final = 1
+DATA_FORMAT_VERSION: Final = 2
+"""Of the data plane: 2 is a log of batches of format 2 (ADR 0014)."""
 _MARKER: Final = "store.json"
 _LOCK: Final = "lock"
+_PRIVATE: Final = 0o700
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +54,41 @@ class DataDir:
         self._lock = lock
 
     @classmethod
-    def open(cls, path: Path, role: str, node_name: str) -> DataDir:
+    def open(
+        cls,
+        path: Path,
+        role: str,
+        node_name: str,
+        *,
+        format_version: int = FORMAT_VERSION,
+        changed: tuple[str, ...] = (),
+    ) -> DataDir:
         """Opens or makes `path` for the service `role` of the node `node_name`.
 
+        Args:
+            path: The directory.
+            role: The service.
+            node_name: Name of the node.
+            format_version: What this version of the service writes. An older directory is taken over when it holds none of
+                what has changed since.
+            changed: Patterns, relative to the directory, of the files that were written differently before.
+
         Raises:
-            MeshError: DATA_DIR_LOCKED, DATA_DIR_FOREIGN, DATA_DIR_NEWER, DATA_DIR_INCOMPLETE, DATA_DIR_UNWRITABLE.
-                Nothing was changed.
+            MeshError: DATA_DIR_LOCKED, DATA_DIR_FOREIGN, DATA_DIR_NEWER, STORE_FORMAT_OLD, DATA_DIR_INCOMPLETE,
+                DATA_DIR_UNWRITABLE. Nothing was changed.
         """
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            _tighten(path)
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _unwritable(path, error) from error
         try:
             cls._take_lock(path, lock)
-            marker = _read_marker(path, role, node_name)
-            marker = replace(marker, boot=marker.boot + 1)
+            marker = _read_marker(path, role, node_name, format_version)
+            if marker.format_version < format_version:
+                _check_old(path, marker, format_version, changed)
+            marker = replace(marker, boot=marker.boot + 1, format_version=format_version)
             _write_marker(path, marker)
             directory = cls(path, marker, lock)
             if marker.is_resetting:
@@ -91,8 +115,9 @@ class DataDir:
         """Binds the directory to a membership; it can later be opened only for the same one.
 
         Raises:
-            MeshError: DATA_DIR_FOREIGN when it is bound to another membership.
+            MeshError: DATA_DIR_FOREIGN when it is bound to another membership; INVALID_ARGUMENT when `mesh_id` is no UUID.
         """
+        check_mesh_id(mesh_id)
         bound = (self.marker.node_id, self.marker.mesh_id)
         if bound == (node_id, mesh_id):
             return
@@ -131,6 +156,12 @@ class DataDir:
             self._lock = -1
 
 
+def _tighten(path: Path) -> None:
+    """Takes the directory from everybody else: earlier versions made it readable for all users of the machine."""
+    if path.stat().st_mode & 0o077:
+        path.chmod(_PRIVATE)
+
+
 def _unwritable(path: Path, error: OSError) -> MeshError:
     return MeshError(
         ErrorCode.DATA_DIR_UNWRITABLE,
@@ -146,7 +177,7 @@ def _write_marker(path: Path, marker: StoreMarker) -> None:
         raise _unwritable(path, error) from error
 
 
-def _read_marker(path: Path, role: str, node_name: str) -> StoreMarker:
+def _read_marker(path: Path, role: str, node_name: str, format_version: int) -> StoreMarker:
     marker_path = path / _MARKER
     try:
         fields = json.loads(marker_path.read_bytes())
@@ -159,7 +190,7 @@ def _read_marker(path: Path, role: str, node_name: str) -> StoreMarker:
                 "Restore it from a backup or empty it.",
                 {"path": str(path)},
             ) from None
-        return StoreMarker(role, FORMAT_VERSION, str(uuid.uuid4()), 0, node_name)
+        return StoreMarker(role, format_version, str(uuid.uuid4()), 0, node_name)
     except ValueError:
         raise MeshError(
             ErrorCode.DATA_DIR_INCOMPLETE,
@@ -168,18 +199,33 @@ def _read_marker(path: Path, role: str, node_name: str) -> StoreMarker:
         ) from None
     except OSError as error:
         raise _unwritable(path, error) from error
-    return _check_marker(path, fields, role, node_name)
+    return _check_marker(path, fields, role, node_name, format_version)
 
 
-def _check_marker(path: Path, fields: object, role: str, node_name: str) -> StoreMarker:
+def _check_old(path: Path, marker: StoreMarker, format_version: int, changed: tuple[str, ...]) -> None:
+    """Refuses a directory that holds what this version would read wrongly."""
+    found = next((file for pattern in changed for file in path.glob(pattern)), None)
+    if found is None:
+        return
+    directory = found.parent
+    raise MeshError(
+        ErrorCode.STORE_FORMAT_OLD,
+        f"{directory} was written by an earlier version (format {marker.format_version}, this one writes "
+        f"{format_version}) and is left as it is: start the version before, read out what you need and delete the "
+        f"streams there, stop it, remove {directory}, and start this version.",
+        {"path": str(directory), "format_version": str(marker.format_version)},
+    )
+
+
+def _check_marker(path: Path, fields: object, role: str, node_name: str, format_version: int) -> StoreMarker:
     if (
         isinstance(fields, dict)
         and isinstance(version := fields.get("format_version"), int)
-        and version > FORMAT_VERSION
+        and version > format_version
     ):
         raise MeshError(
             ErrorCode.DATA_DIR_NEWER,
-            f"{path} was written by a newer version (format {version}, this one knows {FORMAT_VERSION}): "
+            f"{path} was written by a newer version (format {version}, this one knows {format_version}): "
             "start that version again.",
             {"path": str(path), "format_version": str(version)},
         )

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from picows import (
-    WSAutoPingStrategy,
-    WSError,
     WSHandshakeError,
     WSTransport,
     WSUpgradeRequest,
     WSUpgradeResponse,
     WSUpgradeResponseWithListener,
-    ws_connect,
-    ws_create_server,
 )
 
+from meshcommon.address import parse_peer_address
+from meshcommon.barrier import barrier
+from meshcommon.errors import MeshError
+from meshcommon.frame_protocol import FrameProtocol
 from meshcommon.frame_socket import FrameSocket, SocketLimits
+from meshcommon.peer_text import printable
+from meshcommon.read_budget import ReadBudget
+from meshcommon.socket_gate import SocketGate
+from meshcommon.tls_accept import accept_tls
 
 _PROTOCOL_HEADER: Final = "Sec-WebSocket-Protocol"
 _HUNG_UP: Final = "it closed the connection before the handshake"
@@ -45,12 +50,36 @@ class HungUpError(DialRefused):
     """It hung up in the middle of the handshake: another kind of server, or a node that stops or dies and comes back."""
 
 
+class TlsFailedError(DialRefused):
+    """TLS failed: it serves none, or one of the two sides does not trust the other's certificate."""
+
+    def __init__(self, reason: str) -> None:
+        """`reason` is what the TLS library says."""
+        super().__init__(f"TLS failed: {reason}")
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """An HTTP answer instead of an upgrade; the text is for people."""
 
     status: HTTPStatus
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How connections to a port come to be open.
+
+    Attributes:
+        timeout_s: for TLS, and for the WebSocket handshake.
+        gate: bounds the sockets that are not open or not proved yet; one of the default size when None.
+        tls: a server's context: nothing is accepted in clear; None: everything is.
+    """
+
+    timeout_s: float
+    gate: SocketGate | None = None
+    tls: ssl.SSLContext | None = None
 
 
 Check: TypeAlias = Callable[[WSUpgradeRequest], Refusal | None]
@@ -70,101 +99,123 @@ async def serve(
     check: Check,
     handle: Callable[[FrameSocket], Awaitable[None]],
     limits: SocketLimits,
-    opening_timeout_s: float,
+    opening: Opening,
+    *,
+    budget: ReadBudget | None = None,
 ) -> None:
-    """Accepts connections until cancelled; each is `handle`d in a task of its own, and dropped when that returns.
+    """Accepts connections until cancelled; each is `handle`d in a task of its own, and dropped when that returns or fails.
 
-    Requests that are no WebSocket upgrade get 426; `check` may refuse others.
+    Requests that are no WebSocket upgrade get 426; `check` may refuse others. `budget` bounds what all connections hold
+    together.
     """
+    counting = opening.gate or SocketGate()
     async with asyncio.TaskGroup() as tasks:
 
         async def run(connection: FrameSocket) -> None:
             try:
-                await handle(connection)
+                with barrier("connection", remote=connection.remote):
+                    await handle(connection)
             finally:
                 connection.abort()
 
-        def open_one(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
+        def answer(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
             refusal = check(request) if "Upgrade" in request.headers else NO_UPGRADE
             if refusal is not None:
-                extra = [("Upgrade", "websocket")] if refusal.status is HTTPStatus.UPGRADE_REQUIRED else []
-                answer = WSUpgradeResponse.create_error_response(refusal.status, refusal.text.encode(), extra)
-                return WSUpgradeResponseWithListener(answer, None)
-            connection = _Accepted(limits, lambda: tasks.create_task(run(connection), name="connection"))
-            answer = WSUpgradeResponse.create_101_response([(_PROTOCOL_HEADER, subprotocol)])
-            return WSUpgradeResponseWithListener(answer, connection)
+                return _refuse(refusal)
+            begin = lambda connection: tasks.create_task(run(connection), name="connection")  # noqa: E731
+            accepted = WSUpgradeResponse.create_101_response([(_PROTOCOL_HEADER, subprotocol)])
+            return WSUpgradeResponseWithListener(accepted, _Accepted(limits, budget, begin))
 
-        server = await ws_create_server(
-            open_one,
-            sock=listening,
-            websocket_handshake_timeout=opening_timeout_s,
-            **_options(limits),
-        )
+        def open_one(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
+            with barrier("upgrade"):
+                return answer(request)
+            return _refuse(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error.\n"))
+
+        def protocol(entered: str | None = None) -> FrameProtocol:
+            return FrameProtocol(open_one, limits, opening.timeout_s, gate=counting, entered=entered)
+
+        if opening.tls is not None:
+            await accept_tls(listening, opening.tls, counting, protocol, opening.timeout_s)
+            return
+        server = await asyncio.get_running_loop().create_server(protocol, sock=listening)
         try:
             await asyncio.get_running_loop().create_future()
         finally:
             server.close()
 
 
-async def dial(address: str, subprotocol: str, limits: SocketLimits, timeout_s: float) -> FrameSocket:
+async def dial(
+    address: str, subprotocol: str, limits: SocketLimits, timeout_s: float, *, tls: ssl.SSLContext | None = None
+) -> FrameSocket:
     """Connects to `ws://host:port` or `wss://host:port`, directly, whatever proxies the environment names.
 
+    `tls` judges the certificate of a `wss` address and shows this side's; None trusts the authorities of the system. With
+    it an address in clear is refused: nobody on the way may turn TLS off.
+
     Raises:
-        ValueError: it is no address.
-        DialRefused: what answers is something else.
+        ValueError: it is no address, or one in clear where TLS is wanted.
+        DialRefused: what answers is something else; TlsFailedError when TLS failed.
         OSError, TimeoutError: nothing answers.
     """
-    if not address.startswith(("ws://", "wss://")):
-        raise ValueError(f"{address} does not begin with ws:// or wss://")
+    try:
+        target = parse_peer_address(address)
+    except MeshError as error:
+        raise ValueError(error.message) from None
+    if tls is not None and target.scheme != "wss":
+        raise ValueError("it is in clear, and TLS is wanted")
+    loop = asyncio.get_running_loop()
+
+    def protocol() -> FrameProtocol:
+        headers = [(_PROTOCOL_HEADER, subprotocol)]
+        host_port = str(target).partition("://")[2]
+        return FrameProtocol(lambda *_: FrameSocket(limits), limits, timeout_s, host_port=host_port, headers=headers)
+
     try:
         async with asyncio.timeout(timeout_s):
-            transport, connection = await ws_connect(
-                lambda: FrameSocket(limits),
-                address,
-                websocket_handshake_timeout=timeout_s,
-                extra_headers=[(_PROTOCOL_HEADER, subprotocol)],
-                max_redirects=0,
-                **_options(limits),
-            )
+            context = (tls or True) if target.scheme == "wss" else None
+            wire, opening = await loop.create_connection(protocol, target.host, target.port, ssl=context)
+            try:
+                await opening.wait_until_handshake_complete()
+            except BaseException:
+                wire.abort()
+                raise
+    except ssl.SSLError as error:
+        # First, for it is an OSError as well, and one about a certificate a ValueError.
+        reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else error.reason
+        raise TlsFailedError(printable(reason or str(error))) from error
     except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError) as error:
         raise HungUpError(_HUNG_UP) from error
     except WSHandshakeError as error:
         status = int(error.response.status) if error.response is not None else 0
-        raise DialRefused(str(error), status, error.raw_body or b"") from error
-    except WSError as error:  # the address cannot be taken apart
-        raise ValueError(str(error)) from error
-    if not isinstance(connection, FrameSocket) or transport.response is None:
+        raise DialRefused(printable(str(error)), status, error.raw_body or b"") from error
+    except UnicodeError as error:  # what the resolver makes of a name that passed the grammar
+        raise ValueError(f"{printable(address)!r} is no address") from error
+    connection = opening.listener
+    if not isinstance(connection, FrameSocket) or opening.transport.response is None:
         # picows ends its wait without an error when the other side hangs up in the middle of the handshake.
+        wire.abort()
         raise HungUpError(_HUNG_UP)
-    chosen = transport.response.headers.get(_PROTOCOL_HEADER)
+    chosen = opening.transport.response.headers.get(_PROTOCOL_HEADER)
     if chosen != subprotocol:
         connection.abort()
-        raise DialRefused(f"it chose the subprotocol {chosen}")
+        raise DialRefused(f"it chose the subprotocol {printable(str(chosen))}")
     return connection
 
 
 class _Accepted(FrameSocket):
     """A connection that begins its work when the handshake is done."""
 
-    def __init__(self, limits: SocketLimits, begin: Callable[[], object]) -> None:
-        super().__init__(limits)
+    def __init__(self, limits: SocketLimits, budget: ReadBudget | None, begin: Callable[[FrameSocket], object]) -> None:
+        super().__init__(limits, budget)
         self._begin = begin
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         """The handshake is done."""
         super().on_ws_connected(transport)
-        self._begin()
+        self._begin(self)
 
 
-def _options(limits: SocketLimits) -> dict[str, Any]:
-    """What both sides give to picows."""
-    return {
-        "max_frame_size": limits.frame_bytes_max,
-        # The loop's own transports: with aiofastnet's a dial on uvloop waits for ever when the peer hangs up at once.
-        "use_aiofastnet": False,
-        "enable_auto_ping": limits.ping_s is not None,
-        "auto_ping_idle_timeout": limits.ping_s or 0.0,
-        "auto_ping_reply_timeout": limits.ping_s or 0.0,
-        # Also while the peer talks: one that sends and never reads must be dropped too.
-        "auto_ping_strategy": WSAutoPingStrategy.PING_PERIODICALLY,
-    }
+def _refuse(refusal: Refusal) -> WSUpgradeResponseWithListener:
+    extra = [("Upgrade", "websocket")] if refusal.status is HTTPStatus.UPGRADE_REQUIRED else []
+    answer = WSUpgradeResponse.create_error_response(refusal.status, refusal.text.encode(), extra)
+    return WSUpgradeResponseWithListener(answer, None)

@@ -11,18 +11,28 @@ from meshapi.common.v1 import error_pb2
 from meshcommon.errors import ErrorCode, MeshError, parse_code
 from meshcommon.grpc_server import ERROR_METADATA, channel_options
 from meshcommon.logging import CORRELATION_METADATA, correlation_id
+from meshcommon.tls_contexts import fault_of, tls_failed
 
 _WRITE_FAILED: Final = "Internal error from Core"
+_TLS_FAILED: Final = ("handshake failed", "verification check failed")
+_CALLS_FULL: Final = "Concurrent RPC limit exceeded"
 
 
-def open_channel(target: str) -> grpc.aio.Channel:
-    """An insecure channel to a service of the same site; it connects and reconnects (backoff ≤ 1 s) by itself."""
+def open_channel(target: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+    """A channel that connects and reconnects (backoff ≤ 1 s) by itself.
+
+    Args:
+        target: `host:port` or `unix:/path`.
+        credentials: For TLS; None: in clear, to a service of the same site.
+    """
     options = [
         *channel_options(),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
     ]
+    if credentials is not None:
+        return grpc.aio.secure_channel(target, credentials, options=options)
     return grpc.aio.insecure_channel(target, options=options)
 
 
@@ -33,7 +43,7 @@ def call_metadata() -> tuple[tuple[str, str], ...]:
 
 
 def mesh_error(error: grpc.RpcError, service: str) -> MeshError:
-    """The MeshError that the other side raised, or UNAVAILABLE/DEADLINE_EXCEEDED for a fault on the way.
+    """The MeshError that the other side raised, or UNAVAILABLE/DEADLINE_EXCEEDED/TLS_FAILED for a fault on the way.
 
     Args:
         error: From `grpc` or `grpc.aio`.
@@ -47,7 +57,12 @@ def mesh_error(error: grpc.RpcError, service: str) -> MeshError:
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return MeshError(ErrorCode.DEADLINE_EXCEEDED, f"The {service} did not answer in time; try again.")
     if is_broken(error):
+        said = call.details() or ""
+        if any(words in said.lower() for words in _TLS_FAILED) and fault_of(said) is not None:
+            return tls_failed(f"the {service}", said)
         return MeshError(ErrorCode.UNAVAILABLE, f"The {service} of this site does not answer; it may be restarting.")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and (call.details() or "").startswith(_CALLS_FULL):
+        return MeshError(ErrorCode.BACKPRESSURE, f"The {service} has as many calls as it takes; try again in a while.")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return MeshError(ErrorCode.MESSAGE_TOO_LARGE, f"The {service} refused the message for its size.")
     return MeshError(ErrorCode.INTERNAL, f"The {service} failed: {call.details()}.")

@@ -9,26 +9,58 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from meshapi.common.v1 import error_pb2
+from meshcommon.address import check_listen, is_unix
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.listen import bind
-from meshcommon.logging import CORRELATION_METADATA, correlation_id, get_logger, new_correlation_id
+from meshcommon.listen import UnixPlace, bind
+from meshcommon.logging import CORRELATION_METADATA, correlation_id, get_logger, usable_correlation_id
+from meshcommon.tls_files import TlsFiles
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
 ERROR_METADATA: Final = "mesh-error-bin"
+METADATA_BYTES_MAX: Final = 16 * 1024
 STOP_GRACE_S: Final = 3.0
 # A gRPC client that sets nothing refuses more than 8 KiB of metadata, and then shows RESOURCE_EXHAUSTED instead.
 _DETAIL_BYTES_MAX: Final = 4 * 1024
 _TEXT_CHARACTERS_MAX: Final = 200
+_HANDSHAKE_MS_MAX: Final = 5_000
 
 _log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """What a server takes on at a time. A call beyond `calls_max` is refused with RESOURCE_EXHAUSTED (BACKPRESSURE).
+
+    Streams that stay (attachments, watches, followed reads) count as long as they last. So a backend's limit is above
+    all that its site's gateway can ask at a time (`PUBLIC_CALLS` + what REST may hold): the rest stays free for
+    the other services. gRPC has no limit on connections; one that does nothing ends after `idle_ms_max`.
+
+    Attributes:
+        calls_max: Calls at a time, over all connections.
+        connection_calls_max: Calls at a time on one connection; its client holds back those beyond, or gets UNAVAILABLE.
+        request_bytes_max: One message that comes in.
+        idle_ms_max: A connection without a call is closed after this time.
+    """
+
+    calls_max: int
+    connection_calls_max: int
+    request_bytes_max: int
+    idle_ms_max: int
+
+
+BACKEND_CALLS: Final = CallLimits(1_536, 1_536, MESSAGE_BYTES_MAX, 24 * 3_600_000)
+PUBLIC_CALLS: Final = CallLimits(512, 256, 2 * 1024 * 1024, 300_000)
+
 Handler = Callable[[Any, Any], Any]
 
 
@@ -52,15 +84,39 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
         if handler is None:
             return None
         metadata = dict(handler_call_details.invocation_metadata or ())
-        given = str(metadata.get(CORRELATION_METADATA, "")) or new_correlation_id()
+        given = usable_correlation_id(metadata.get(CORRELATION_METADATA))
         if handler.response_streaming:
-            return _rebuild(handler, _guard_stream(_behaviour(handler), given))
-        return _rebuild(handler, _guard_unary(_behaviour(handler), given))
+            return _rebuild(handler, _guard_stream(_parsing(handler), given))
+        return _rebuild(handler, _guard_unary(_parsing(handler), given))
 
 
 def _behaviour(handler: Any) -> Handler:
     behaviour: Handler = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     return behaviour
+
+
+def _parsing(handler: Any) -> Handler:
+    """The handler over the bytes that came: gRPC's own parsing answers UNKNOWN to wrong ones, and logs a traceback."""
+    behaviour, parse = _behaviour(handler), handler.request_deserializer
+    if parse is None:
+        return behaviour
+    if handler.request_streaming:
+        return lambda requests, context: behaviour(_parse_each(requests, parse), context)
+    return lambda request, context: behaviour(_parse(request, parse), context)
+
+
+def _parse(data: bytes, parse: Callable[[bytes], Any]) -> Any:
+    try:
+        return parse(data)
+    except DecodeError:
+        raise MeshError(
+            ErrorCode.INVALID_ARGUMENT, "The request is no message of this call: check the version of its protos."
+        ) from None
+
+
+async def _parse_each(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for data in requests:
+        yield _parse(data, parse)
 
 
 def _rebuild(handler: Any, behaviour: Handler) -> Any:
@@ -73,7 +129,7 @@ def _rebuild(handler: Any, behaviour: Handler) -> Any:
     make = kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
     return make(
         behaviour,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=None,
         response_serializer=handler.response_serializer,
     )
 
@@ -146,40 +202,74 @@ def channel_options() -> list[tuple[str, Any]]:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+        ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
     ]
+
+
+def _server_options(limits: CallLimits) -> list[tuple[str, Any]]:
+    return [
+        *(option for option in channel_options() if option[0] != "grpc.max_receive_message_length"),
+        ("grpc.max_receive_message_length", limits.request_bytes_max),
+        ("grpc.max_concurrent_streams", limits.connection_calls_max),
+        ("grpc.max_connection_idle_ms", limits.idle_ms_max),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS_MAX),
+        # A client that pings more often than `min_ping_interval_without_data_ms` is disconnected at the third time.
+        ("grpc.http2.max_ping_strikes", 2),
+        # Without this a second process would silently share the port instead of being told.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Credentials that follow the files. gRPC gives no choice of the version: TLS 1.2 or 1.3."""
+    shown = files.pair
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(shown.key, shown.certificate)])
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        # In a thread of gRPC, at each connection; None: as before.
+        nonlocal shown
+        if files.pair is shown:
+            return None
+        shown = files.pair
+        return configuration()
+
+    # The stubs do not know of None.
+    return grpc.dynamic_ssl_server_credentials(configuration(), cast(Any, fetch))
 
 
 class GrpcServer:
     """A gRPC server with `grpc.health.v1`. Add servicers to `server`, then `start`."""
 
-    def __init__(self, interceptors: Iterable[Any] = ()) -> None:
+    def __init__(self, interceptors: Iterable[Any] = (), limits: CallLimits = BACKEND_CALLS) -> None:
         self.server = grpc.aio.server(
             interceptors=[*interceptors, ErrorInterceptor()],
-            # Without so_reuseport=0 a second process would silently share the port instead of being told.
-            options=[*channel_options(), ("grpc.so_reuseport", 0)],
+            options=_server_options(limits),
+            maximum_concurrent_rpcs=limits.calls_max,
         )
+        self._place: UnixPlace | None = None
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self._is_serving = False
         self._guard = self._until_the_loop_ends()
         self.port = 0
 
-    async def start(self, listen: str, what: str) -> int:
-        """Binds and serves; returns the port.
+    async def start(self, listen: str, what: str, *, is_insecure_dev: bool = False, tls: TlsFiles | None = None) -> int:
+        """Binds and serves; returns the port (of no meaning for a unix socket).
+
+        Args:
+            listen: `host:port` or `unix:/path`.
+            what: What listens there, for the text of an error.
+            is_insecure_dev: Whether an address that other machines reach is accepted.
+            tls: What the server shows; None, or a unix socket, which only its own user reaches: in clear.
 
         Raises:
-            MeshError: ADDRESS_IN_USE or SETTING_INVALID.
+            MeshError: INSECURE_NOT_ALLOWED, ADDRESS_IN_USE or SETTING_INVALID.
         """
-        # gRPC cannot be given a socket, and its own failure to bind says neither why nor anything in JSON: try first.
-        bind(listen, what).close()
-        try:
-            self.port = self.server.add_insecure_port(listen)
-        except RuntimeError as error:
-            raise MeshError(
-                ErrorCode.ADDRESS_IN_USE,
-                f"{what} cannot listen on {listen}: the port is in use. Stop the other process or choose another port.",
-                {"address": listen},
-            ) from error
+        check_listen(listen, what, is_insecure_dev=is_insecure_dev)
+        self._bind(listen, what, tls)
         # grpc_health itself begins as serving; a service that is still starting is not.
         await self.set_serving(self._is_serving)
         starting = asyncio.ensure_future(self.server.start())
@@ -193,6 +283,32 @@ class GrpcServer:
         await anext(self._guard)
         return self.port
 
+    def _bind(self, listen: str, what: str, tls: TlsFiles | None) -> None:
+        # gRPC cannot be given a socket, and its own failure to bind says neither why nor anything in JSON: try first.
+        # It would also replace the unix socket of a process that serves it.
+        if is_unix(listen):
+            self._place = UnixPlace.take(listen, what)
+        else:
+            bind(listen, what).close()
+        try:
+            if tls is None or self._place is not None:
+                self.port = self.server.add_insecure_port(listen)
+            else:
+                self.port = self.server.add_secure_port(listen, _credentials(tls))
+            if self._place is not None:
+                self._place.protect()
+        except (RuntimeError, OSError) as error:
+            self._leave()
+            raise MeshError(
+                ErrorCode.ADDRESS_IN_USE,
+                f"{what} cannot listen on {listen}: the port is in use. Stop the other process or choose another port.",
+                {"address": listen},
+            ) from error
+
+    def _leave(self) -> None:
+        if self._place is not None:
+            self._place.close()
+
     async def _until_the_loop_ends(self) -> AsyncIterator[None]:
         """Begun once and never finished: the loop finishes it before it closes, also after the service has failed.
 
@@ -202,6 +318,7 @@ class GrpcServer:
             yield
         finally:
             await self.server.stop(None)
+            self._leave()
 
     async def set_serving(self, is_serving: bool) -> None:
         """What `grpc.health.v1` answers for the whole server; not serving until told."""
@@ -213,3 +330,4 @@ class GrpcServer:
         """Refuses new calls, gives running ones a moment, then ends them. May be called again, also before `start`."""
         await self._health.enter_graceful_shutdown()
         await asyncio.shield(self.server.stop(STOP_GRACE_S))
+        self._leave()

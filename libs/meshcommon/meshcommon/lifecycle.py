@@ -17,8 +17,10 @@ from typing import Final
 import uvloop
 
 from meshcommon.errors import MeshError
+from meshcommon.heap import give_back
 from meshcommon.logging import get_logger
 
+_UMASK: Final = 0o077
 LEAVE_S: Final = 2.0
 """How long what the service has left behind may hold up the end of its process."""
 
@@ -48,7 +50,10 @@ def run_service(service: str, main: Callable[[Stop], Awaitable[None]]) -> None:
 
     `main` sets everything up, awaits `stop.wait()`, then takes everything down. A MeshError that leaves it is printed as
     one JSON line (it may come before logging is configured) and gives the exit status of its code.
+
+    Whatever the process makes (files, directories, sockets) belongs to its user alone: keys and logs of streams are in it.
     """
+    os.umask(_UMASK)
 
     async def supervised() -> int:
         stop = Stop()
@@ -56,10 +61,13 @@ def run_service(service: str, main: Callable[[Stop], Awaitable[None]]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.request)
         status = 0
+        heap = asyncio.create_task(give_back(), name="heap")
         try:
             await main(stop)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told before the loop waits for what is left
             status = _tell(service, error)
+        finally:
+            heap.cancel()
         _leave_within(LEAVE_S, status)
         return status
 

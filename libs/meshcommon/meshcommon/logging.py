@@ -1,12 +1,14 @@
 """JSON logs on standard error, one object a line, with correlation and trace ids.
 
 Correlation: the gateway takes `x-correlation-id` or makes one; gRPC metadata carries it on; a context variable holds it.
+An id that a caller brings is used only if it passes `usable_correlation_id`, in REST as in gRPC.
 """
 
 from __future__ import annotations
 
 import contextvars
 import logging
+import re
 import sys
 import uuid
 from collections.abc import MutableMapping
@@ -16,6 +18,7 @@ import structlog
 from opentelemetry import trace
 
 CORRELATION_METADATA: Final = "x-correlation-id"
+_USABLE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 correlation_id: contextvars.ContextVar[str] = contextvars.ContextVar("correlation_id", default="")
 
@@ -23,6 +26,11 @@ correlation_id: contextvars.ContextVar[str] = contextvars.ContextVar("correlatio
 def new_correlation_id() -> str:
     """A fresh id for a request that brought none."""
     return uuid.uuid4().hex
+
+
+def usable_correlation_id(given: object) -> str:
+    """The id that the caller brought if it is 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', else a fresh one."""
+    return given if isinstance(given, str) and _USABLE_ID.fullmatch(given) else new_correlation_id()
 
 
 def _add_context(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -63,8 +71,12 @@ def configure_logging(service: str, node: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    # picows reports whatever a stranger sends as an error: refusals are counted and logged by whoever serves.
+    # picows reports whatever a stranger sends as an error, uvicorn as a warning: refusals are counted and logged by the
+    # listener that makes them.
     logging.getLogger("picows").setLevel("CRITICAL")
+    logging.getLogger("uvicorn.error").setLevel("ERROR")
+    # A stream whose caller left ends in another context than it began in; OpenTelemetry logs a traceback for each.
+    logging.getLogger("opentelemetry.context").setLevel("CRITICAL")
     for chatty in ("websockets", "uvicorn.access", "asyncio", "grpc", "sqlalchemy"):
         logging.getLogger(chatty).setLevel("WARNING")
     structlog.configure(

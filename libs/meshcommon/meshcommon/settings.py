@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from meshcommon.address import UNIX_PATH_BYTES_MAX, check_endpoint, parse_peer_address, split
+from meshcommon.admission import parse_host
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import check_node_name
 
@@ -26,10 +28,25 @@ _OTHER_TOOLS: Final = ("MESH_CTL_", "MESH_TEST_")
 
 
 def _listen(value: str) -> str:
-    host, separator, port = value.rpartition(":")
-    if not separator or not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError("expected host:port, for example 127.0.0.1:7000 or 0.0.0.0:7000")
+    try:
+        split(value)
+    except MeshError:
+        raise ValueError("expected host:port, for example 127.0.0.1:7000 or 0.0.0.0:7000") from None
     return value
+
+
+def _endpoint(value: str) -> str:
+    try:
+        return check_endpoint(value)
+    except MeshError:
+        text = f"expected host:port, or unix:/path with at most {UNIX_PATH_BYTES_MAX} of A-Z, a-z, 0-9 and ._-+@/"
+        raise ValueError(text) from None
+
+
+def _host_name(value: str) -> str:
+    if parse_host(value) != (value.lower(), None):
+        raise ValueError("expected a host name or an IP address without a port, for example mesh.example.com")
+    return value.lower()
 
 
 def _name(value: str) -> str:
@@ -39,10 +56,11 @@ def _name(value: str) -> str:
         raise ValueError(error.message) from None
 
 
-def _websocket(value: str) -> str:
-    if value and not value.startswith(("ws://", "wss://")):
-        raise ValueError("expected ws://host:port or wss://host:port")
-    return value
+def _peer_address(value: str) -> str:
+    try:
+        return str(parse_peer_address(value)) if value else value
+    except MeshError as error:
+        raise ValueError(f"expected ws://host:port or wss://host:port: {error.message}") from None
 
 
 def _store(*schemes: str) -> Callable[[str], str]:
@@ -62,8 +80,12 @@ def _store(*schemes: str) -> Callable[[str], str]:
 
 
 Listen = Annotated[str, AfterValidator(_listen)]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+"""Where a service listens or is reached: `host:port`, or `unix:/path` within one machine."""
+HostName = Annotated[str, AfterValidator(_host_name)]
+"""A name under which browsers and scrapers reach a listener, without a port."""
 NodeName = Annotated[str, AfterValidator(_name)]
-PeerAddress = Annotated[str, AfterValidator(_websocket)]
+PeerAddress = Annotated[str, AfterValidator(_peer_address)]
 PostgresUrl = Annotated[str, AfterValidator(_store("postgresql+asyncpg"))]
 RedisUrl = Annotated[str, AfterValidator(_store("redis", "rediss", "unix"))]
 
@@ -87,6 +109,10 @@ class NodeSettings(Section):
     )
     redis_url: RedisUrl = Field(
         default="", description="Redis or Valkey of the site, `redis://…`; empty: nothing is cached."
+    )
+    admin_hosts: list[HostName] = Field(
+        default_factory=list,
+        description="Names under which scrapers reach the admin pages, besides loopback names and those that are listened on.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
     otlp_endpoint: str = Field(
@@ -131,7 +157,7 @@ def require_insecure_dev(is_insecure_dev: bool, what: str) -> None:
     if not is_insecure_dev:
         raise MeshError(
             ErrorCode.INSECURE_NOT_ALLOWED,
-            f"{what} is not encrypted yet: set MESH_INSECURE_DEV=1 to accept that on a network you trust.",
+            f"{what} is not encrypted: set MESH_INSECURE_DEV=1 to accept that on a network you trust.",
         )
 
 

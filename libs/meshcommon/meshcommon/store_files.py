@@ -17,7 +17,7 @@ from typing import Any, Final
 from meshcommon.durable import sync_directory, write_durably
 from meshcommon.ids import NodeId
 from meshcommon.store_guard import StoreMemory
-from meshcommon.store_lineage import Life, Lineage, Seen
+from meshcommon.store_lineage import Incarnation, Lineage, Seen
 from meshcommon.store_record import Anchor, Found, StoreRecord
 
 IDENTITY_FILE: Final = "store.identity"
@@ -48,7 +48,7 @@ class StoreFiles:
             self._directory / IDENTITY_FILE,
             {
                 "store_id": lineage.store_id,
-                "lives": [[life.life_id, life.boot] for life in lineage.lives],
+                "lives": [[incarnation.incarnation_id, incarnation.boot] for incarnation in lineage.incarnations],
                 "renounced": list(lineage.renounced),
                 "disowned": sorted(record.disowned),
                 "reason": record.reason,
@@ -111,7 +111,8 @@ def _anchor_in(fields: Mapping[str, Any], directory: str) -> Anchor | None:
 
 def _known_to(known: Mapping[NodeId, Seen]) -> dict[str, list[int]]:
     return {
-        str(node): [seen.store_id, seen.life_id, seen.boot, *seen.renounced] for node, seen in sorted(known.items())
+        str(node): [seen.store_id, seen.incarnation_id, seen.boot, *seen.renounced]
+        for node, seen in sorted(known.items())
     }
 
 
@@ -119,18 +120,18 @@ def _known_in(fields: Mapping[str, Any]) -> dict[NodeId, Seen]:
     return {NodeId(int(node)): _seen_in(*seen) for node, seen in fields.items()}
 
 
-def _seen_in(store_id: int, life_id: int, boot: int, *renounced: int) -> Seen:
-    return Seen(int(store_id), int(life_id), int(boot), tuple(map(int, renounced)))
+def _seen_in(store_id: int, incarnation_id: int, boot: int, *renounced: int) -> Seen:
+    return Seen(int(store_id), int(incarnation_id), int(boot), tuple(map(int, renounced)))
 
 
 def _record_in(fields: Mapping[str, Any]) -> StoreRecord | None:
     try:
         lineage = Lineage(
             int(fields["store_id"]),
-            tuple(Life(int(life), int(boot)) for life, boot in fields["lives"]),
+            tuple(Incarnation(int(incarnation), int(boot)) for incarnation, boot in fields["lives"]),
             tuple(map(int, fields["renounced"])),
         )
         record = StoreRecord(lineage, frozenset(map(int, fields["disowned"])), str(fields["reason"]))
     except (KeyError, TypeError, ValueError):
         return None
-    return record if lineage.lives else None
+    return record if lineage.incarnations else None

@@ -152,8 +152,8 @@ class StoreGuard:
                 self._hear(source, lineage, now)
                 if source not in self._refused:
                     self._learn(source, others)
-            case Welcome(life_id):
-                if life_id == self.own.present.life_id:
+            case Welcome(incarnation_id):
+                if incarnation_id == self.own.present.incarnation_id:
                     self._welcomed_by.add(source)
                     self._peers[source] = math.inf
             case Refusal(seen, lineage):
@@ -170,7 +170,7 @@ class StoreGuard:
                 self._greet(peer, now)
 
     def raised(self, own: Lineage, now: float) -> None:
-        """The boot number of this life was raised, durably: the peers learn it. They go on listening meanwhile."""
+        """The boot number of this incarnation was raised, durably; the peers learn it and go on listening."""
         self.own = own
         for peer in tuple(self._peers):
             self._greet(peer, now)
@@ -215,7 +215,7 @@ class StoreGuard:
     def _hear(self, source: NodeId, lineage: Lineage, now: float) -> None:
         contradiction = self._contradiction(source, lineage)
         if self._is_accepted(source, lineage, now):
-            self._later.append((source, Welcome(lineage.present.life_id)))
+            self._later.append((source, Welcome(lineage.present.incarnation_id)))
         elif contradiction is not None:
             self._now.append((source, Refusal(contradiction, self.own)))
 
@@ -232,7 +232,7 @@ class StoreGuard:
         if seen != seen_of(lineage):
             self._seen[source] = seen_of(lineage)
             self._is_memory_new = True
-            if seen is None or seen.life_id != lineage.present.life_id:
+            if seen is None or seen.incarnation_id != lineage.present.incarnation_id:
                 # It starts anew and may have forgotten this node too.
                 self._greet(source, now)
         return True

@@ -1,8 +1,8 @@
-"""The driver of a store guard: it owns the files, the clock, and the order in which things become durable and are said.
+"""The driver of a guarded store: it owns the files, the clock and the wake-ups.
 
-A record is durable before it is announced, a memory before it is promised. Both planes have one, each for its own log
-directory. Leaves out: the judgement (`store_guard`, `store_record`), how messages travel, and what giving a store up means for the
-groups in it: that is the owner's. One event loop only. Source: architecture §7; docs/design/stores.md.
+Both planes have one, each for its own log directory. Leaves out: what becomes durable and is said in which order
+(`guarded_store`), how messages travel, and what giving a store up means for the groups in it: that is the owner's. One event loop
+only. Source: architecture §7; docs/design/stores.md.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from typing import Final, Protocol
 
+from meshcommon.guarded_store import GuardedStore
 from meshcommon.ids import NodeId
 from meshcommon.logging import get_logger
 from meshcommon.store_files import StoreFiles
-from meshcommon.store_guard import GuardTiming, Objection, StoreGuard, StoreMemory
-from meshcommon.store_record import NewIds, StoreRecord, given_up, number_raised, opened, without
+from meshcommon.store_guard import GuardTiming, Objection, StoreMemory
+from meshcommon.store_record import NewIds, StoreRecord, opened
 from meshwire.store_message import Refusal, StoreMessage
 
 _RETRY_S: Final = 1.0
@@ -54,34 +55,30 @@ class StoreKeeper:
         self._boot_raise_s = boot_raise_s
         self._owner = owner
         self._files: StoreFiles
-        self._record: StoreRecord
-        """There, like the files, whenever `_guard` is."""
-        self._guard: StoreGuard | None = None
-        self._is_record_new = False
-        self._raise_at = math.inf
-        self._memory: StoreMemory | None = None
-        self._promises: list[tuple[NodeId, StoreMessage]] = []
+        """There whenever `_store` is."""
+        self._store: GuardedStore | None = None
         self.one_at_a_time = asyncio.Lock()
         """Held while files are written."""
         self._woken = asyncio.Event()
 
     # Opening and closing
 
-    async def open(self, files: StoreFiles, groups: Collection[int]) -> None:
+    async def open(self, files: StoreFiles, groups: Collection[int], lost: str = "") -> None:
         """The log, which is locked, is going to be used; `groups` are stored in it or should be.
+
+        `lost`: why the log's memberships are retired, as a sentence; empty when they are not.
 
         Raises:
             OSError: the next boot number cannot be made durable.
         """
         async with self.one_at_a_time:
-            record, memory = await asyncio.to_thread(begin_life, files, groups)
+            record, memory = await asyncio.to_thread(begin_incarnation, files, groups, lost)
             self.start(files, record, memory)
 
     def start(self, files: StoreFiles, record: StoreRecord, memory: StoreMemory) -> None:
-        """Goes on from what `begin_life` returned."""
-        self._files, self._record = files, record
-        self._guard = StoreGuard(record.lineage, memory, self._timing, _now())
-        self._is_record_new, self._raise_at, self._memory, self._promises = False, math.inf, None, []
+        """Goes on from what `begin_incarnation` returned."""
+        self._files = files
+        self._store = GuardedStore(record, memory, self._timing, self._boot_raise_s, _now())
         if record.disowned:
             _log.error("store_given_up", reason=record.reason, groups=sorted(record.disowned))
         self._owner.store_changed()
@@ -89,85 +86,77 @@ class StoreKeeper:
 
     def close(self) -> None:
         """The log is closed: nothing is said in its name any more."""
-        self._guard = None
+        self._store = None
         self._owner.store_changed()
 
     async def farewell(self) -> None:
         """Before the node stops: peers learn a number that only the disk as it is now has."""
-        guard = self._guard
-        if guard is not None and self._raise_at != math.inf:
-            self._raise_at = -math.inf
+        store = self._store
+        if store is not None and store.farewell():
             # If it fails the next start is told from this one all the same, only not from its middle.
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_FAREWELL_S):
-                    await self._turn(guard)
+                    await self._turn(store)
 
     # What is asked
 
     @property
     def disowned(self) -> AbstractSet[int]:
         """Groups whose membership at this node must not be counted on."""
-        return self._record.disowned if self._guard is not None else frozenset()
+        return self._store.record.disowned if self._store is not None else frozenset()
 
     @property
     def reason(self) -> str:
         """Why they must not, as a sentence."""
-        return self._record.reason if self._guard is not None else ""
+        return self._store.record.reason if self._store is not None else ""
 
     def may_send(self, peer: NodeId) -> bool:
         """Whether Raft frames may go to `peer`."""
-        if self._guard is None or self._guard.may_send(peer, _now()):
-            return self._guard is not None
+        if self._store is None or self._store.may_send(peer, _now()):
+            return self._store is not None
         self._woken.set()
         return False
 
     def may_take(self, peer: NodeId) -> bool:
         """Whether a Raft frame of `peer` may be taken."""
-        if self._guard is None or self._guard.may_take(peer, _now()):
-            return self._guard is not None
+        if self._store is None or self._store.may_take(peer, _now()):
+            return self._store is not None
         self._woken.set()
         return False
 
     @property
     def acquainted(self) -> AbstractSet[NodeId]:
         """Nodes that this one speaks to or has heard."""
-        return self._guard.acquainted if self._guard is not None else frozenset()
+        return self._store.acquainted if self._store is not None else frozenset()
 
     # What happens
 
     def follow(self, peers: AbstractSet[NodeId], members: AbstractSet[NodeId]) -> None:
         """Groups are shared with `peers`; the mesh has `members`, as far as is known here."""
-        if self._guard is not None:
-            self._guard.follow(peers, members, _now())
+        if self._store is not None:
+            self._store.follow(peers, members, _now())
             self._woken.set()
 
     def own_again(self, groups: Collection[int]) -> None:
         """Nothing is left of the data of these groups: the next membership in their place is a good one."""
-        if self._guard is None:
-            return
-        record = without(self._record, groups)
-        if record is not self._record:
-            self._record, self._is_record_new = record, True
+        if self._store is not None and self._store.own_again(groups):
             self._woken.set()
             self._owner.store_changed()
 
     def written(self) -> None:
         """The log holds more than it did."""
-        if self._raise_at == math.inf:
-            self._raise_at = _now() + self._boot_raise_s
+        if self._store is not None and self._store.written(_now()):
             self._woken.set()
 
     def receive(self, source: NodeId, message: StoreMessage) -> None:
         """A message from a node."""
-        guard = self._guard
-        if guard is None:
+        store = self._store
+        if store is None:
             return
-        was_silent = guard.objection is not None
-        guard.receive(source, message, _now())
-        if guard.objection is not None and not was_silent:
-            reason, groups = self._owner.store_objected(guard.objection)
-            self._record = given_up(self._record, groups, reason, guard.objection.lost, _new_ids())
-            self._is_record_new, self._raise_at = True, math.inf
+        objection = store.receive(source, message, _now())
+        if objection is not None:
+            reason, groups = self._owner.store_objected(objection)
+            store.give_up(objection, groups, reason, _new_ids())
             _log.error("store_given_up", reason=reason, groups=sorted(groups))
             self._owner.store_changed()
         self._woken.set()
@@ -176,14 +165,14 @@ class StoreKeeper:
         """Says, keeps and repeats what is due, until cancelled."""
         while True:
             self._woken.clear()
-            guard, wait_s = self._guard, math.inf
-            if guard is not None:
+            store, wait_s = self._store, math.inf
+            if store is not None:
                 try:
-                    await self._turn(guard)
-                    wait_s = min(guard.next_deadline(), self._raise_at) - _now()
+                    await self._turn(store)
+                    wait_s = store.next_deadline() - _now()
                     self._owner.store_files_failed(None)
                 except OSError as error:
-                    if self._guard is guard:
+                    if self._store is store:
                         _log.warning("store_not_kept", reason=str(error))
                         self._owner.store_files_failed(error)
                     await asyncio.sleep(_RETRY_S)
@@ -194,41 +183,21 @@ class StoreKeeper:
 
     # Inside
 
-    async def _turn(self, guard: StoreGuard) -> None:
+    async def _turn(self, store: GuardedStore) -> None:
         async with self.one_at_a_time:
-            if self._guard is not guard:
+            if self._store is not store:
                 return
-            guard.tick(_now())
-            if self._raise_at <= _now() and guard.objection is None:
-                self._record, self._is_record_new, self._raise_at = number_raised(self._record), True, math.inf
-            await self._keep_record(guard)
-            await self._speak(guard)
-
-    async def _keep_record(self, guard: StoreGuard) -> None:
-        while self._is_record_new and self._guard is guard:
-            record = self._record
-            await asyncio.to_thread(self._files.write, record)
-            self._is_record_new = self._record is not record
-        if self._guard is not guard:
-            return
-        if guard.objection is not None:
-            guard.reborn(self._record.lineage, _now())
-        elif guard.own != self._record.lineage:
-            guard.raised(self._record.lineage, _now())
-
-    async def _speak(self, guard: StoreGuard) -> None:
-        if self._guard is not guard:
-            return
-        ready = guard.take_ready()
-        self._send(ready.to_send_now)
-        self._promises += ready.to_send_after_persist
-        if ready.to_persist is not None:
-            self._memory = ready.to_persist
-        if self._memory is not None:
-            await asyncio.to_thread(self._files.write_peers, self._memory)
-        if self._guard is guard:
-            self._send(self._promises)
-            self._memory, self._promises = None, []
+            store.tick(_now())
+            while self._store is store and (record := store.unsaved_record) is not None:
+                await asyncio.to_thread(self._files.write, record)
+                store.record_saved(record, _now())
+            if self._store is not store:
+                return
+            self._send(store.take_messages(_now()))
+            if (memory := store.unsaved_memory) is not None:
+                await asyncio.to_thread(self._files.write_peers, memory)
+            if self._store is store:
+                self._send(store.take_promises())
 
     def _send(self, messages: Sequence[tuple[NodeId, StoreMessage]]) -> None:
         for peer, message in messages:
@@ -237,9 +206,9 @@ class StoreKeeper:
             self._owner.send_store_message(peer, message)
 
 
-def begin_life(files: StoreFiles, groups: Collection[int]) -> tuple[StoreRecord, StoreMemory]:
+def begin_incarnation(files: StoreFiles, groups: Collection[int], lost: str = "") -> tuple[StoreRecord, StoreMemory]:
     """The record of this start, durable, and what is remembered of the peers; blocks. Raises OSError."""
-    record = opened(files.read(), groups, _new_ids())
+    record = opened(files.read(), groups, _new_ids(), lost)
     files.write(record)
     return record, files.read_peers()
 

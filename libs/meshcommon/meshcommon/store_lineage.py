@@ -1,9 +1,10 @@
-"""How the life of a store goes on, and whether what it says agrees with what was seen of it before.
+"""Lineage of a store: its incarnations, and whether its announcement agrees with what was seen of it before.
 
-A *store* is a Raft log directory. Each start of it is a *life* with a random id and a boot number that is higher than all
-before; the number is also raised while the log is written, so that a copy taken in the middle of a life is told from its
-end. What was announced had been made durable, so it stays in the store's lineage for ever: if it is missing there, the
-disk was rolled back to an older copy; if the store is another, the disk was wiped or exchanged. Pure. Source: architecture §7.
+A *store* is a Raft log directory. Each start of it is an *incarnation* with a random id and a boot number that is
+higher than all before; the number is also raised while the log is written, so that a copy taken in the middle of an
+incarnation is told from its end. What was announced had been made durable, so it stays in the store's lineage for ever:
+if it is missing there, the disk was rolled back to an older copy; if the store is another, the disk was wiped or
+exchanged. Pure. Source: architecture §7.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 from enum import Enum
 
-from meshwire.store_message import LIVES_MAX, RENOUNCED_MAX, Life, Lineage, Seen
+from meshwire.store_message import INCARNATIONS_MAX, RENOUNCED_MAX, Incarnation, Lineage, Seen
 
 __all__ = [
-    "Life",
+    "Incarnation",
     "Lineage",
     "Seen",
     "Verdict",
     "begin",
     "is_news",
     "judge",
-    "next_life",
+    "next_incarnation",
     "raised",
     "renounced",
     "seen_of",
@@ -33,36 +34,39 @@ class Verdict(Enum):
     """What a lineage is to somebody who has seen something of it; the value is the end of a sentence."""
 
     GOES_ON = "goes on from what was seen of it"
-    OVERTAKEN = "says less than it has said before in the same life"
+    OVERTAKEN = "says less than it has said before in the same incarnation"
     ROLLED_BACK = "is an older copy of what it was: it was rolled back"
     ANOTHER_STORE = "is not the one that it was: it was wiped or exchanged"
 
 
-def begin(store_id: int, life_id: int) -> Lineage:
-    """A store in its first life."""
-    return Lineage(store_id, (Life(life_id, 1),))
+def begin(store_id: int, incarnation_id: int) -> Lineage:
+    """A store in its first incarnation."""
+    return Lineage(store_id, (Incarnation(incarnation_id, 1),))
 
 
-def next_life(lineage: Lineage, life_id: int) -> Lineage:
+def next_incarnation(lineage: Lineage, incarnation_id: int) -> Lineage:
     """The store at its next start. To be made durable before the log is used."""
-    return replace(lineage, lives=(*lineage.lives, Life(life_id, lineage.present.boot + 1))[-LIVES_MAX:])
+    return replace(
+        lineage,
+        incarnations=(*lineage.incarnations, Incarnation(incarnation_id, lineage.present.boot + 1))[-INCARNATIONS_MAX:],
+    )
 
 
 def raised(lineage: Lineage) -> Lineage:
-    """The same life, one boot number on. To be made durable before it is announced."""
+    """The same incarnation with the next boot number. To be made durable before it is announced."""
     present = lineage.present
-    return replace(lineage, lives=(*lineage.lives[:-1], replace(present, boot=present.boot + 1)))
+    return replace(lineage, incarnations=(*lineage.incarnations[:-1], replace(present, boot=present.boot + 1)))
 
 
-def renounced(lineage: Lineage, store_id: int, life_id: int, others: Iterable[int]) -> Lineage:
+def renounced(lineage: Lineage, store_id: int, incarnation_id: int, others: Iterable[int]) -> Lineage:
     """A new store in place of this one, for which nothing counts that this one, or the `others`, ever confirmed."""
     former = dict.fromkeys((*lineage.renounced, *others, lineage.store_id))
-    return Lineage(store_id, (Life(life_id, lineage.present.boot + 1),), tuple(former)[-RENOUNCED_MAX:])
+    return Lineage(store_id, (Incarnation(incarnation_id, lineage.present.boot + 1),), tuple(former)[-RENOUNCED_MAX:])
 
 
 def seen_of(lineage: Lineage) -> Seen:
     """What is to be remembered of a lineage."""
-    return Seen(lineage.store_id, lineage.present.life_id, lineage.present.boot, lineage.renounced)
+    return Seen(lineage.store_id, lineage.present.incarnation_id, lineage.present.boot, lineage.renounced)
 
 
 def is_news(told: Seen, known: Seen | None) -> bool:
@@ -80,10 +84,12 @@ def judge(seen: Seen | None, lineage: Lineage) -> Verdict:
         return Verdict.GOES_ON
     if seen.store_id != lineage.store_id:
         return Verdict.ANOTHER_STORE
-    known = next((life for life in lineage.lives if life.life_id == seen.life_id), None)
+    known = next(
+        (incarnation for incarnation in lineage.incarnations if incarnation.incarnation_id == seen.incarnation_id), None
+    )
     if known is None:
-        # Lives before the first that is told are forgotten; boot numbers only rise.
-        return Verdict.GOES_ON if seen.boot < lineage.lives[0].boot else Verdict.ROLLED_BACK
+        # Incarnations before the first of the lineage are forgotten; boot numbers only rise.
+        return Verdict.GOES_ON if seen.boot < lineage.incarnations[0].boot else Verdict.ROLLED_BACK
     if known.boot >= seen.boot:
         return Verdict.GOES_ON
     return Verdict.OVERTAKEN if known is lineage.present else Verdict.ROLLED_BACK

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
-from meshcommon.store_lineage import Lineage, Verdict, begin, next_life, raised, renounced
+from meshcommon.store_lineage import Lineage, Verdict, begin, next_incarnation, raised, renounced
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +52,36 @@ class NewIds:
     """Two random numbers that nobody has had before."""
 
     store_id: int
-    life_id: int
+    incarnation_id: int
 
 
-def opened(found: Found, groups: Collection[int], ids: NewIds) -> StoreRecord:
-    """The record to make durable before the log is used; `groups` are stored there or should be."""
-    if objection := _objection(found):
-        former = found.record or StoreRecord(begin(found.anchor.store_id if found.anchor else ids.life_id, ids.life_id))
+def opened(found: Found, groups: Collection[int], ids: NewIds, lost: str = "") -> StoreRecord:
+    """The record to make durable before the log is used; `groups` are stored there or should be.
+
+    `lost` says, as a sentence, what the log itself knows to have lost; empty when it lost nothing.
+    """
+    objection = _objection(found)
+    if reason := lost or (objection and f"The log directory of this node's streams {objection}."):
+        former = found.record or StoreRecord(
+            begin(found.anchor.store_id if found.anchor else ids.incarnation_id, ids.incarnation_id)
+        )
         others = (*found.anchor.renounced, found.anchor.store_id) if found.anchor else ()
-        return given_up(former, groups, f"The log directory of this node's streams {objection}.", others, ids)
+        return given_up(former, groups, reason, others, ids)
     if found.record is None:
-        return StoreRecord(begin(ids.store_id, ids.life_id))
-    return replace(found.record, lineage=next_life(found.record.lineage, ids.life_id))
+        return StoreRecord(begin(ids.store_id, ids.incarnation_id))
+    return replace(found.record, lineage=next_incarnation(found.record.lineage, ids.incarnation_id))
 
 
 def given_up(
     record: StoreRecord, groups: Collection[int], reason: str, others: Iterable[int], ids: NewIds
 ) -> StoreRecord:
     """The record of a store that was renounced, with all its groups; `others` are stores that it should have been."""
-    lineage = renounced(record.lineage, ids.store_id, ids.life_id, others)
+    lineage = renounced(record.lineage, ids.store_id, ids.incarnation_id, others)
     return StoreRecord(lineage, record.disowned | frozenset(groups), reason)
 
 
 def number_raised(record: StoreRecord) -> StoreRecord:
-    """The record with the next boot number of the same life."""
+    """The record with the next boot number of the same incarnation."""
     return replace(record, lineage=raised(record.lineage))
 
 

@@ -13,21 +13,21 @@ from typing import Any
 import grpc
 from pydantic import Field
 
-from meshcommon.admin import Readiness, admin_app, serve_asgi
+from meshcommon.admin import Readiness, serve_admin
 from meshcommon.datadir import DataDir
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.lifecycle import Stop, run_service
 from meshcommon.logging import configure_logging, get_logger
-from meshcommon.settings import Listen, Section, load_sections
+from meshcommon.settings import Endpoint, Section, load_sections
 from meshcommon.telemetry import configure_telemetry
 
 
 class SmallSettings(Section):
     """Takes the place of a service's own section."""
 
-    grpc_listen: Listen = Field(description="Where the call is served.")
-    admin_listen: Listen = Field(description="Where the pages are served.")
+    grpc_listen: Endpoint = Field(description="Where the call is served.")
+    admin_listen: Endpoint = Field(description="Where the pages are served.")
     fault: str = Field(default="", description="What goes wrong after the start, if anything.")
 
 
@@ -61,7 +61,7 @@ async def main(stop: Stop) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             await server.start(settings.grpc_listen, "The test")
-            admin = tasks.create_task(serve_asgi(admin_app(readiness), settings.admin_listen, "Admin"), name="admin")
+            admin = tasks.create_task(serve_admin(readiness, settings.admin_listen), name="admin")
             tasks.create_task(break_down(settings.fault), name="fault")
             readiness.clear("starting")
             await server.set_serving(True)

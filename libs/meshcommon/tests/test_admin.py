@@ -10,7 +10,7 @@ import httpx
 import prometheus_client
 import pytest
 
-from meshcommon.admin import Readiness, admin_app, serve_asgi
+from meshcommon.admin import Readiness, serve_admin
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.listen import bind
 from meshtest.ports import free_ports
@@ -47,7 +47,7 @@ async def pages(readiness: Readiness) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a running admin server."""
     address = free_address()
     async with asyncio.TaskGroup() as tasks:
-        serving = tasks.create_task(serve_asgi(admin_app(readiness), address, "Admin pages"), name="admin")
+        serving = tasks.create_task(serve_admin(readiness, address), name="admin")
         await until_listening(address, serving)
         async with httpx.AsyncClient(base_url=f"http://{address}", timeout=10) as client:
             yield client
@@ -96,13 +96,13 @@ async def test_unknown_page_and_wrong_method(pages: httpx.AsyncClient) -> None:
 
 async def test_port_in_use() -> None:
     with bind("127.0.0.1:0", "the other") as other, pytest.raises(MeshError) as caught:
-        await serve_asgi(admin_app(Readiness()), f"127.0.0.1:{other.getsockname()[1]}", "Admin pages")
+        await serve_admin(Readiness(), f"127.0.0.1:{other.getsockname()[1]}")
     assert caught.value.code is ErrorCode.ADDRESS_IN_USE
 
 
 async def test_cancelling_ends_the_server_and_frees_the_port() -> None:
     address = free_address()
-    serving = asyncio.create_task(serve_asgi(admin_app(Readiness()), address, "Admin pages"))
+    serving = asyncio.create_task(serve_admin(Readiness(), address))
     await until_listening(address, serving)
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):

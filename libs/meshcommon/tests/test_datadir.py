@@ -24,6 +24,9 @@ print("open", flush=True)
 sys.stdin.read()
 """
 
+MESH = "0b0f9c4e-3c5a-4b6e-9a52-3d0b5f0a7c11"
+OTHER_MESH = "7f0e4a52-91d6-4c58-8d2e-51a5f3f0c922"
+
 
 def opened(path: Path, role: str = "data", node_name: str = "a") -> DataDir:
     return DataDir.open(path, role, node_name)
@@ -172,24 +175,24 @@ def test_full_disk_is_unwritable_and_keeps_the_boot_number(tmp_path: Path, monke
 
 def test_claim_binds_the_directory_to_one_membership_for_good(tmp_path: Path) -> None:
     directory = opened(tmp_path)
-    directory.claim(3, "mesh-1")
-    directory.claim(3, "mesh-1")
+    directory.claim(3, MESH)
+    directory.claim(3, MESH)
     directory.close()
     again = opened(tmp_path)
-    assert (again.marker.node_id, again.marker.mesh_id) == (3, "mesh-1")
-    for node_id, mesh_id in [(4, "mesh-1"), (3, "mesh-2")]:
+    assert (again.marker.node_id, again.marker.mesh_id) == (3, MESH)
+    for node_id, mesh_id in [(4, MESH), (3, OTHER_MESH)]:
         with pytest.raises(MeshError) as caught:
             again.claim(node_id, mesh_id)
         assert caught.value.code is ErrorCode.DATA_DIR_FOREIGN
         assert caught.value.details["node_id"] == "3"
-    assert (again.marker.node_id, again.marker.mesh_id) == (3, "mesh-1")
+    assert (again.marker.node_id, again.marker.mesh_id) == (3, MESH)
     again.close()
 
 
 def filled(path: Path) -> DataDir:
     """A claimed directory with content of several kinds."""
     directory = opened(path)
-    directory.claim(3, "mesh-1")
+    directory.claim(3, MESH)
     (path / "raft").mkdir()
     (path / "raft" / "log").write_bytes(b"entries")
     (path / "view.bin").write_bytes(b"view")
@@ -209,9 +212,9 @@ def test_reset_forgets_the_membership_and_its_content(tmp_path: Path) -> None:
     assert {item.name for item in directory.path.iterdir()} == {"store.json", "lock"}
     assert outside.is_dir()
     assert refusal(directory.path).code is ErrorCode.DATA_DIR_LOCKED
-    directory.claim(9, "mesh-2")
+    directory.claim(9, OTHER_MESH)
     directory.close()
-    assert marker_after(directory.path).mesh_id == "mesh-2"
+    assert marker_after(directory.path).mesh_id == OTHER_MESH
 
 
 def test_reset_that_a_crash_cut_short_is_finished_by_the_next_open(
@@ -232,3 +235,66 @@ def test_reset_that_a_crash_cut_short_is_finished_by_the_next_open(
     marker = marker_after(tmp_path)
     assert (marker.node_id, marker.mesh_id, marker.is_resetting) == (0, "", False)
     assert {item.name for item in tmp_path.iterdir()} == {"store.json", "lock"}
+
+
+@pytest.mark.parametrize(
+    "mesh_id",
+    ["", "m", "../../etc", "a/b", MESH.upper(), MESH + "\n", "x" * 66_000, f"{{{MESH}}}", MESH.replace("-", "")],
+)
+def test_only_a_uuid_becomes_the_mesh_of_a_directory(tmp_path: Path, mesh_id: str) -> None:
+    """Ids come from other nodes: what is no id must not reach a file."""
+    directory = opened(tmp_path)
+    before = (tmp_path / "store.json").read_bytes()
+    with pytest.raises(MeshError) as caught:
+        directory.claim(3, mesh_id)
+    assert caught.value.code is ErrorCode.INVALID_ARGUMENT
+    assert len(caught.value.message) < 300
+    assert (tmp_path / "store.json").read_bytes() == before
+    directory.close()
+
+
+def test_the_directory_is_its_owners_alone_also_one_of_an_earlier_version(tmp_path: Path) -> None:
+    fresh, old = tmp_path / "state" / "fresh", tmp_path / "old"
+    old.mkdir(mode=0o755)
+    old.chmod(0o755)
+    for path in (fresh, old):
+        opened(path).close()
+        assert path.stat().st_mode & 0o777 == 0o700
+
+
+class TestEarlierFormats:
+    """A service writes a later format than the one that wrote the directory."""
+
+    def open(self, path: Path) -> DataDir:
+        return DataDir.open(path, "data", "a", format_version=2, changed=("raft/*/*.log",))
+
+    def test_a_new_directory_has_the_services_own_format(self, tmp_path: Path) -> None:
+        directory = self.open(tmp_path)
+        directory.reset()
+        directory.close()
+        assert directory.marker.format_version == 2
+        assert refusal(tmp_path).code is ErrorCode.DATA_DIR_NEWER
+
+    def test_what_was_written_differently_is_refused_and_left_as_it_is(self, tmp_path: Path) -> None:
+        marker_after(tmp_path)
+        log = tmp_path / "raft" / "mesh-1" / "1.log"
+        log.parent.mkdir(parents=True)
+        log.write_bytes(b"entries")
+        before = (tmp_path / "store.json").read_bytes()
+        with pytest.raises(MeshError) as caught:
+            self.open(tmp_path)
+        assert caught.value.code is ErrorCode.STORE_FORMAT_OLD
+        assert caught.value.details == {"path": str(log.parent), "format_version": "1"}
+        assert ((tmp_path / "store.json").read_bytes(), log.read_bytes()) == (before, b"entries")
+        log.unlink()  # what the error says to do
+        directory = self.open(tmp_path)
+        directory.close()
+        assert (directory.marker.format_version, directory.marker.boot) == (2, 2)
+
+    def test_a_directory_without_it_is_taken_over(self, tmp_path: Path) -> None:
+        old = marker_after(tmp_path)
+        (tmp_path / "raft").mkdir()
+        (tmp_path / "raft" / "reserve").touch()
+        directory = self.open(tmp_path)
+        directory.close()
+        assert (directory.marker.format_version, directory.marker.store_id) == (2, old.store_id)

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 from picows import WSUpgradeRequest
 
-from meshcommon.frame_ports import DialRefused, Refusal, dial, offered_protocols, serve
+from meshcommon.frame_ports import DialRefused, Opening, Refusal, dial, offered_protocols, serve
 from meshcommon.frame_socket import FrameSocket, SocketClosed, SocketLimits, TextFrame, with_head
 from meshcommon.listen import bind
 from meshtest.waiting import eventually
@@ -38,7 +38,7 @@ class Server:
         self._socket = bind("127.0.0.1:0", "The test listener")
         self.port: int = self._socket.getsockname()[1]
         self.task = asyncio.create_task(
-            serve(self._socket, PROTOCOL, self._check, self._handle, LIMITS, 5.0), name="server"
+            serve(self._socket, PROTOCOL, self._check, self._handle, LIMITS, Opening(5.0)), name="server"
         )
 
     async def _handle(self, connection: FrameSocket) -> None:

@@ -198,6 +198,16 @@ async def test_deadline_and_unknown_call_and_size(channel: Any) -> None:
     assert len((await call(channel, "UnaryUnary", bytes(MESSAGE_BYTES_MAX - 100)))[0]) == MESSAGE_BYTES_MAX - 100
 
 
+async def test_bytes_that_are_no_message_are_refused(server: GrpcServer, channel: Any) -> None:
+    """By itself gRPC answers UNKNOWN, and logs a traceback for each."""
+    await server.set_serving(True)
+    call = channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert await call(b"", timeout=TIMEOUT_S)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(b"\xff\xff\xff", timeout=TIMEOUT_S)
+    assert mesh_error(caught.value, "health").code is ErrorCode.INVALID_ARGUMENT
+
+
 async def test_service_that_is_away_is_unavailable() -> None:
     async with open_channel(f"127.0.0.1:{free_ports(1)[0]}") as channel:
         error = mesh_error(await failure(channel, "UnaryUnary", b""), "routing")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.ids import check_node_name, check_stream_name
+from meshcommon.ids import check_mesh_id, check_node_name, check_stream_name
 
 
 @pytest.mark.parametrize("name", ["a", "site-1", "0", "a" * 63])
@@ -31,3 +33,11 @@ def test_illegal_stream_names(name: str) -> None:
         check_stream_name(name)
     assert caught.value.code is ErrorCode.ILLEGAL_NAME
     assert "namespace/name" in caught.value.message
+
+
+def test_a_mesh_id_is_a_uuid_as_python_writes_it() -> None:
+    mesh_id = str(uuid.uuid4())
+    assert check_mesh_id(mesh_id) == mesh_id
+    with pytest.raises(MeshError) as caught:
+        check_mesh_id("..")
+    assert caught.value.code is ErrorCode.INVALID_ARGUMENT

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from meshcommon.logging import configure_logging, correlation_id, get_logger, new_correlation_id
+from meshcommon.logging import configure_logging, correlation_id, get_logger, new_correlation_id, usable_correlation_id
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +81,18 @@ def test_correlation_id_is_there_only_when_there_is_one(capsys: pytest.CaptureFi
 
 def test_new_correlation_ids_differ() -> None:
     assert new_correlation_id() != new_correlation_id()
+
+
+@pytest.mark.parametrize("given", ["a", "Call-7_b.c", "x" * 64])
+def test_a_plain_correlation_id_is_used(given: str) -> None:
+    assert usable_correlation_id(given) == given
+
+
+@pytest.mark.parametrize(
+    "given", [None, b"a", "", "x" * 65, "a b", "a\nb", "ä", "a:b", "\N{ARABIC-INDIC DIGIT ONE}", "a\n"]
+)
+def test_any_other_correlation_id_is_replaced(given: object) -> None:
+    """It goes into logs, headers and metadata, where line ends and length would do harm."""
+    fresh = usable_correlation_id(given)
+    assert fresh != given
+    assert usable_correlation_id(fresh) == fresh

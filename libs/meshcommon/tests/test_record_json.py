@@ -8,9 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshapi.supervisor.v1 import data_pb2
-from meshcommon.record_json import record_json
+from meshcommon.record_json import read_record, record_json
+from meshwire.records import Record
 
 BYTES = st.binary(max_size=40) | st.text(max_size=20).map(str.encode)
+
+
+@given(st.text(min_size=1, max_size=9), BYTES)
+def test_headers_are_shown_alike(name: str, value: bytes) -> None:
+    shown = record_json(read_record(3, 7, Record(b"v", None, ((name, value),))))
+    (header,) = shown["headers"]
+    assert header["name"] == name
+    back = header["value"].encode() if "value" in header else base64.b64decode(header["value_base64"])
+    assert back == value
 
 
 @given(st.integers(0, 2**62), BYTES, st.none() | BYTES)

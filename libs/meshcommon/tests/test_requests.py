@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshcommon import requests
-from meshcommon.requests import Incoming, Outgoing, Requests
+from meshcommon.requests import Incoming, Outgoing, RequestLimits, Requests
 from meshwire.errors import WireError
 from meshwire.request import ErrorResponse, OkResponse, Request, Response, decode_request
 
@@ -329,6 +329,89 @@ def test_malformed_payloads(payload: bytes) -> None:
 def test_answer_that_cannot_be_sent_leaves_the_request_open_for_a_repeat() -> None:
     _, _, outgoing = started()
     server = Requests(first_id=0)
-    with pytest.raises(WireError):
-        executed(server, outgoing.payload, ErrorResponse("C" * 300, "too long a code"))
+    with pytest.raises(TypeError):
+        executed(server, outgoing.payload, OkResponse("text"))  # type: ignore[arg-type]
     assert isinstance(server.receive(A, 0, outgoing.payload), Incoming)
+
+
+def test_an_error_of_any_size_is_answered() -> None:
+    """The texts may quote what the caller sent: what does not fit is cut, the answer goes out."""
+    node, request_id, outgoing = started()
+    error = ErrorResponse("C" * 300, "m" * 66_000, True, {str(number): "v" * 66_000 for number in range(300)})
+    answer = executed(Requests(first_id=0), outgoing.payload, error)
+    assert len(answer.payload) < 200_000
+    taken = node.receive(B, 0, answer.payload)
+    assert isinstance(taken, tuple)
+    assert taken[0] == request_id
+    assert isinstance(taken[1], ErrorResponse)
+    assert taken[1].code == "C" * 255
+
+
+def test_one_peer_that_asks_much_does_not_make_the_node_forget_what_others_were_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(requests, "REMEMBERED_ANSWERS_PER_PEER_MAX", 3)
+    monkeypatch.setattr(requests, "REMEMBERED_ANSWER_BYTES_PER_PEER_MAX", 450)
+    client, server = Requests(first_id=0), Requests(first_id=0)
+    payloads = [client.start(B, Request(1, 1, b""), START + 9, START)[1].payload for _ in range(20)]
+    quiet = executed(server, payloads[0], OkResponse(bytes(100)), peer=3)
+    for payload in payloads:
+        executed(server, payload, OkResponse(b""))
+    assert [type(server.receive(A, 0, payload)) for payload in payloads[-4:]] == [Incoming] + [Outgoing] * 3
+    for payload in payloads[:6]:
+        executed(server, payload, OkResponse(bytes(190)), peer=4)
+    assert [type(server.receive(4, 0, payload)) for payload in payloads[3:6]] == [Incoming] + [Outgoing] * 2
+    assert server.receive(3, 0, payloads[0]) == quiet
+
+
+LIMITS = RequestLimits(
+    requests_max=6,
+    bytes_max=60,
+    peer_requests_max=3,
+    peer_bytes_max=30,
+    joiners_max=2,
+    lane_max=1,
+    joiner_body_bytes_max=20,
+)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("ask"), st.integers(0, 3), st.integers(0, 25)),
+            st.tuples(st.sampled_from(["answer", "forget"]), st.integers(0, 20), st.just(0)),
+        ),
+        max_size=80,
+    )
+)
+def test_what_executes_stays_within_every_limit_and_what_ended_takes_no_room(
+    steps: list[tuple[str, int, int]],
+) -> None:
+    member = Requests(first_id=1, limits=LIMITS)
+    asker = Requests(first_id=1)
+    executing: dict[tuple[int, int, int], int] = {}
+    for step, number, size_bytes in steps:
+        if step == "ask":
+            # A number of 0 or 1 is a lane of a node that is no member.
+            peer, lane = (number, 0) if number > 1 else (0, number + 1)
+            _, outgoing = asker.start(9, Request(1, 1000, bytes(size_bytes)), 1.0, 0.0)
+            of_peer = [size for (other, on, _), size in executing.items() if (other, on) == (peer, lane)]
+            joiners = [key for key in executing if not key[0]]
+            fits = len(executing) < 6 and sum(executing.values()) + size_bytes <= 60
+            if peer:
+                fits = fits and len(of_peer) < 3 and sum(of_peer) + size_bytes <= 30
+            else:
+                fits = fits and len(joiners) < 2 and not of_peer and size_bytes <= 20
+            taken = member.receive(peer, lane, outgoing.payload)
+            assert isinstance(taken, Incoming) == fits
+            if isinstance(taken, Incoming):
+                executing[taken.key] = size_bytes
+            else:
+                assert (taken is None) == (not peer and size_bytes <= 20), "a member is told, a stranger asks again"
+        elif executing:
+            key = sorted(executing)[number % len(executing)]
+            del executing[key]
+            if step == "answer":
+                member.answer(key, OkResponse(b""))
+            member.forget(key)
+        assert member.executing == len(executing)

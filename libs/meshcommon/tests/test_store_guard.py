@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from meshcommon.ids import NodeId
 from meshcommon.store_guard import GuardReady, GuardTiming, Objection, StoreGuard, StoreMemory
-from meshcommon.store_lineage import Lineage, Seen, Verdict, begin, next_life, raised, renounced, seen_of
+from meshcommon.store_lineage import Lineage, Seen, Verdict, begin, next_incarnation, raised, renounced, seen_of
 from meshwire.store_message import Ask, Hello, Refusal, StoreMessage, Welcome
 
 TIMING = GuardTiming(repeat_s=1.0, patience_s=10.0)
@@ -39,7 +39,7 @@ def objection_to(node: StoreGuard) -> Objection | None:
 def test_nothing_goes_to_a_peer_that_has_not_noted_this_life() -> None:
     node = guard()
     assert sent_to(node.take_ready(), B) == [Hello(node.own)]
-    node.receive(B, Welcome(99), 0.0)  # an answer to a former life
+    node.receive(B, Welcome(99), 0.0)  # an answer to a former incarnation
     assert not node.may_send(B, LATE)
     node.receive(B, Welcome(10), 0.0)
     assert node.may_send(B, LATE)
@@ -86,11 +86,11 @@ def test_a_peer_is_taken_only_while_its_last_hello_was_accepted() -> None:
     assert sent_to(node.take_ready(), B) == [Ask()]
     assert not node.may_take(B, 0.5)  # asked a moment ago
     assert sent_to(node.take_ready(), B) == []
-    former = next_life(begin(2, 20), 21)
+    former = next_incarnation(begin(2, 20), 21)
     node.receive(B, Hello(former), 1.0)
     assert node.may_take(B, 1.0)
     node.take_ready()
-    node.receive(B, Hello(next_life(begin(2, 20), 22)), 2.0)
+    node.receive(B, Hello(next_incarnation(begin(2, 20), 22)), 2.0)
     assert not node.may_take(B, 2.0)
     assert Refusal(seen_of(former), node.own) in sent_to(node.take_ready(), B)
     node.receive(B, Hello(renounced(former, 5, 50, [2])), 3.0)
@@ -98,7 +98,7 @@ def test_a_peer_is_taken_only_while_its_last_hello_was_accepted() -> None:
 
 
 def test_a_refused_node_is_silent_towards_all_until_it_has_renounced() -> None:
-    node = guard(next_life(begin(1, 10), 12))
+    node = guard(next_incarnation(begin(1, 10), 12))
     for peer in OTHERS:
         node.receive(peer, Welcome(12), 0.0)
     assert node.may_send(C, 0.0)
@@ -120,7 +120,7 @@ def test_who_was_set_back_itself_is_not_believed() -> None:
     """Its memory is as old as its disk: it may know of a store that this node has long replaced, and nothing of that."""
     node = guard(seen={B: Seen(2, 21, 2)})
     node.take_ready()
-    set_back = next_life(begin(2, 20), 22)
+    set_back = next_incarnation(begin(2, 20), 22)
     node.receive(B, Refusal(Seen(9, 90, 5), set_back), 0.0)
     assert objection_to(node) is None
     assert not node.may_take(B, 0.0)
@@ -140,18 +140,18 @@ def test_what_a_wiped_disk_had_renounced_is_learnt_from_who_refuses_it() -> None
 def test_what_others_know_of_a_node_counts_too() -> None:
     """B was down while C lived on; A knows, and tells."""
     node = guard(seen={A: Seen(1, 10, 1), C: Seen(3, 30, 1)})
-    lived_on = next_life(begin(3, 30), 31)
+    lived_on = next_incarnation(begin(3, 30), 31)
     node.receive(A, Hello(begin(1, 10), ((C, seen_of(lived_on)),)), 0.0)
     ready = node.take_ready()
     assert ready.to_persist == StoreMemory({A: Seen(1, 10, 1), C: Seen(3, 30, 1)}, {C: seen_of(lived_on)})
-    node.receive(C, Hello(next_life(begin(3, 30), 32)), 1.0)
+    node.receive(C, Hello(next_incarnation(begin(3, 30), 32)), 1.0)
     assert not node.may_take(C, 1.0)
     ready = node.take_ready()
     assert Refusal(seen_of(lived_on), node.own) in sent_to(ready, C)
     # It is told on, and done with when the node has shown that it goes on from it.
     node.tick(2.0)
     assert Hello(node.own, ((A, Seen(1, 10, 1)), (C, seen_of(lived_on)))) in sent_to(node.take_ready(), B)
-    node.receive(C, Hello(next_life(lived_on, 33)), 3.0)
+    node.receive(C, Hello(next_incarnation(lived_on, 33)), 3.0)
     assert node.may_take(C, 3.0)
     assert node.take_ready().to_persist == StoreMemory({A: Seen(1, 10, 1), C: Seen(3, 33, 3)})
 
@@ -160,8 +160,8 @@ def test_old_news_and_news_of_strangers_or_from_the_refused_are_passed_over() ->
     node = guard(seen={A: Seen(1, 11, 2), C: Seen(5, 50, 3, (3,))})
     node.take_ready()
     for told in (Seen(5, 50, 3), Seen(5, 49, 2), Seen(3, 30, 9)):
-        node.receive(A, Hello(next_life(begin(1, 11), 12), ((C, told), (99, Seen(9, 9, 9)))), 0.0)
-    node.receive(A, Hello(next_life(begin(1, 10), 13), ((C, Seen(5, 55, 9)),)), 1.0)  # set back itself
+        node.receive(A, Hello(next_incarnation(begin(1, 11), 12), ((C, told), (99, Seen(9, 9, 9)))), 0.0)
+    node.receive(A, Hello(next_incarnation(begin(1, 10), 13), ((C, Seen(5, 55, 9)),)), 1.0)  # set back itself
     memory = node.take_ready().to_persist
     assert memory is None or memory.heard == {}
 
@@ -172,7 +172,7 @@ def test_a_refusal_of_what_was_overtaken_changes_nothing() -> None:
     node.receive(B, Refusal(Seen(1, 10, 2), begin(2, 20)), 0.0)
     assert objection_to(node) is None
     assert Hello(node.own) in sent_to(node.take_ready(), B)
-    # Less than one has said in the same life is possible only when the memory of the machine was set back.
+    # Less than one has said in the same incarnation is possible only when the memory of the machine was set back.
     node.receive(B, Refusal(Seen(1, 10, 3), begin(2, 20)), 0.0)
     assert objection_to(node) == Objection(B, Seen(1, 10, 3), Verdict.OVERTAKEN)
 
@@ -221,7 +221,7 @@ class GuardedNodes(RuleBasedStateMachine):
         super().__init__()
         self.ids = itertools.count(100)
         self.now = 0.0
-        self.letters: list[tuple[NodeId, NodeId, StoreMessage, frozenset[int]]] = []
+        self.in_flight: list[tuple[NodeId, NodeId, StoreMessage, frozenset[int]]] = []
         self.nodes = {node: _Machine(begin(next(self.ids), next(self.ids))) for node in (A, B, C)}
         for node in self.nodes:
             self._note(node)
@@ -252,10 +252,10 @@ class GuardedNodes(RuleBasedStateMachine):
         if ready.to_persist is not None:
             machine.memory = ready.to_persist
         for target, message in (*ready.to_send_now, *ready.to_send_after_persist):
-            self.letters.append((node, target, message, machine.written))
+            self.in_flight.append((node, target, message, machine.written))
 
     def _deliver(self, at: int, *, is_kept: bool) -> None:
-        source, target, message, written = self.letters[at] if is_kept else self.letters.pop(at)
+        source, target, message, written = self.in_flight[at] if is_kept else self.in_flight.pop(at)
         machine = self.nodes[target]
         if machine.guard is None:
             return
@@ -267,17 +267,17 @@ class GuardedNodes(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 1000), is_kept=st.booleans())
     def deliver(self, at: int, is_kept: bool) -> None:
-        if self.letters:
-            self._deliver(at % len(self.letters), is_kept=is_kept)
+        if self.in_flight:
+            self._deliver(at % len(self.in_flight), is_kept=is_kept)
 
     @rule(count=st.integers(1, 12))
     def deliver_in_order(self, count: int) -> None:
-        for _ in range(min(count, len(self.letters))):
+        for _ in range(min(count, len(self.in_flight))):
             self._deliver(0, is_kept=False)
 
     @rule()
     def lose_everything_under_way(self) -> None:
-        self.letters.clear()
+        self.in_flight.clear()
 
     @rule(seconds=st.sampled_from((0.5, 2.0, 20.0)))
     def wait(self, seconds: float) -> None:
@@ -292,7 +292,7 @@ class GuardedNodes(RuleBasedStateMachine):
     @rule(node=st.sampled_from((A, B, C)))
     def restart(self, node: NodeId) -> None:
         machine = self.nodes[node]
-        machine.lineage = next_life(machine.lineage, next(self.ids))
+        machine.lineage = next_incarnation(machine.lineage, next(self.ids))
         self._note(node)
         self._start(node)
 
@@ -346,7 +346,7 @@ class GuardedNodes(RuleBasedStateMachine):
             self.now += TIMING.repeat_s
             for node in self.nodes:
                 self._act(node)
-            while self.letters:
+            while self.in_flight:
                 self._deliver(0, is_kept=False)
         for node, machine in self.nodes.items():
             for peer in self.nodes.keys() - {node}:

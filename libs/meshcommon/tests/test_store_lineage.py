@@ -8,8 +8,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from meshcommon.store_lineage import Life, Lineage, Seen, Verdict, begin, judge, next_life, raised, renounced, seen_of
-from meshwire.store_message import LIVES_MAX, RENOUNCED_MAX
+from meshcommon.store_lineage import (
+    Incarnation,
+    Lineage,
+    Seen,
+    Verdict,
+    begin,
+    judge,
+    next_incarnation,
+    raised,
+    renounced,
+    seen_of,
+)
+from meshwire.store_message import INCARNATIONS_MAX, RENOUNCED_MAX
 
 
 def test_a_stranger_is_believed() -> None:
@@ -18,21 +29,21 @@ def test_a_stranger_is_believed() -> None:
 
 def test_a_restart_goes_on() -> None:
     first = begin(1, 10)
-    assert judge(seen_of(first), next_life(first, 11)) is Verdict.GOES_ON
-    assert judge(seen_of(first), next_life(next_life(first, 11), 12)) is Verdict.GOES_ON
+    assert judge(seen_of(first), next_incarnation(first, 11)) is Verdict.GOES_ON
+    assert judge(seen_of(first), next_incarnation(next_incarnation(first, 11), 12)) is Verdict.GOES_ON
 
 
 def test_an_older_copy_is_recognised_although_its_boot_number_is_the_same() -> None:
     copy = begin(1, 10)
-    assert judge(seen_of(next_life(copy, 11)), next_life(copy, 12)) is Verdict.ROLLED_BACK
+    assert judge(seen_of(next_incarnation(copy, 11)), next_incarnation(copy, 12)) is Verdict.ROLLED_BACK
 
 
 def test_a_copy_from_the_middle_of_a_life_is_recognised_once_the_number_was_raised() -> None:
-    copy = next_life(begin(1, 10), 11)
-    assert judge(seen_of(raised(copy)), next_life(copy, 12)) is Verdict.ROLLED_BACK
-    # The copy lives on with those who had not seen it, and is still recognised when its number is long past.
-    later = raised(raised(raised(next_life(copy, 12))))
-    assert judge(seen_of(raised(copy)), next_life(later, 13)) is Verdict.ROLLED_BACK
+    copy = next_incarnation(begin(1, 10), 11)
+    assert judge(seen_of(raised(copy)), next_incarnation(copy, 12)) is Verdict.ROLLED_BACK
+    # The copy stays in use with peers that had not seen it, and is still recognised when its number is long past.
+    later = raised(raised(raised(next_incarnation(copy, 12))))
+    assert judge(seen_of(raised(copy)), next_incarnation(later, 13)) is Verdict.ROLLED_BACK
 
 
 def test_another_store_is_recognised_until_it_renounces_the_former() -> None:
@@ -41,7 +52,7 @@ def test_another_store_is_recognised_until_it_renounces_the_former() -> None:
     given_up = renounced(new, 3, 30, [former.store_id])
     assert judge(seen_of(former), given_up) is Verdict.GOES_ON
     assert judge(seen_of(new), given_up) is Verdict.GOES_ON
-    assert judge(seen_of(given_up), next_life(former, 11)) is Verdict.ANOTHER_STORE
+    assert judge(seen_of(given_up), next_incarnation(former, 11)) is Verdict.ANOTHER_STORE
 
 
 def test_an_overtaken_message_is_no_rollback() -> None:
@@ -51,15 +62,15 @@ def test_an_overtaken_message_is_no_rollback() -> None:
 
 def test_what_is_kept_has_a_bound_and_old_memories_are_judged_by_number() -> None:
     lineage = old = begin(1, 10)
-    for life in range(11, 11 + 2 * LIVES_MAX):
-        lineage = next_life(lineage, life)
-    assert len(lineage.lives) == LIVES_MAX
+    for incarnation in range(11, 11 + 2 * INCARNATIONS_MAX):
+        lineage = next_incarnation(lineage, incarnation)
+    assert len(lineage.incarnations) == INCARNATIONS_MAX
     assert judge(seen_of(old), lineage) is Verdict.GOES_ON
-    assert judge(Seen(1, 999, lineage.lives[0].boot), lineage) is Verdict.ROLLED_BACK
+    assert judge(Seen(1, 999, lineage.incarnations[0].boot), lineage) is Verdict.ROLLED_BACK
     for store in range(2, 2 + 2 * RENOUNCED_MAX):
         lineage = renounced(lineage, store, store, [])
     assert len(lineage.renounced) == RENOUNCED_MAX
-    assert lineage.lives == (Life(store, lineage.present.boot),)
+    assert lineage.incarnations == (Incarnation(store, lineage.present.boot),)
 
 
 class DiskThatForgets(RuleBasedStateMachine):
@@ -80,7 +91,7 @@ class DiskThatForgets(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.lineage = next_life(self.lineage, next(self.ids))
+        self.lineage = next_incarnation(self.lineage, next(self.ids))
         self._write()
 
     @rule()

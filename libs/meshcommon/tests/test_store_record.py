@@ -43,8 +43,8 @@ def start(directory: Path) -> StoreRecord:
 
 def test_each_start_has_a_higher_number_and_another_life(directory: Path) -> None:
     first, second = start(directory), start(directory)
-    assert first.lineage.lives == second.lineage.lives[:1]
-    assert [life.boot for life in second.lineage.lives] == [1, 2]
+    assert first.lineage.incarnations == second.lineage.incarnations[:1]
+    assert [incarnation.boot for incarnation in second.lineage.incarnations] == [1, 2]
     assert second.disowned == frozenset()
     assert judge(seen_of(first.lineage), second.lineage) is Verdict.GOES_ON
 

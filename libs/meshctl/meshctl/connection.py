@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+import grpc
 import grpc.aio
 
 from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceStub
@@ -15,6 +18,7 @@ from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceStub
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import call_metadata, is_broken, mesh_error, open_channel
 from meshcommon.logging import correlation_id, new_correlation_id
+from meshcommon.tls_contexts import trusting
 from meshctl.options import Options
 
 if TYPE_CHECKING:
@@ -33,7 +37,7 @@ class Connection:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self._channel = open_channel(options.gateway)
+        self._channel = open_channel(options.gateway, _credentials(options))
         self.mesh: MeshServiceAsyncStub = MeshServiceStub(self._channel)
         self.topology: TopologyServiceAsyncStub = TopologyServiceStub(self._channel)
         self.data: MeshDataServiceAsyncStub = MeshDataServiceStub(self._channel)
@@ -59,14 +63,28 @@ class Connection:
 
     def explain(self, error: grpc.aio.AioRpcError) -> MeshError:
         """`error` as ours; when nothing listens at the gateway's address the text says what to do about it."""
-        if is_broken(error):
+        found = mesh_error(error, "gateway")
+        if is_broken(error) and found.code is not ErrorCode.TLS_FAILED:
             return MeshError(
                 ErrorCode.UNAVAILABLE,
                 f"No gateway answers at {self.options.gateway}: start the node, or name its gateway's gRPC address "
-                "with --gateway or MESH_CTL_GATEWAY.",
+                "(not that of REST or of meshclient) with --gateway or MESH_CTL_GATEWAY; one that speaks TLS takes --tls or "
+                "--tls-ca.",
                 {"gateway": self.options.gateway},
             )
-        return mesh_error(error, "gateway")
+        return found
+
+
+def _credentials(options: Options) -> grpc.ChannelCredentials | None:
+    """What judges the gateway's certificate; None: in clear. Raises INVALID_ARGUMENT for a file without certificates."""
+    if not options.uses_tls:
+        return None
+    # gRPC has authorities of its own beside those of the system; they serve where the system has no such file.
+    file = options.tls_ca or ssl.get_default_verify_paths().cafile or ""
+    if not file:
+        return grpc.ssl_channel_credentials()
+    trusting(file)  # says what is wrong with the file, which gRPC does not
+    return grpc.ssl_channel_credentials(Path(file).read_bytes())
 
 
 def run(options: Options, work: Callable[[Connection], Awaitable[ResultT]]) -> ResultT:

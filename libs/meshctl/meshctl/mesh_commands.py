@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Final
+
 import click
 
 from meshapi.common.v1 import view_pb2
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshcommon.address import is_peer_address
+from meshcommon.peer_text import printable
 from meshctl.confirm import confirm
 from meshctl.connection import run
-from meshctl.options import MeshCommand, Options
+from meshctl.join_commands import POLICY, policy_value
+from meshctl.options import MeshCommand, MeshGroup, Options
 from meshctl.output import as_json, milliseconds, path, print_json, print_table, short_name, yes
+
+JOIN_PREFIX: Final = "mesh1."
 
 
 def _status(options: Options) -> mesh_pb2.GetStatusResponse:
@@ -25,7 +33,7 @@ def status(options: Options) -> None:
         print_json(as_json(answer))
         return
     if not answer.HasField("view"):
-        click.echo(f"node {answer.name} is in no mesh: `meshctl seed` founds one, `meshctl join ADDRESS` joins one")
+        click.echo(f"node {answer.name} is in no mesh: `meshctl seed` founds one, `meshctl join TOKEN` joins one")
     else:
         _print_status(answer)
     for warning in answer.warnings:
@@ -40,9 +48,15 @@ def _print_status(answer: mesh_pb2.GetStatusResponse) -> None:
     streams = sum(stream.state != view_pb2.STREAM_STATE_DELETING for stream in view.streams)
     running = "running" if answer.is_running else "stopped"
     quorum = "in touch with a quorum" if answer.has_quorum else "without a quorum"
-    click.echo(f"mesh     {view.mesh_id}  {short_name(view, 'status')}  revision {view.revision}")
+    name = f"{answer.mesh_name}  " if answer.mesh_name else ""
+    policy = f"  {short_name(answer, 'join_policy')}" if answer.join_policy else ""
+    click.echo(f"mesh     {name}{view.mesh_id}  {short_name(view, 'status')}  revision {view.revision}{policy}")
     click.echo(f"node     {answer.name} (id {answer.node_id})  {running}, {quorum}")
-    click.echo(f"nodes    {len(view.nodes)}, {reachable} of {len(active)} active reachable")
+    joining = sum(node.state == view_pb2.NODE_STATE_JOINING for node in view.nodes)
+    click.echo(
+        f"nodes    {len(view.nodes)}, {reachable} of {len(active)} active reachable"
+        f"{f', {joining} joining' if joining else ''}"
+    )
     click.echo(f"streams  {streams}")
     leader = names.get(answer.mcg_leader, "unknown")
     click.echo(f"MCG      leader {leader}, term {answer.mcg_term}, applied {answer.mcg_applied}")
@@ -65,12 +79,18 @@ def nodes(options: Options) -> None:
                 short_name(node, "state"),
                 yes(node.is_reachable),
                 yes(node.is_voter),
-                node.peer_address or "only dials",
+                _address(node.peer_address),
             ]
             for node in members
         ],
         "this node is in no mesh",
     )
+
+
+def _address(address: str) -> str:
+    if not address:
+        return "only dials"
+    return address if is_peer_address(address) else f"{printable(address)} (no address, not dialled)"
 
 
 @click.command(cls=MeshCommand)
@@ -155,23 +175,43 @@ def forwarding(options: Options) -> None:
 
 
 @click.command(cls=MeshCommand)
+@click.option("--name", default="", help="Name of the mesh, a DNS label.  [default: mesh]")
+@click.option("--policy", type=POLICY, default="key-required", show_default=True, help="Who may become a member.")
 @click.pass_obj
-def seed(options: Options) -> None:
-    """Found a new mesh with this node as its first."""
-    answer = run(options, lambda it: it.call(it.mesh.Seed, mesh_pb2.SeedRequest()))
+def seed(options: Options, name: str, policy: str) -> None:
+    """Found a new mesh with this node as its first. Repeated, it changes nothing and prints a new token."""
+    request = mesh_pb2.SeedRequest(name=name, policy=policy_value(policy))
+    answer = run(options, lambda it: it.call(it.mesh.Seed, request))
     if options.is_json:
         print_json(as_json(answer))
-    else:
-        click.echo(f"founded mesh {answer.mesh_id}; this node has id {answer.node_id}")
+        return
+    click.echo(f"founded mesh {answer.mesh_id}; this node has id {answer.node_id}")
+    if answer.token:
+        click.echo(f"to join a node within 15 minutes, run there:\nmeshctl join {answer.token}")
 
 
 @click.command(cls=MeshCommand)
-@click.argument("address")
+@click.argument("token", metavar="TOKEN|ADDRESS")
+@click.option("--address", default="", help="With a token: ask this address instead of those that it names.")
 @click.option("--mesh-id", default="", help="Expected id of the mesh; without it whichever answers is joined.")
+@click.option("--trust-first", is_flag=True, help="With an address: accept that nothing shows which mesh answers.")
 @click.pass_obj
-def join(options: Options, address: str, mesh_id: str) -> None:
-    """Join the mesh of the node at ADDRESS (ws://host:port or wss://host:port)."""
-    request = mesh_pb2.JoinRequest(address=address, mesh_id=mesh_id)
+def join(options: Options, token: str, address: str, mesh_id: str, trust_first: bool) -> None:
+    """Join the mesh that issued TOKEN (`meshctl token issue` at a member; `-` reads it from standard input).
+
+    In an OPEN mesh the ADDRESS of a member (wss://host:port) will do, with --trust-first.
+    """
+    if token == "-":  # noqa: S105 - the usual name of standard input
+        token = sys.stdin.readline().strip()
+    request = mesh_pb2.JoinRequest(mesh_id=mesh_id, trust_first=trust_first)
+    if token.startswith(JOIN_PREFIX):
+        request.token, request.address = token, address
+    elif address:
+        raise click.UsageError(f"A token begins with {JOIN_PREFIX} and has no spaces: copy the whole line.")
+    elif not trust_first:
+        raise click.UsageError("Join with a token, or, in an OPEN mesh, by an address with --trust-first.")
+    else:
+        request.address = token
     answer = run(options, lambda it: it.call(it.mesh.Join, request))
     if options.is_json:
         print_json(as_json(answer))
@@ -212,4 +252,43 @@ def _done(options: Options, text: str) -> None:
         click.echo(text)
 
 
-COMMANDS: tuple[click.Command, ...] = (status, nodes, links, paths, ping, forwarding, seed, join, leave, stop, start)
+@click.group(cls=MeshGroup)
+def node() -> None:
+    """Act on another node of the mesh."""
+
+
+@node.command()
+@click.argument("name")
+@click.option("--accept-risk", is_flag=True, help="Also when streams lose their quorum or their last member by it.")
+@click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def forget(options: Options, name: str, accept_risk: bool, is_sure: bool) -> None:
+    """Remove the node NAME, which is lost: its disk is gone or wiped, and the mesh no longer hears it.
+
+    Its name is free afterwards. Streams that keep their quorum go on without it.
+    """
+    confirm(is_sure, f"Forget node {name} for good, with its copies of streams?")
+    request = mesh_pb2.ForgetNodeRequest(name=name, accept_risk=accept_risk)
+    answer = run(options, lambda it: it.call(it.mesh.ForgetNode, request))
+    if options.is_json:
+        print_json(as_json(answer))
+        return
+    click.echo(f"forgot {name}; it may join again as a new node")
+    if answer.streams:
+        click.echo(f"streams that were on it: {', '.join(answer.streams)}; see `meshctl stream members add`")
+
+
+COMMANDS: tuple[click.Command, ...] = (
+    status,
+    nodes,
+    links,
+    paths,
+    ping,
+    forwarding,
+    seed,
+    join,
+    leave,
+    node,
+    stop,
+    start,
+)

@@ -1,8 +1,8 @@
 """Options that every command takes, before or after its name, and how a failure leaves the process.
 
-Exit status: 0 done; 1 refused or failed; 2 wrong usage; 3 failed, but the same command may succeed later; 4 an audit found
-damage; 130 after
-Ctrl-C; 141 when the reader of standard output went away.
+Exit status: 0 done; 1 refused or failed; 2 wrong usage; 3 failed, but the same command may succeed later, or not
+everything could be looked at; 4 an audit found damage or a check failed; 130 after Ctrl-C; 141 when the reader of
+standard output went away.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from meshcommon.logging import correlation_id
 DEFAULT_GATEWAY: Final = "127.0.0.1:7002"
 EXIT_FAILED: Final = 1
 EXIT_RETRYABLE: Final = 3
-EXIT_DAMAGED: Final = 4
+EXIT_FINDING: Final = 4
 EXIT_INTERRUPTED: Final = 130
 EXIT_BROKEN_PIPE: Final = 141
 
@@ -33,6 +33,17 @@ class Options:
     gateway: str = DEFAULT_GATEWAY
     is_json: bool = False
     timeout_s: float = 30.0
+    is_tls: bool = False
+    tls_ca: str = ""
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the gateway is spoken to over TLS: an authority to trust says so as well."""
+        return self.is_tls or bool(self.tls_ca)
+
+
+_FIELDS: Final = {"as_json": "is_json", "timeout": "timeout_s", "tls": "is_tls"}
+"""Fields of `Options` whose parameters have other names."""
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -43,14 +54,18 @@ def _remember(context: click.Context, parameter: click.Parameter, value: Any) ->
         return
     is_own_level = source == click.core.ParameterSource.COMMANDLINE or context.parent is None
     if is_own_level:
-        setattr(options, {"as_json": "is_json", "timeout": "timeout_s"}.get(str(parameter.name), "gateway"), value)
+        setattr(options, _FIELDS.get(str(parameter.name), str(parameter.name)), value)
 
 
 def _target(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     if value is not None:
         host, separator, port = value.rpartition(":")
-        if not (separator and host and port.isdigit() and 0 < int(port) < 65536):
-            raise click.BadParameter(f"{value!r} is not HOST:PORT, for example {DEFAULT_GATEWAY}.")
+        is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536
+        if not (separator and host and "/" not in host and is_port):
+            raise click.BadParameter(
+                f"{value!r} is not HOST:PORT, without http:// and with a port of at most 65535; "
+                f"for example {DEFAULT_GATEWAY}."
+            )
     return value
 
 
@@ -67,6 +82,22 @@ def _shared_options() -> list[click.Parameter]:
             expose_value=False,
             callback=_gateway,
             help=f"gRPC address of a node's gateway.  [env: MESH_CTL_GATEWAY; default: {DEFAULT_GATEWAY}]",
+        ),
+        click.Option(
+            ["--tls"],
+            is_flag=True,
+            envvar="MESH_CTL_TLS",
+            expose_value=False,
+            callback=_remember,
+            help="Speak TLS, and trust the authorities of this system.  [env: MESH_CTL_TLS]",
+        ),
+        click.Option(
+            ["--tls-ca"],
+            metavar="FILE",
+            envvar="MESH_CTL_TLS_CA",
+            expose_value=False,
+            callback=_remember,
+            help="Speak TLS, and trust only the authorities in this PEM file.  [env: MESH_CTL_TLS_CA]",
         ),
         click.Option(
             ["--json", "as_json"], is_flag=True, expose_value=False, callback=_remember, help="Output for programs."
@@ -88,6 +119,16 @@ class MeshCommand(click.Command):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.params += _shared_options()
+
+
+STREAM_ID: Final = click.option(
+    "--stream-id",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    metavar="N",
+    help="Refuse another stream that has the name by now.",
+)
+"""Which one of the streams that may have had a name; 0 for the present one."""
 
 
 class MeshGroup(click.Group):

@@ -15,13 +15,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshctl.connection import Connection, run
-from meshctl.options import MeshCommand, Options
+from meshctl.options import STREAM_ID, MeshCommand, Options
 from meshctl.output import print_json
 from meshctl.publisher import BATCH_BYTES_MAX, Committed, Publisher, PublisherLimits
 from meshctl.source import LineSplitter, pieces
+from meshwire.batch import Codec
+from meshwire.records import Record
 
 _BATCH_BYTES: Final = 256 * 1024
 _BATCH_RECORDS: Final = 1_000
@@ -37,6 +38,7 @@ class Tally:
     duplicates: int = 0
     first_offset: int = -1
     last_offset: int = -1
+    stream_id: int = 0
 
     def add(self, committed: Committed, size: int) -> None:
         """Counts one batch."""
@@ -54,15 +56,30 @@ class Tally:
 @click.option("--lines", "mode", flag_value="lines", default="lines", help="Each line is a record.  [default]")
 @click.option("--whole", "mode", flag_value="whole", help="All of it is one record.")
 @click.option("--producer", default="", metavar="NAME", help="Publish under this name; fences its earlier holder.")
+@click.option("--zstd", "is_zstd", is_flag=True, help="Compress batches on their way and on every member's disk.")
+@STREAM_ID
 @click.pass_obj
-def publish(options: Options, stream: str, file: BinaryIO, mode: str, producer: str) -> None:
+def publish(
+    options: Options, stream: str, file: BinaryIO, *, mode: str, producer: str, is_zstd: bool, stream_id: int
+) -> None:
     """Publish FILE (standard input if - or left out) to STREAM and wait until all of it is committed.
 
     A line keeps its terminator, so that what `meshctl subscribe` writes is the same file again, byte for byte.
     """
-    tally = Tally()
+    tally = Tally(stream_id=stream_id)
+
+    def publisher(connection: Connection) -> Publisher:
+        return Publisher(
+            connection.data,
+            stream,
+            producer_name=producer,
+            stream_id=stream_id,
+            limits=PublisherLimits(give_up_after_s=connection.options.timeout_s),
+            codec=Codec.ZSTD if is_zstd else Codec.NONE,
+        )
+
     try:
-        run(options, lambda it: _publish(it, stream, file, mode == "whole", producer, tally))
+        run(options, lambda it: _publish(it.options, publisher(it), file, mode == "whole", tally))
     except (MeshError, KeyboardInterrupt):
         click.echo(_summary(stream, tally), err=True)
         raise
@@ -70,6 +87,7 @@ def publish(options: Options, stream: str, file: BinaryIO, mode: str, producer: 
         print_json(
             {
                 "stream": stream,
+                "stream_id": tally.stream_id,
                 "count": tally.count,
                 "bytes": tally.bytes,
                 "duplicates": tally.duplicates,
@@ -97,24 +115,19 @@ def _summary(stream: str, tally: Tally) -> str:
     return f"committed {records} ({tally.bytes} bytes) to {stream} at {where}{open_end}"
 
 
-async def _publish(
-    connection: Connection, stream: str, file: BinaryIO, is_whole: bool, producer: str, tally: Tally
-) -> None:
-    limits = PublisherLimits(give_up_after_s=connection.options.timeout_s)
-    with _progress(connection.options, stream) as progress:
-        task = progress.add_task(stream, total=_known_size(file), count=0)
+async def _publish(options: Options, publisher: Publisher, file: BinaryIO, is_whole: bool, tally: Tally) -> None:
+    with _progress(options, publisher.stream) as progress:
+        task = progress.add_task(publisher.stream, total=_known_size(file), count=0)
 
         def count(answer: asyncio.Future[Committed], size: int) -> None:
             if not answer.cancelled() and answer.exception() is None:
                 tally.add(answer.result(), size)
                 progress.update(task, completed=tally.bytes, count=tally.count)
 
-        async with (
-            Publisher(connection.data, stream, producer_name=producer, limits=limits) as publisher,
-            aclosing(_batches(file, is_whole)) as batches,
-        ):
+        async with publisher, aclosing(_batches(file, is_whole)) as batches:
+            tally.stream_id = publisher.stream_id
             async for values in batches:
-                answer = await publisher.send([data_pb2.PublishRecord(value=value) for value in values])
+                answer = await publisher.send([Record(value) for value in values])
                 tally.sent += len(values)
                 answer.add_done_callback(partial(count, size=sum(map(len, values))))
 

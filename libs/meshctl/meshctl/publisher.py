@@ -1,6 +1,6 @@
-"""Publishes batches of records in order, pipelined, each exactly once.
+"""Publishes batches of records in order, pipelined, each exactly once; they are encoded here, and opened only by readers.
 
-The caller hands in batches and gets a future for each; a task of the publisher keeps one Publish call open and many
+The caller hands in batches and gets a future for each; a task of the publisher keeps one PublishBatch call open and many
 batches in flight on it, within the credit that the server gives. Answers come in the order of the requests. After a
 failure that a retry can cure, or a broken call, everything unanswered is sent again in order on a new call with the
 same producer id and sequences: what had been committed is recognised and answered as a duplicate, so nothing is lost or
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,7 +25,11 @@ import grpc.aio
 
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.go_back_n import GoBackN, Place, is_curable
 from meshcommon.grpc_client import call_metadata, from_detail, mesh_error
+from meshwire.batch import Codec
+from meshwire.errors import WireCode, WireError
+from meshwire.records import Record, encode_batch
 
 if TYPE_CHECKING:
     from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceAsyncStub
@@ -33,10 +37,6 @@ if TYPE_CHECKING:
 BATCH_BYTES_MAX: Final = 1024 * 1024
 """Largest batch: keys and values together."""
 
-_CURED_BY_RESENDING: Final = frozenset(
-    # With a producer id even these are safe to repeat.
-    {ErrorCode.SEQUENCE_GAP, ErrorCode.OUTCOME_UNKNOWN, ErrorCode.DEADLINE_EXCEEDED}
-)
 _INIT_TIMEOUT_S: Final = 15.0
 ResultT = TypeVar("ResultT")
 
@@ -69,20 +69,19 @@ class PublisherLimits:
     backoff_max_s: float = 1.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Batch:
-    records: Sequence[data_pb2.PublishRecord]
+    data: bytes
     size: int
-    base_sequence: int
     answer: asyncio.Future[Committed]
+    place: Place = Place.DUE
 
 
 @dataclass(slots=True)
 class _Session:
-    """One Publish call. The first `in_flight` unanswered batches were written on it."""
+    """One PublishBatch call."""
 
     credit_bytes: int
-    in_flight: int = 0
     in_flight_bytes: int = 0
     is_over: bool = False
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -100,7 +99,9 @@ class Publisher:
         stream: str,
         *,
         producer_name: str = "",
+        stream_id: int = 0,
         limits: PublisherLimits | None = None,
+        codec: Codec = Codec.NONE,
         rng: random.Random | None = None,
     ) -> None:
         """Nothing happens before the context is entered.
@@ -109,17 +110,21 @@ class Publisher:
             service: Stub on a channel to a gateway or data plane; the channel stays the caller's.
             stream: `namespace/name`.
             producer_name: Stable name; it fences whoever published under it before. Empty for an anonymous producer.
+            stream_id: The stream that is meant; another one of that name refuses. 0 for whichever there is at the start.
             limits: Bounds.
+            codec: How batches are compressed.
             rng: Draws the jitter; give a seeded one for repeatable runs.
         """
         self._service = service
-        self._stream = stream
+        self.stream = stream
         self._producer_name = producer_name
+        self._expected = stream_id
         self._limits = limits or PublisherLimits()
+        self._codec = codec
         self._rng = rng or random.Random()
         self._producer = data_pb2.InitProducerResponse()
         self._next_sequence = 0
-        self._unanswered: deque[_Batch] = deque()
+        self._unanswered: GoBackN[_Batch] = GoBackN()
         self._unanswered_bytes = 0
         self._session: _Session | None = None
         self._failure: MeshError | None = None
@@ -133,17 +138,24 @@ class Publisher:
         """Id of the producer, 0 before the context is entered."""
         return self._producer.producer_id
 
+    @property
+    def stream_id(self) -> int:
+        """Id of the stream that takes the records: all go there or nowhere."""
+        return self._producer.stream_id or self._expected
+
     async def __aenter__(self) -> Self:
         """Gets a producer id and begins.
 
         Raises:
             MeshError: The stream cannot be published to, or no gateway answered for `give_up_after_s`.
         """
-        request = data_pb2.InitProducerRequest(stream=self._stream, producer_name=self._producer_name)
+        request = data_pb2.InitProducerRequest(
+            stream=self.stream, producer_name=self._producer_name, stream_id=self._expected
+        )
         self._progress_at = asyncio.get_running_loop().time()
         self._producer = await self._with_retries(lambda: self._init(request))
         self._next_sequence = self._producer.next_sequence
-        self._task = asyncio.create_task(self._run(), name=f"publisher of {self._stream}")
+        self._task = asyncio.create_task(self._run(), name=f"publisher of {self.stream}")
         return self
 
     async def __aexit__(
@@ -160,15 +172,15 @@ class Publisher:
                     await self._task
             self._abandon(MeshError(ErrorCode.OUTCOME_UNKNOWN, "The publisher was closed before this was answered."))
 
-    async def send(self, records: Sequence[data_pb2.PublishRecord]) -> asyncio.Future[Committed]:
+    async def send(self, records: Sequence[Record]) -> asyncio.Future[Committed]:
         """Hands in one batch, which is committed as a whole; waits while the window is full.
 
         Returns:
             A future of the committed batch; it fails with the publisher. It need not be awaited.
 
         Raises:
-            MeshError: EMPTY_BATCH or MESSAGE_TOO_LARGE, and the publisher goes on without the batch; or the failure
-                that ended the publisher.
+            MeshError: EMPTY_BATCH, MESSAGE_TOO_LARGE or INVALID_ARGUMENT, and the publisher goes on without the batch; or the
+                failure that ended the publisher.
         """
         size = _size(records)
         async with self._changed:
@@ -176,16 +188,25 @@ class Publisher:
         if self._failure is not None:
             raise self._failure
         loop = asyncio.get_running_loop()
-        batch = _Batch(records, size, self._next_sequence, loop.create_future())
-        if not self._unanswered:
+        batch = _Batch(self._encode(records), size, loop.create_future())
+        if not len(self._unanswered):
             self._progress_at = loop.time()
         self._next_sequence += len(records)
-        self._unanswered.append(batch)
+        self._unanswered.add(batch)
         self._unanswered_bytes += size
         if self._session is not None:
             self._session.wake.set()
         await self._tell()
         return batch.answer
+
+    def _encode(self, records: Sequence[Record]) -> bytes:
+        now_ms = time.time_ns() // 1_000_000
+        producer = (self._producer.producer_id, self._producer.producer_epoch, self._next_sequence)
+        try:
+            return encode_batch(records, *producer, timestamps_ms=(now_ms, now_ms), codec=self._codec)
+        except WireError as error:
+            code = ErrorCode.MESSAGE_TOO_LARGE if error.code is WireCode.TOO_LARGE else ErrorCode.INVALID_ARGUMENT
+            raise MeshError(code, f"The batch is refused: {error.reason}.") from error
 
     async def flush(self) -> None:
         """Waits until everything handed in is committed.
@@ -236,7 +257,8 @@ class Publisher:
                 error = refusal
             now = asyncio.get_running_loop().time()
             is_late = now - self._progress_at > self._limits.give_up_after_s
-            if is_late or not (error.retryable or error.code in _CURED_BY_RESENDING):
+            # Which batch failed does not matter: a new call sends everything again. Sequences make that recognised.
+            if is_late or not is_curable(error.code, error.retry, is_behind=True, is_recognised=True):
                 raise error
             if self._progress_at != before:
                 backoff_s, before = self._limits.backoff_first_s, self._progress_at
@@ -245,9 +267,10 @@ class Publisher:
             backoff_s = min(backoff_s * 2, self._limits.backoff_max_s)
 
     async def _one_call(self) -> None:
-        """One Publish call, until it breaks or an answer is an error. Returns when it ended with nothing unanswered."""
+        """One PublishBatch call, until it breaks or an answer is an error. Returns when it ended with nothing unanswered."""
         session = self._session = _Session(self._limits.window_bytes)
-        call = self._service.Publish(self._requests(session), metadata=call_metadata())
+        self._unanswered.resume()
+        call = self._service.PublishBatch(self._requests(session), metadata=call_metadata())
         try:
             async for response in call:
                 await self._take_answer(session, response)
@@ -260,19 +283,20 @@ class Publisher:
             session.is_over = True
             session.wake.set()
             self._session = None
+            self._unanswered.lost()
             call.cancel()
             await self._tell()
         if self._unanswered:
             raise MeshError(ErrorCode.UNAVAILABLE, "The gateway ended the call; it may be restarting.")
 
-    async def _take_answer(self, session: _Session, response: data_pb2.PublishResponse) -> None:
+    async def _take_answer(self, session: _Session, response: data_pb2.PublishBatchResponse) -> None:
         if response.HasField("error"):
             raise from_detail(response.error)
-        if session.in_flight == 0:
+        batch = self._unanswered.front
+        if batch is None or batch.place is not Place.AWAITED:
             raise MeshError(ErrorCode.INTERNAL, "The gateway answered more batches than it was sent.")
-        batch = self._unanswered.popleft()
+        self._unanswered.answered(batch)
         self._unanswered_bytes -= batch.size
-        session.in_flight -= 1
         session.in_flight_bytes -= batch.size
         if response.credit_bytes:
             session.credit_bytes = response.credit_bytes
@@ -282,47 +306,44 @@ class Publisher:
             batch.answer.set_result(Committed(response.base_offset, response.count, response.is_duplicate))
         await self._tell()
 
-    async def _requests(self, session: _Session) -> AsyncIterator[data_pb2.PublishRequest]:
+    async def _requests(self, session: _Session) -> AsyncIterator[data_pb2.PublishBatchRequest]:
         while not session.is_over:
             batch = self._next_to_write(session)
             if batch is None:
                 session.wake.clear()
                 await session.wake.wait()
                 continue
-            session.in_flight += 1
+            self._unanswered.sent()
             session.in_flight_bytes += batch.size
-            yield data_pb2.PublishRequest(
-                stream=self._stream,
+            yield data_pb2.PublishBatchRequest(
+                stream=self.stream,
                 wait=data_pb2.PUBLISH_WAIT_COMMITTED,
-                records=batch.records,
-                producer_id=self._producer.producer_id,
-                producer_epoch=self._producer.producer_epoch,
-                base_sequence=batch.base_sequence,
+                batch=batch.data,
+                stream_id=self.stream_id,
             )
 
     def _next_to_write(self, session: _Session) -> _Batch | None:
-        if session.in_flight >= len(self._unanswered):
+        batch = self._unanswered.next_due()
+        if batch is None:
             return None
-        batch = self._unanswered[session.in_flight]
         # A batch larger than the whole credit still goes out alone: credit paces, it does not refuse.
         fits = session.in_flight_bytes + batch.size <= session.credit_bytes
-        return batch if fits or session.in_flight == 0 else None
+        return batch if fits or self._unanswered.is_drained else None
 
     def _abandon(self, error: MeshError) -> None:
         """Fails what is unanswered."""
-        for batch in self._unanswered:
+        for batch in self._unanswered.take_all():
             if not batch.answer.done():
                 batch.answer.set_exception(error)
                 # The failure is told by `send` and `flush` too; a future nobody looks at is no news.
                 batch.answer.exception()
-        self._unanswered.clear()
         self._unanswered_bytes = 0
 
 
-def _size(records: Sequence[data_pb2.PublishRecord]) -> int:
+def _size(records: Sequence[Record]) -> int:
     if not records:
         raise MeshError(ErrorCode.EMPTY_BATCH, "A batch has to hold at least one record.")
-    size = sum(len(record.value) + len(record.key) for record in records)
+    size = sum(len(record.value) + len(record.key or b"") for record in records)
     if size > BATCH_BYTES_MAX:
         raise MeshError(
             ErrorCode.MESSAGE_TOO_LARGE,

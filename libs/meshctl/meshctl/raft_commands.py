@@ -6,9 +6,10 @@ from typing import Final
 
 import click
 
-from meshapi.supervisor.v1 import data_pb2
+from meshapi.supervisor.v1 import data_pb2, mesh_pb2
+from meshctl.confirm import confirm
 from meshctl.connection import run
-from meshctl.options import EXIT_DAMAGED, EXIT_RETRYABLE, MeshCommand, MeshGroup, Options
+from meshctl.options import EXIT_FINDING, EXIT_RETRYABLE, MeshCommand, MeshGroup, Options
 from meshctl.output import as_json, print_json, print_table, yes
 
 _AUDIT_EXTRA_S: Final = 600.0
@@ -17,7 +18,7 @@ _AUDIT_EXTRA_S: Final = 600.0
 
 @click.group(cls=MeshGroup)
 def raft() -> None:
-    """Show the groups under streams, and hand leaderships over."""
+    """Show the groups under streams, hand leaderships over, recover what lost its quorum."""
 
 
 @raft.command("ls")
@@ -88,6 +89,42 @@ def transfer(options: Options, stream: str, node: str) -> None:
         click.echo(f"{node} leads {stream} in term {answer.term}")
 
 
+@raft.command()
+@click.argument("stream", required=False)
+@click.option("--control-group", "is_control", is_flag=True, help="Recover the control group in place of a stream.")
+@click.option("--survivor", "survivors", multiple=True, required=True, help="Name of a node that is left; repeat it.")
+@click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def recover(options: Options, stream: str | None, is_control: bool, survivors: tuple[str, ...], is_sure: bool) -> None:
+    """Let the group under STREAM, or the control group, go on with the survivors alone.
+
+    For a group that has no leader and waits for members that are lost for good. Run it at each survivor, with the same names: the
+    group leads again when all of them were told, with the longest log among them. What only lost members held is lost.
+    """
+    if (stream is None) != is_control:
+        raise click.UsageError("Name a stream, or give --control-group.")
+    names = ", ".join(survivors)
+    confirm(
+        is_sure,
+        f"All members of {stream or 'the control group'} but {names} are lost for good, and never come back: is that so?",
+    )
+    answer: data_pb2.RecoverStreamResponse | mesh_pb2.RecoverControlGroupResponse
+    if stream is None:
+        control = mesh_pb2.RecoverControlGroupRequest(survivors=survivors)
+        answer = run(options, lambda it: it.call(it.mesh.RecoverControlGroup, control))
+        doubtful = f"changes of the mesh after revision {answer.revision}"
+    else:
+        request = data_pb2.RecoverStreamRequest(stream=stream, survivors=survivors)
+        answer = run(options, lambda it: it.call(it.data.RecoverStream, request))
+        doubtful = f"acknowledged records at offset {answer.doubtful_from_offset} and above"
+    if options.is_json:
+        print_json(as_json(answer))
+        return
+    click.echo(f"this node goes on with {names}: its log ends at index {answer.last_index} of term {answer.last_term}")
+    if answer.is_below_quorum:
+        click.echo(f"they are no quorum: {doubtful} may be lost, unless another survivor names a higher one")
+
+
 @click.command(cls=MeshCommand)
 @click.argument("stream")
 @click.option("--skip-logs", is_flag=True, help="Only compare hash chains, do not read the logs back.")
@@ -104,7 +141,7 @@ def audit(options: Options, stream: str, skip_logs: bool) -> None:
     else:
         _print_audit(answer)
     if answer.is_divergent or any(member.is_damaged for member in answer.members):
-        raise click.exceptions.Exit(EXIT_DAMAGED)
+        raise click.exceptions.Exit(EXIT_FINDING)
     if any(member.problem for member in answer.members):
         raise click.exceptions.Exit(EXIT_RETRYABLE)
 

@@ -10,11 +10,12 @@ import click
 import grpc.aio
 
 from meshapi.supervisor.v1 import data_pb2
-from meshcommon.errors import MeshError
+from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import call_metadata
-from meshcommon.record_json import record_json
+from meshcommon.record_batches import open_batch
+from meshcommon.record_json import read_record, record_json
 from meshctl.connection import Connection, run
-from meshctl.options import MeshCommand, Options
+from meshctl.options import STREAM_ID, MeshCommand, Options
 from meshctl.output import print_json_line
 
 _RETRY_S: Final = 0.5
@@ -29,6 +30,8 @@ class _Choices(TypedDict):
     records_max: int | None
     with_offsets: bool
     is_stale_ok: bool
+    skips_unreadable: bool
+    stream_id: int
 
 
 @click.command(cls=MeshCommand)
@@ -39,11 +42,19 @@ class _Choices(TypedDict):
 @click.option("--max", "records_max", type=click.IntRange(min=1), metavar="N", help="End after so many records.")
 @click.option("--offsets", "with_offsets", is_flag=True, help="Write each record's offset and a tab before its value.")
 @click.option("--stale-ok", "is_stale_ok", is_flag=True, help="Read what the site's replica has, without its leader.")
+@click.option(
+    "--skip-unreadable",
+    "skips_unreadable",
+    is_flag=True,
+    help="Go on behind a batch that cannot be opened, and say so.",
+)
+@STREAM_ID
 @click.pass_obj
 def subscribe(options: Options, stream: str, *, earliest: bool, **choices: Unpack[_Choices]) -> None:
     """Write the records of STREAM to standard output, values as they are, without anything between them.
 
-    With --json each record is a JSON object on a line of its own. Everything acknowledged before is read, or the command
+    With --json each record is a JSON object on a line of its own. An offset belongs to one stream: with --stream-id another
+    one that was made under the name of a deleted one is refused, and never followed. Everything acknowledged before is read, or the command
     fails when no leader confirms that in time; with --stale-ok it says on standard error how old the view is at most.
     """
     if earliest and choices["first"] is not None:
@@ -58,10 +69,12 @@ class _Reader:
     def __init__(self, stream: str, choices: _Choices, *, is_json: bool) -> None:
         self._stream = stream
         self._next = choices["first"]
+        self._stream_id = choices["stream_id"]
         self._follow = choices["follow"]
         self._left = choices["records_max"]
         self._with_offsets = choices["with_offsets"]
         self._is_stale_ok = choices["is_stale_ok"]
+        self._skips_unreadable = choices["skips_unreadable"]
         self._is_json = is_json
         self._output: BinaryIO = sys.stdout.buffer
         self._has_begun = False
@@ -69,8 +82,9 @@ class _Reader:
     async def read(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         if self._next is None:
-            request = data_pb2.DescribeStreamRequest(stream=self._stream)
-            self._next = (await connection.call(connection.data.DescribeStream, request)).floor_offset
+            request = data_pb2.DescribeStreamRequest(stream=self._stream, stream_id=self._stream_id)
+            found = await connection.call(connection.data.DescribeStream, request)
+            self._next, self._stream_id = found.floor_offset, found.stream_id
         while True:
             started = loop.time()
             try:
@@ -90,7 +104,7 @@ class _Reader:
         while True:
             await asyncio.sleep(_RETRY_S)
             try:
-                request = data_pb2.DescribeStreamRequest(stream=self._stream)
+                request = data_pb2.DescribeStreamRequest(stream=self._stream, stream_id=self._stream_id)
                 await connection.call(connection.data.DescribeStream, request)
                 return
             except MeshError as error:
@@ -98,12 +112,16 @@ class _Reader:
                     raise
 
     async def _read_once(self, connection: Connection, first: int) -> None:
-        request = data_pb2.ReadRequest(
-            stream=self._stream, from_offset=first, records_max=self._left or 0, follow=self._follow
+        request = data_pb2.ReadBatchesRequest(
+            stream=self._stream,
+            from_offset=first,
+            records_max=self._left or 0,
+            follow=self._follow,
+            stream_id=self._stream_id,
         )
         if self._is_stale_ok:
             request.consistency = data_pb2.READ_CONSISTENCY_STALE_OK
-        call = connection.data.Read(request, metadata=call_metadata())
+        call = connection.data.ReadBatches(request, metadata=call_metadata())
         try:
             async for answer in call:
                 self._has_begun = True
@@ -115,20 +133,37 @@ class _Reader:
         finally:
             call.cancel()
 
-    def _write(self, answer: data_pb2.ReadResponse) -> None:
+    def _write(self, answer: data_pb2.ReadBatchesResponse) -> None:
+        self._stream_id = answer.stream_id or self._stream_id
         if answer.HasField("view"):
             view = answer.view
             age = f"at most {view.age_ms_max} ms old" if view.HasField("age_ms_max") else "of unknown age"
             click.echo(f"The view is {age} (log index {view.applied_index}).", err=True)
-        for record in answer.records:
+        try:
+            for batch in answer.batches:
+                self._write_batch(batch)
+        finally:
+            self._output.flush()
+
+    def _write_batch(self, batch: data_pb2.ReadBatch) -> None:
+        try:
+            records = open_batch(batch.base_offset, batch.batch)
+        except MeshError as error:
+            if error.code is not ErrorCode.BATCH_UNREADABLE or not self._skips_unreadable:
+                raise
+            click.echo(f"{error.code}: {error.message}", err=True)
+            self._next = int(error.details["next_offset"])
+            return
+        for offset, record in enumerate(records, batch.base_offset):
+            if self._next is not None and offset < self._next:
+                continue
             if self._left == 0:
-                break
+                return
             if self._is_json:
-                print_json_line(record_json(record))
+                print_json_line(record_json(read_record(offset, batch.timestamp_ms, record)))
             else:
-                prefix = f"{record.offset}\t".encode() if self._with_offsets else b""
+                prefix = f"{offset}\t".encode() if self._with_offsets else b""
                 self._output.write(prefix + record.value)
-            self._next = record.offset + 1
+            self._next = offset + 1
             if self._left is not None:
                 self._left -= 1
-        self._output.flush()

@@ -72,6 +72,26 @@ async def test_nodes(gateway: FakeServer, meshctl: Program) -> None:
     assert [node["name"] for node in json.loads((await meshctl.run("nodes", "--json")).stdout)] == ["a", "b"]
 
 
+async def test_nodes_shows_who_joins_and_which_address_is_none(gateway: FakeServer, meshctl: Program) -> None:
+    answer = status_of_two()
+    answer.view.nodes[0].state = view_pb2.NODE_STATE_JOINING
+    answer.view.nodes[1].peer_address = "ws://u@b:1\x1b[2J"
+    gateway.answer("GetStatus", answer)
+    said = (await meshctl.run("nodes")).stdout
+    assert "JOINING" in said
+    assert "(no address, not dialled)" in said
+    assert "\x1b" not in said
+    assert "0 of 1 active reachable, 1 joining" in (await meshctl.run("status")).stdout
+
+
+async def test_forget_says_what_was_on_the_node_and_passes_the_consent(gateway: FakeServer, meshctl: Program) -> None:
+    gateway.answer("ForgetNode", mesh_pb2.ForgetNodeResponse(streams=["x/y", "x/z"]))
+    result = await meshctl.run("node", "forget", "b", "--accept-risk", "--yes")
+    assert "x/y, x/z" in result.stdout
+    assert gateway.asked[-1].request == mesh_pb2.ForgetNodeRequest(name="b", accept_risk=True)
+    assert json.loads((await meshctl.run("node", "forget", "b", "--yes", "--json")).stdout)["streams"] == ["x/y", "x/z"]
+
+
 async def test_links_paths_ping_and_forwarding(gateway: FakeServer, meshctl: Program) -> None:
     gateway.answer("ListLinks", topology_pb2.ListLinksResponse(links=[link()], topology_version=2))
     path = topology_pb2.TopologyPath(nodes=["a", "b", "c"], cost=2.5)
@@ -99,8 +119,11 @@ async def test_links_paths_ping_and_forwarding(gateway: FakeServer, meshctl: Pro
     ("arguments", "method", "answer", "said"),
     [
         (("seed",), "Seed", mesh_pb2.SeedResponse(mesh_id="m", node_id=1), "founded mesh m"),
-        (("join", "ws://b:1"), "Join", mesh_pb2.JoinResponse(mesh_id="m", node_id=2), "joined mesh m"),
+        (("join", "mesh1.x"), "Join", mesh_pb2.JoinResponse(mesh_id="m", node_id=2), "joined mesh m"),
+        (("token", "revoke", "0f"), "RevokeToken", mesh_pb2.RevokeTokenResponse(), "revoked 0f"),
+        (("policy", "set", "closed"), "SetJoinPolicy", mesh_pb2.SetJoinPolicyResponse(), "the policy is closed"),
         (("leave", "--yes"), "Leave", mesh_pb2.LeaveResponse(), "left the mesh"),
+        (("node", "forget", "b", "--yes"), "ForgetNode", mesh_pb2.ForgetNodeResponse(streams=["x/y"]), "forgot b"),
         (("stop",), "Stop", mesh_pb2.StopResponse(), "stopped"),
         (("start",), "Start", mesh_pb2.StartResponse(), "started"),
     ],
@@ -118,8 +141,8 @@ async def test_commands_that_change(
 
 async def test_join_passes_the_expected_mesh_id(gateway: FakeServer, meshctl: Program) -> None:
     gateway.answer("Join", mesh_pb2.JoinResponse())
-    await meshctl.run("join", "ws://b:1", "--mesh-id", "m")
-    assert gateway.asked[-1].request == mesh_pb2.JoinRequest(address="ws://b:1", mesh_id="m")
+    await meshctl.run("join", "ws://b:1", "--mesh-id", "m", "--trust-first")
+    assert gateway.asked[-1].request == mesh_pb2.JoinRequest(address="ws://b:1", mesh_id="m", trust_first=True)
 
 
 async def test_leaving_without_a_terminal_needs_yes(gateway: FakeServer, meshctl: Program) -> None:
@@ -129,6 +152,14 @@ async def test_leaving_without_a_terminal_needs_yes(gateway: FakeServer, meshctl
     assert gateway.asked == []
 
 
+@pytest.mark.parametrize("target", ["http://127.0.0.1:7002", "127.0.0.1:99999", "127.0.0.1", "127.0.0.1:²"])
+async def test_an_address_of_another_form_is_refused_with_the_form(meshctl: Program, target: str) -> None:
+    result = await meshctl.run("--gateway", target, "status")
+    assert result.exit_code == 2
+    assert "without http://" in result.stderr
+    assert "65535" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("code", "status"), [(ErrorCode.NAME_TAKEN, 1), (ErrorCode.NO_QUORUM, 3), (ErrorCode.INTERNAL, 1)]
 )
@@ -136,7 +167,7 @@ async def test_a_refusal_is_one_line_and_a_status(
     gateway: FakeServer, meshctl: Program, code: ErrorCode, status: int
 ) -> None:
     gateway.answer("Join", MeshError(code, "It is so."))
-    result = await meshctl.run("join", "ws://b:1")
+    result = await meshctl.run("join", "mesh1.x")
     assert result.exit_code == status
     assert result.stdout == ""
     assert result.stderr.startswith(f"error: {code}: It is so.")
@@ -175,6 +206,13 @@ async def test_the_time_limit_is_the_users(gateway: FakeServer, meshctl: Program
         ("--timeout", "0", "status"),
         ("frobnicate",),
         ("join",),
+        ("join", "ws://b:1"),
+        ("join", "ws://b:1", "--address", "ws://b:2", "--trust-first"),
+        ("token", "issue", "--uses", "0"),
+        ("token", "issue", "--ttl", "15"),
+        ("token", "issue", "--ttl", "0m"),
+        ("policy", "set", "ajar"),
+        ("seed", "--policy", "ajar"),
         ("subscribe", "d/l", "--from", "3", "--earliest"),
         ("subscribe", "d/l", "--from", "-1"),
         ("publish", "d/l", "/does/not/exist"),

@@ -17,6 +17,8 @@ from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import open_channel
 from meshcommon.grpc_server import error_detail
 from meshctl.publisher import BATCH_BYTES_MAX, Committed, Publisher, PublisherLimits
+from meshwire.batch import Codec, decode_header
+from meshwire.records import Record
 
 if TYPE_CHECKING:
     from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceAsyncStub
@@ -32,8 +34,8 @@ async def service(gateway: FakeServer) -> AsyncIterator[MeshDataServiceAsyncStub
     await channel.close()
 
 
-def records(*values: bytes) -> list[data_pb2.PublishRecord]:
-    return [data_pb2.PublishRecord(value=value) for value in values]
+def records(*values: bytes) -> list[Record]:
+    return [Record(value) for value in values]
 
 
 @dataclass
@@ -51,7 +53,7 @@ class ModelStream:
     def install(self, gateway: FakeServer) -> None:
         start = data_pb2.InitProducerResponse(producer_id=9, producer_epoch=2, next_sequence=self.next_sequence)
         gateway.answer("InitProducer", start)
-        gateway.answers["Publish"] = self.publish
+        gateway.answer_publishes(self.publish)
 
     async def publish(self, requests: Any, context: Any) -> AsyncIterator[data_pb2.PublishResponse]:
         self.calls += 1
@@ -164,7 +166,7 @@ async def test_a_fatal_refusal_ends_the_publisher_and_tells_every_waiter(
         async for _ in requests:
             yield refusal(ErrorCode.PRODUCER_FENCED)
 
-    gateway.answers["Publish"] = fenced
+    gateway.answer_publishes(fenced)
     publisher = Publisher(service, "demo/lines", limits=QUICK)
     await publisher.__aenter__()
     first = await publisher.send(records(b"1"))
@@ -222,7 +224,7 @@ async def test_i6_the_window_bounds_what_is_unanswered(gateway: FakeServer, serv
         async for response in plain(requests, context):
             yield response
 
-    gateway.answers["Publish"] = held
+    gateway.answer_publishes(held)
     limits = PublisherLimits(window_bytes=100)
     async with Publisher(service, "demo/lines", limits=limits) as publisher:
         for _ in range(10):
@@ -259,7 +261,7 @@ async def test_the_servers_credit_paces_the_call(gateway: FakeServer, service: M
                 is_first = False
                 yield stream.commit(waiting.pop(0))
 
-    gateway.answers["Publish"] = counting
+    gateway.answer_publishes(counting)
     async with Publisher(service, "demo/lines") as publisher:
         await (await publisher.send(records(b"x" * 10)))
         for _ in range(8):
@@ -277,7 +279,7 @@ async def test_an_idle_call_that_breaks_is_no_failure(gateway: FakeServer, servi
             yield stream.commit(request)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway restarts")
 
-    gateway.answers["Publish"] = one_each
+    gateway.answer_publishes(one_each)
     # Any failure that counted would end it at once.
     limits = PublisherLimits(give_up_after_s=0)
     async with Publisher(service, "demo/lines", limits=limits) as publisher:
@@ -295,7 +297,7 @@ async def test_an_idle_call_that_breaks_is_no_failure(gateway: FakeServer, servi
     [([], ErrorCode.EMPTY_BATCH), (records(b"x" * (BATCH_BYTES_MAX + 1)), ErrorCode.MESSAGE_TOO_LARGE)],
 )
 async def test_a_batch_that_cannot_be_sent_is_refused_and_the_rest_goes_on(
-    gateway: FakeServer, service: MeshDataServiceAsyncStub, batch: list[data_pb2.PublishRecord], code: ErrorCode
+    gateway: FakeServer, service: MeshDataServiceAsyncStub, batch: list[Record], code: ErrorCode
 ) -> None:
     stream = ModelStream(random.Random(1))
     stream.install(gateway)
@@ -315,10 +317,33 @@ async def test_leaving_with_an_exception_does_not_wait(gateway: FakeServer, serv
             await asyncio.Event().wait()
         yield data_pb2.PublishResponse()
 
-    gateway.answers["Publish"] = never
+    gateway.answer_publishes(never)
     publisher = Publisher(service, "demo/lines")
     await publisher.__aenter__()
     answer = await publisher.send(records(b"1"))
     await publisher.__aexit__(KeyError, KeyError(), None)
     with pytest.raises(MeshError, match="OUTCOME_UNKNOWN"):
         await answer
+
+
+async def test_compressed_batches_hold_the_same_records(gateway: FakeServer, service: MeshDataServiceAsyncStub) -> None:
+    codecs: list[int] = []
+    stream = ModelStream(random.Random(1))
+    stream.install(gateway)
+    opened = gateway.answers["PublishBatch"]
+
+    async def watched(requests: Any, context: Any) -> AsyncIterator[data_pb2.PublishBatchResponse]:
+        async def seen() -> AsyncIterator[data_pb2.PublishBatchRequest]:
+            async for request in requests:
+                codecs.append(decode_header(request.batch, verify=True).codec)
+                yield request
+
+        async for answer in opened(seen(), context):
+            yield answer
+
+    gateway.answers["PublishBatch"] = watched
+    async with Publisher(service, "demo/lines", codec=Codec.ZSTD) as publisher:
+        await publisher.send(records(b"again " * 100, b"again " * 100))
+        await publisher.send(records(b"x"))
+    assert stream.log == [b"again " * 100, b"again " * 100, b"x"]
+    assert codecs == [Codec.ZSTD, Codec.NONE]

@@ -98,3 +98,30 @@ async def test_an_audit_ends_with_what_it_found(
     assert result.exit_code == status
     assert said in result.output
     assert (await meshctl.run("audit", "x/y", "--json")).exit_code == status
+
+
+async def test_a_group_goes_on_with_its_survivors(gateway: FakeServer, meshctl: Program) -> None:
+    answer = data_pb2.RecoverStreamResponse(doubtful_from_offset=60, is_below_quorum=True, last_index=70, last_term=3)
+    gateway.answer("RecoverStream", answer)
+    named = ("raft", "recover", "x/y", "--survivor", "a", "--survivor", "b")
+    assert (await meshctl.run(*named)).exit_code == 2, "it asks first, and there is no terminal"
+    result = await meshctl.run(*named, "--yes")
+    assert result.exit_code == 0
+    assert gateway.asked[-1].request == data_pb2.RecoverStreamRequest(stream="x/y", survivors=["a", "b"])
+    assert "ends at index 70 of term 3" in result.output
+    assert "acknowledged records at offset 60 and above may be lost" in result.output
+
+
+async def test_recovering_needs_survivors(gateway: FakeServer, meshctl: Program) -> None:
+    assert (await meshctl.run("raft", "recover", "x/y", "--yes")).exit_code == 2
+
+
+async def test_the_control_group_goes_on_with_its_survivors(gateway: FakeServer, meshctl: Program) -> None:
+    answer = mesh_pb2.RecoverControlGroupResponse(revision=9, is_below_quorum=True, last_index=7, last_term=3)
+    gateway.answer("RecoverControlGroup", answer)
+    result = await meshctl.run("raft", "recover", "--control-group", "--survivor", "a", "--yes")
+    assert result.exit_code == 0
+    assert gateway.asked[-1].request == mesh_pb2.RecoverControlGroupRequest(survivors=["a"])
+    assert "changes of the mesh after revision 9 may be lost" in result.output
+    both = await meshctl.run("raft", "recover", "x/y", "--control-group", "--survivor", "a", "--yes")
+    assert both.exit_code == 2

@@ -19,6 +19,8 @@ from meshapi.common.v1 import view_pb2
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_server import error_detail
+from meshwire.batch import Codec, assemble, decode_header
+from meshwire.records import Record, encode_batch, iter_values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,15 +56,15 @@ class Log:
     def __init__(self, gateway: FakeServer) -> None:
         self.values: list[bytes] = []
         self.arrived = asyncio.Event()
-        gateway.answer("InitProducer", data_pb2.InitProducerResponse(producer_id=1, producer_epoch=1))
-        gateway.answer("DescribeStream", data_pb2.DescribeStreamResponse(floor_offset=0))
-        gateway.answers["Publish"] = self.publish
-        gateway.answers["Read"] = self.read
+        gateway.answer("InitProducer", data_pb2.InitProducerResponse(producer_id=1, producer_epoch=1, stream_id=4))
+        gateway.answer("DescribeStream", data_pb2.DescribeStreamResponse(floor_offset=0, stream_id=4))
+        gateway.answer_publishes(self.publish)
+        gateway.answer_reads(self.read)
 
     async def publish(self, requests: Any, _context: Any) -> AsyncIterator[data_pb2.PublishResponse]:
         async for request in requests:
             base = len(self.values)
-            assert request.base_sequence == base
+            assert (request.base_sequence, request.stream_id) == (base, 4)
             self.values += [record.value for record in request.records]
             self.arrived.set()
             yield data_pb2.PublishResponse(base_offset=base, count=len(request.records))
@@ -74,7 +76,7 @@ class Log:
         last = min(end, request.from_offset + request.records_max) if request.records_max else end
         for offset in range(request.from_offset, last):
             record = data_pb2.ReadRecord(offset=offset, value=self.values[offset], timestamp_ms=5)
-            yield data_pb2.ReadResponse(records=[record], next_offset=end)
+            yield data_pb2.ReadResponse(records=[record], next_offset=end, stream_id=4)
 
 
 async def test_create_list_info_and_remove(gateway: FakeServer, meshctl: Program) -> None:
@@ -147,6 +149,7 @@ async def test_publish_from_a_file_whole_and_its_summary(gateway: FakeServer, me
     assert log.values == [b"1\n2\n3\n"]
     assert json.loads(result.stdout) == {
         "stream": "demo/lines",
+        "stream_id": 4,
         "count": 1,
         "bytes": 6,
         "duplicates": 0,
@@ -191,7 +194,7 @@ async def test_a_publish_that_breaks_off_says_what_is_not_known(gateway: FakeSer
                         error=error_detail(MeshError(ErrorCode.PRODUCER_FENCED, "Another one took over."))
                     )
 
-    gateway.answers["Publish"] = answers_once
+    gateway.answer_publishes(answers_once)
     result = await meshctl.run("publish", "d/l", given=b"x\n" * 1_500)
     assert result.exit_code == 1
     assert result.stderr == (
@@ -222,7 +225,7 @@ async def test_subscribe_stale_says_how_old_on_standard_error(
         yield data_pb2.ReadResponse(next_offset=1, view=data_pb2.ReplicaView(applied_index=7, age_ms_max=age_ms))
         yield data_pb2.ReadResponse(records=[data_pb2.ReadRecord(offset=0, value=b"x")], next_offset=1)
 
-    gateway.answers["Read"] = read
+    gateway.answer_reads(read)
     result = await meshctl.run("subscribe", "d/l", "--from", "0", "--stale-ok")
     assert result.stdout == "x"
     assert f"The view is {words} (log index 7)." in result.stderr
@@ -233,6 +236,35 @@ async def test_subscribe_begins_at_the_floor(gateway: FakeServer, meshctl: Progr
     log.values = [b"0", b"1", b"2"]
     gateway.answer("DescribeStream", data_pb2.DescribeStreamResponse(floor_offset=1))
     assert (await meshctl.run("subscribe", "d/l", "--earliest")).stdout == "12"
+
+
+async def test_the_stream_that_is_meant_is_asked_for(gateway: FakeServer, meshctl: Program) -> None:
+    """From the first call on with --stream-id, and without it from the first answer on."""
+    error = MeshError(ErrorCode.STREAM_REPLACED, "demo/lines is stream 9 now.", {"stream_id": "9"})
+    Log(gateway)
+    gateway.answer("InitProducer", error)
+    result = await meshctl.run("publish", "demo/lines", "--stream-id", "4", given=b"x")
+    assert result.exit_code == 1
+    assert "STREAM_REPLACED: demo/lines is stream 9 now." in result.stderr
+    assert gateway.asked[-1].request.stream_id == 4
+    gateway.answer("DescribeStream", error)
+    assert "STREAM_REPLACED" in (await meshctl.run("subscribe", "demo/lines", "--stream-id", "4")).stderr
+    assert gateway.asked[-1].request.stream_id == 4
+    reads: list[data_pb2.ReadBatchesRequest] = []
+
+    async def replaced(request: data_pb2.ReadBatchesRequest, context: Any) -> AsyncIterator[data_pb2.ReadResponse]:
+        reads.append(request)
+        if len(reads) > 1:
+            raise error
+        yield data_pb2.ReadResponse(records=[data_pb2.ReadRecord(value=b"0,")], next_offset=1, stream_id=4)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+
+    gateway.answer_reads(replaced)
+    gateway.answer("DescribeStream", data_pb2.DescribeStreamResponse(stream_id=4))
+    result = await meshctl.run("subscribe", "demo/lines", "--from", "0", "--follow")
+    assert (result.stdout, result.exit_code) == ("0,", 1)
+    assert "STREAM_REPLACED" in result.stderr
+    assert [request.stream_id for request in reads] == [0, 4]
 
 
 async def test_subscribe_goes_on_where_a_read_broke(gateway: FakeServer, meshctl: Program) -> None:
@@ -251,7 +283,7 @@ async def test_subscribe_goes_on_where_a_read_broke(gateway: FakeServer, meshctl
             left -= 1
             yield answer
 
-    gateway.answers["Read"] = breaking
+    gateway.answer_reads(breaking)
     result = await meshctl.run("subscribe", "d/l", "--max", "10")
     assert result.exit_code == 0
     assert result.stdout == "0,1,2,3,4,5,6,7,8,9,"
@@ -270,7 +302,7 @@ async def following(gateway: FakeServer) -> asyncio.Event:
         finally:
             cancelled.set()
 
-    gateway.answers["Read"] = read
+    gateway.answer_reads(read)
     return cancelled
 
 
@@ -323,3 +355,39 @@ async def test_a_reader_that_goes_away_is_no_traceback(gateway: FakeServer) -> N
     os.close(reading)
     _, errors = await process.communicate()
     assert (process.returncode, errors) == (141, b"")
+
+
+@pytest.mark.parametrize("is_skipping", [False, True])
+async def test_subscribe_stops_at_an_unreadable_batch_or_goes_on_behind_it(
+    gateway: FakeServer, meshctl: Program, is_skipping: bool
+) -> None:
+    lying = assemble(bytes(40), record_count=5, uncompressed_bytes=40)
+    log = [(0, encode_batch([Record(b"first,")])), (1, lying), (6, encode_batch([Record(b"last")], codec=Codec.ZSTD))]
+
+    async def read(request: Any, _context: Any) -> AsyncIterator[data_pb2.ReadBatchesResponse]:
+        batches = [data_pb2.ReadBatch(base_offset=at, batch=batch) for at, batch in log if at >= request.from_offset]
+        yield data_pb2.ReadBatchesResponse(batches=batches, next_offset=7)
+
+    gateway.answers["ReadBatches"] = read
+    result = await meshctl.run("subscribe", "d/l", "--from", "0", *(["--skip-unreadable"] if is_skipping else []))
+    assert (result.stdout, result.exit_code) == (("first,last", 0) if is_skipping else ("first,", 1))
+    assert "BATCH_UNREADABLE" in result.stderr
+    assert "go on from offset 6" in result.stderr
+    again = await meshctl.run("subscribe", "d/l", "--from", "6")
+    assert (again.stdout, again.exit_code) == ("last", 0)
+
+
+async def test_publish_compresses_when_told(gateway: FakeServer, meshctl: Program) -> None:
+    taken: list[bytes] = []
+    Log(gateway)
+
+    async def publish(requests: Any, _context: Any) -> AsyncIterator[data_pb2.PublishBatchResponse]:
+        async for request in requests:
+            taken.append(request.batch)
+            yield data_pb2.PublishBatchResponse(count=decode_header(request.batch, verify=True).record_count)
+
+    gateway.answers["PublishBatch"] = publish
+    given = b"again and again\n" * 100
+    assert (await meshctl.run("publish", "d/l", "--zstd", given=given)).exit_code == 0
+    assert b"".join(value for batch in taken for value in iter_values(batch)) == given
+    assert sum(map(len, taken)) < len(given) / 2

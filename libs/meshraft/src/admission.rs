@@ -1,7 +1,7 @@
-//! What a message from a peer must satisfy before raft-rs sees it.
+//! Checks of a message from a peer before raft-rs sees it.
 //!
-//! raft-rs trusts its caller: it takes a wrong recipient, an unknown sender, a forged TimeoutNow, term 0 (which it reads
-//! as "local", past the term check) and term 2^64-1 without a word, and panics on other nonsense.
+//! raft-rs trusts its caller. It accepts a wrong recipient, an unknown sender, a forged TimeoutNow, term 0 (which means
+//! "local" and skips the term check) and term 2^64-1, and panics on other malformed messages.
 
 use raft::eraftpb::{Message, MessageType};
 
@@ -36,8 +36,8 @@ pub fn check(message: &Message, peer: u64, home: Option<u64>, receiver: &Receive
     check_type(message)
 }
 
-/// Whether a well-formed message must be passed over: only the leader that is followed may ask for an election or answer
-/// a read, and raft-rs does not look. Such strays are normal when a leadership changes, so they are no error.
+/// Whether a well-formed message must be ignored. Only the current leader may send TimeoutNow or a read response, and
+/// raft-rs does not check that. Such messages are normal when the leadership changes, so they are no error.
 pub fn is_stray(message: &Message, receiver: &Receiver) -> bool {
     let leaders_only = matches!(message.get_msg_type(), MessageType::MsgTimeoutNow | MessageType::MsgReadIndexResp);
     leaders_only && (message.from != receiver.leader || message.term != receiver.term)

@@ -1,4 +1,4 @@
-//! Configuration changes: single steps only, each carrying where its member lives.
+//! Configuration changes: single steps only, each with the node of its member.
 
 use bytes::{Buf, Bytes};
 use protobuf::Message as _;
@@ -6,7 +6,15 @@ use raft::eraftpb::{ConfChange, ConfChangeType, ConfState, Entry};
 
 use crate::errors::Fault;
 
+/// The configuration from an index on.
+#[derive(Debug, Clone)]
+pub struct ConfAt {
+    pub index: u64,
+    pub conf: ConfState,
+}
+
 /// A change as the caller names it.
+#[derive(Debug)]
 pub struct Change {
     pub kind: ConfChangeType,
     pub member: u64,
@@ -31,7 +39,7 @@ impl Change {
         Ok(Change { kind, member, peer, context })
     }
 
-    /// Refuses what would leave the group without a voter, or its leader outside of it: raft-rs panics when a leader
+    /// Refuses a change that would leave the group without a voter or remove its leader: raft-rs panics when a leader
     /// that is no member commits.
     pub fn check(&self, own: u64, conf: &ConfState) -> Result<(), Fault> {
         if self.kind == ConfChangeType::AddNode {

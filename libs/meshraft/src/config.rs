@@ -1,4 +1,4 @@
-//! Timing and bounds of one group, and what raft-rs is told besides.
+//! Timing and bounds of one group, and raft-rs's configuration.
 
 use raft::{Config, ReadOnlyOption};
 
@@ -14,8 +14,8 @@ pub struct GroupSettings {
     pub max_bytes_per_append: u64,
     pub max_inflight_appends: usize,
     pub max_uncommitted_bytes: u64,
-    /// Whether the group sleeps while it is idle. Its ticks and what it has heard then stand still.
-    pub sleeps: bool,
+    /// Whether the group quiesces while it is idle. Its ticks and its peers' quiet times then stand still.
+    pub quiesces: bool,
 }
 
 impl Default for GroupSettings {
@@ -26,7 +26,7 @@ impl Default for GroupSettings {
             max_bytes_per_append: 256 << 10,
             max_inflight_appends: 16,
             max_uncommitted_bytes: 64 << 20,
-            sleeps: false,
+            quiesces: false,
         }
     }
 }

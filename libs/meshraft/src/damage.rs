@@ -1,20 +1,22 @@
 //! Looks for damage in the log files before raft-engine opens them.
 //!
-//! raft-engine cuts the last file at its first bad batch, takes a hole between files for the end of the past, and drops
-//! a bad last payload of any file, all without a word: acknowledged entries and votes go with it. Here every trace of
-//! damage is found and told; `salvage` acts on it (Alagappan et al., FAST 2018).
+//! raft-engine silently cuts the last file at its first bad batch, takes a hole between files for the end of the log,
+//! and drops a bad last payload of any file: acknowledged entries and votes go with it. Here every trace of damage is
+//! found and reported; `quarantine` acts on it (Alagappan et al., FAST 2018).
 //!
-//! A crash can only tear what was being written: the batches of one fsync (`sheaf`), of which nobody was told. A bad batch
-//! with a good one behind it is damage, or one of those that reached the disk out of turn; a bad last batch may be either,
-//! too. Both count as damage: what is behind it is not trusted, which costs a member at most some catching up. Zeros, what a file is allocated with, and what a file that is used again held before are neither: the
-//! latter is told from a batch by its head, if need be with one bit flipped back.
+//! A crash can only tear what was being written: the batches of one fsync, a write group (`write_group`), of which
+//! nothing was acknowledged. Each write group begins with a marker. A marker behind the damage proves that the damaged
+//! group had been synced. Without one the damage is in the last group only, and the group may or may not have been
+//! synced. A log without any marker before the damage was written by an older version and proves nothing.
+//! Nothing behind the damage is trusted. Three things are no damage: zeros, preallocated bytes, and the former content
+//! of a recycled file. The last is told from a batch by its head, if need be with one bit flipped back.
 //!
-//! Left out: payloads in older files, which are checked when they are read; in a file that is used again, a last batch
+//! Left out: payloads in older files, which are checked when they are read; in a recycled file, a last batch
 //! whose head is damaged in more than one bit.
 //!
-//! File: magic, version (u64), alignment (u64), batches. Batch: length and compression (u64: length << 8 | type), offset
-//! of the footer (u64), payload with CRC-32, footer with CRC-32 xor the file's number. Big endian, checksums little.
-//! Source: raft-engine 0.4.2, `file_pipe_log/format.rs`, `log_batch.rs`.
+//! File: magic, version (u64), alignment (u64), batches. Batch: length and compression (u64: length << 8 | type),
+//! offset of the footer (u64), payload with CRC-32, footer with CRC-32 xor the file's number. Big endian, checksums
+//! little. Source: raft-engine 0.4.2, `file_pipe_log/format.rs`, `log_batch.rs`.
 
 use std::fs::{self, File};
 use std::io;
@@ -24,9 +26,11 @@ use std::path::{Path, PathBuf};
 
 use crate::errors::Fault;
 
+/// The key of the marker that begins a write group.
+pub const MARKER_KEY: &[u8] = b"meshraft sync group";
 pub const SUFFIX: &str = ".raftlog";
 pub const REWRITE_SUFFIX: &str = ".rewrite";
-/// What a log file is meant to take.
+/// The target size of a log file.
 pub const FILE_BYTES: u64 = 64 << 20;
 /// The same on the smallest disks.
 pub const FILE_BYTES_MIN: u64 = 2 << 20;
@@ -36,13 +40,17 @@ const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
 const VERSION: u64 = 2;
 const HEAD_BYTES: u64 = 16;
 const CHECKSUM_BYTES: u64 = 4;
+/// A batch that holds only a marker is smaller.
+const MARKER_BYTES_MAX: usize = 128;
 
-/// A place in the log from which on nothing is trusted.
+/// Damage in the log, from which on nothing is trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// What was seen, for people.
+    /// What was found, for people.
     pub what: String,
     pub place: Place,
+    /// Whether it is before the last write group, so that acknowledged writes were lost.
+    pub is_earlier: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +59,12 @@ pub enum Place {
     At { number: u64, offset: u64 },
     /// Log files from that number on.
     From(u64),
-    /// In a file of rewritten old batches: without it the rest means nothing.
+    /// In a file of rewritten old batches: without it the rest is useless.
     Everything,
 }
 
-/// The first damage in the directory, where a file that was full takes at least `full_bytes`. Refuses a directory that
-/// another process holds.
+/// The first damage in the directory, where every full file has at least `full_bytes`. Refuses a directory that another
+/// process holds.
 pub fn find(directory: &Path, full_bytes: u64) -> Result<Option<Damage>, Fault> {
     if !directory.exists() {
         return Ok(None);
@@ -69,7 +77,7 @@ pub fn find(directory: &Path, full_bytes: u64) -> Result<Option<Damage>, Fault> 
 fn first_damage(directory: &Path, full_bytes: u64) -> io::Result<Option<Damage>> {
     let rewritten = numbered_files(directory, REWRITE_SUFFIX)?;
     for (at, (number, path)) in rewritten.iter().enumerate() {
-        // A purge that a crash ended may leave a torn last batch: what it was moving is still in the log files then.
+        // A crash during a purge may leave a torn last batch. Its entries are still in the log files then.
         let found = if at + 1 < rewritten.len() {
             bad_end(path, *number, full_bytes)?
         } else {
@@ -77,7 +85,7 @@ fn first_damage(directory: &Path, full_bytes: u64) -> io::Result<Option<Damage>>
         };
         if let Some(offset) = found {
             let what = format!("{} is damaged at byte {offset}", path.display());
-            return Ok(Some(Damage { what, place: Place::Everything }));
+            return Ok(Some(Damage { what, place: Place::Everything, is_earlier: true }));
         }
     }
     let files = numbered_files(directory, SUFFIX)?;
@@ -85,7 +93,7 @@ fn first_damage(directory: &Path, full_bytes: u64) -> io::Result<Option<Damage>>
     for (at, (number, path)) in files.iter().enumerate() {
         if let Some(missing) = before.map(|before| before + 1).filter(|missing| missing != number) {
             let what = format!("file {missing} is missing in {}", directory.display());
-            return Ok(Some(Damage { what, place: Place::From(*number) }));
+            return Ok(Some(Damage { what, place: Place::From(*number), is_earlier: true }));
         }
         before = Some(*number);
         let found = if at + 1 < files.len() {
@@ -95,10 +103,44 @@ fn first_damage(directory: &Path, full_bytes: u64) -> io::Result<Option<Damage>>
         };
         if let Some(offset) = found {
             let what = format!("{} is damaged at byte {offset}", path.display());
-            return Ok(Some(Damage { what, place: Place::At { number: *number, offset } }));
+            let is_earlier = is_before_last_write_group(&files, at, offset)?;
+            return Ok(Some(Damage { what, place: Place::At { number: *number, offset }, is_earlier }));
         }
     }
     Ok(None)
+}
+
+/// Whether damage at `offset` in the file `at` is before the last write group, or in a log without markers.
+fn is_before_last_write_group(files: &[(u64, PathBuf)], at: usize, offset: u64) -> io::Result<bool> {
+    for (number, path) in &files[at..] {
+        let file = fs::read(path)?;
+        let from = if *number == files[at].0 { offset as usize + 1 } else { 0 };
+        if has_marker(file.get(from..).unwrap_or(&[]), *number) {
+            return Ok(true);
+        }
+    }
+    let mut is_empty = true;
+    for (number, path) in files[..=at].iter().rev() {
+        let file = fs::read(path)?;
+        let until = if *number == files[at].0 { offset as usize } else { file.len() };
+        if has_marker(&file[..until.min(file.len())], *number) {
+            return Ok(false);
+        }
+        is_empty &= until <= FILE_HEAD_BYTES as usize;
+    }
+    Ok(!is_empty)
+}
+
+/// Whether there is an intact marker among these bytes.
+fn has_marker(bytes: &[u8], number: u64) -> bool {
+    let is_key = |at: &usize| bytes[*at] == MARKER_KEY[0] && bytes[*at..].starts_with(MARKER_KEY);
+    (0..bytes.len()).filter(is_key).any(|key| {
+        // A batch with a marker holds nothing else, so it begins not far before the key.
+        (key.saturating_sub(MARKER_BYTES_MAX)..key).any(|start| {
+            let rest = &bytes[start..bytes.len().min(start + MARKER_BYTES_MAX)];
+            good_footer(rest, number).is_some_and(|head| (head.footer..head.length).contains(&((key - start) as u64)))
+        })
+    })
 }
 
 /// Refuses a directory that another process holds.
@@ -240,7 +282,7 @@ impl Head {
         self.seal(bytes) == Some(number as u32)
     }
 
-    /// Whether it is a batch of the file's earlier life under a smaller number. One that a flipped bit in the checksum
+    /// Whether it is a batch of the file's earlier use under a smaller number. One that a flipped bit in the checksum
     /// would turn into this number is not believed.
     fn is_former(&self, bytes: &[u8], number: u64) -> bool {
         self.seal(bytes)

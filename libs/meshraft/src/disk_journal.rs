@@ -1,10 +1,11 @@
 //! A file system under raft-engine's log that notes every change, so that what a crash after any of them leaves can be
 //! written into another directory and opened there.
 //!
-//! Changes are made for real as well. A file's bytes and length are durable once it is synced, a name once the directory
-//! is (POSIX). raft-engine syncs its directory beside this trait, in one place: right after it has synced the header of a
-//! file that it has just made or reused (`rotate_imp`). So the first sync of such a file stands for the directory's too,
-//! except for files made while the log is opened: for those raft-engine does not, and the log does (`names_synced`).
+//! Changes are made for real as well. A file's bytes and length are durable once it is synced, a name once the
+//! directory is (POSIX). raft-engine syncs its directory beside this trait, in one place: right after it has synced the
+//! header of a file that it has just made or reused (`rotate_imp`). So the first sync of such a file stands for the
+//! directory's too, except for files made while the log is opened: for those raft-engine does not, and the log does
+//! (`names_synced`).
 //!
 //! Left out: reads that fail; later changes that reach the disk before earlier ones, other than as `Kept` says.
 //! Source: raft-engine 0.4.2, `file_pipe_log/pipe.rs`.
@@ -21,7 +22,7 @@ type RealHandle = <DefaultFileSystem as FileSystem>::Handle;
 type RealFile = <DefaultFileSystem as FileSystem>::Writer;
 type Image = BTreeMap<String, Vec<u8>>;
 
-/// A known bug, planted to prove that the tests of crashes see it.
+/// A known bug, planted to prove that the crash tests find it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskMutant {
     /// The log does not make the name of its first file durable.
@@ -82,7 +83,7 @@ struct State {
     is_opening: bool,
     /// Which opening of the log this is about. What an engine of an earlier one does when it is let go at last, perhaps
     /// because a reader held on to it, happened after its crash and is none of this.
-    life: u64,
+    incarnation: u64,
     mutant: Option<DiskMutant>,
     failure: Option<Failure>,
 }
@@ -152,12 +153,12 @@ impl Durable {
 #[derive(Clone)]
 pub struct Journal {
     state: Arc<Mutex<State>>,
-    life: u64,
+    incarnation: u64,
 }
 
 impl Journal {
     pub fn new(mutant: Option<DiskMutant>) -> Self {
-        Journal { state: Arc::new(Mutex::new(State { mutant, ..State::default() })), life: 0 }
+        Journal { state: Arc::new(Mutex::new(State { mutant, ..State::default() })), incarnation: 0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -165,17 +166,18 @@ impl Journal {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The same for changes; none for an engine of an earlier life.
+    /// The same for changes; none for an engine of an earlier incarnation.
     fn live(&self) -> Option<MutexGuard<'_, State>> {
-        Some(self.lock()).filter(|state| state.life == self.life)
+        Some(self.lock()).filter(|state| state.incarnation == self.incarnation)
     }
 
-    /// Takes what is in the directory for durable, forgets all that was noted before, and returns the file system for the
-    /// engine of this life.
+    /// Takes what is in the directory for durable, forgets all that was noted before, and returns the file system for
+    /// the engine of this incarnation.
     pub fn begin(&self, directory: &Path) -> Result<Journal> {
         let mut state = self.lock();
-        let life = state.life + 1;
-        *state = State { mutant: state.mutant, failure: state.failure, is_opening: true, life, ..State::default() };
+        let incarnation = state.incarnation + 1;
+        *state =
+            State { mutant: state.mutant, failure: state.failure, is_opening: true, incarnation, ..State::default() };
         let mut paths = fs::read_dir(directory)?.map(|file| Ok(file?.path())).collect::<Result<Vec<_>>>()?;
         paths.sort();
         for path in paths.iter().filter(|path| !path.ends_with("LOCK")) {
@@ -185,7 +187,7 @@ impl Journal {
             state.durable.contents.insert(file, fs::read(path)?);
         }
         state.durable.names = state.names.clone();
-        Ok(Journal { state: self.state.clone(), life })
+        Ok(Journal { state: self.state.clone(), incarnation })
     }
 
     /// The log has been opened and its directory synced. Names that were removed beside the log are gone for good.
@@ -210,6 +212,11 @@ impl Journal {
     /// The next operation of that kind fails.
     pub fn fail_next(&self, failure: Failure) {
         self.lock().failure = Some(failure);
+    }
+
+    /// Takes back a failure that has met no operation yet; returns whether there was one.
+    pub fn cancel_failure(&self) -> bool {
+        self.lock().failure.take().is_some()
     }
 
     /// What a crash after the first `steps` changes leaves, by name.

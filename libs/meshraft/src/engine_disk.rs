@@ -3,7 +3,7 @@
 //! The same functions write, purge, find damage and open as in `engine_log`; here they run when the test says so, over
 //! `disk_journal`. A crash writes what it leaves into a new directory, in which the next host opens the log.
 //!
-//! Left out: a crash in the middle of `salvage`, which works on real files before the log is opened.
+//! Left out: a crash in the middle of `quarantine`, which works on real files before the log is opened.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -16,10 +16,11 @@ use raft_engine::Config;
 use crate::disk_journal::{DiskMutant, Failure, Journal, Kept};
 use crate::engine_log::{self, Job, Opened, Outcome};
 use crate::engine_reader::{apart, EngineReader};
-use crate::errors::Fault;
+use crate::errors::{Fault, ReadError};
 use crate::log::{Fetch, Fetched, Log, LogReader, Op, Stored};
+use crate::quarantine;
 
-/// Small, so that a short run fills, reuses and removes many files.
+/// Small, so that a short run fills, recycles and removes many files.
 const FILE_BYTES: u64 = 8 << 10;
 const PURGE_BYTES: u64 = 32 << 10;
 
@@ -30,21 +31,21 @@ struct Running {
     queue: Receiver<Job>,
     carried: Option<Job>,
     waiting: VecDeque<Job>,
-    /// Reads for followers: answered after the writes of a sync.
+    /// Reads for followers, done after the writes of a sync.
     fetches: Vec<Fetch>,
 }
 
 struct State {
     root: PathBuf,
-    /// Counts lives of the log; each has its own directory, and a host of an earlier one is detached.
-    life: u64,
+    /// The incarnation of the log. Each has its own directory, and a host of an earlier one is detached.
+    incarnation: u64,
     journal: Journal,
     running: Option<Running>,
 }
 
 impl State {
     fn directory(&self) -> PathBuf {
-        self.root.join(self.life.to_string())
+        self.root.join(self.incarnation.to_string())
     }
 
     /// Writes out the oldest `count` jobs.
@@ -71,7 +72,7 @@ impl State {
     fn crash(&mut self, kept: Kept) -> std::io::Result<()> {
         let Some(running) = self.running.take() else { return Ok(()) };
         let (before, steps) = (self.directory(), self.journal.steps());
-        self.life += 1;
+        self.incarnation += 1;
         write_image(&self.journal, steps, kept, &self.directory())?;
         if running.outcome.failure().is_some() {
             std::mem::forget(running); // as the log thread does: dropped, raft-engine would sync once more
@@ -94,7 +95,7 @@ impl EngineDisk {
     pub fn new(root: &str, mutant: Option<DiskMutant>) -> Self {
         EngineDisk(Arc::new(Mutex::new(State {
             root: root.into(),
-            life: 0,
+            incarnation: 0,
             journal: Journal::new(mutant),
             running: None,
         })))
@@ -128,11 +129,15 @@ impl EngineDisk {
         self.lock().journal.fail_next(failure);
     }
 
+    pub fn cancel_failure(&self) -> bool {
+        self.lock().journal.cancel_failure()
+    }
+
     pub fn crash(&self, kept: Kept) -> std::io::Result<()> {
         self.lock().crash(kept)
     }
 
-    /// Where the files of the present life are, or after a crash those that it left.
+    /// The directory of the present incarnation, or after a crash the one with the files that it left.
     pub fn directory(&self) -> PathBuf {
         self.lock().directory()
     }
@@ -145,11 +150,11 @@ impl EngineDisk {
 
 pub struct SteppedLog {
     disk: EngineDisk,
-    life: u64,
+    incarnation: u64,
 }
 
 impl SteppedLog {
-    /// Opens the log, detaching any host before it; what that one had not synced is lost.
+    /// Opens the log and detaches any earlier host; its unsynced writes are lost.
     pub fn attach(disk: &EngineDisk) -> Result<Self, Fault> {
         let io = |e: std::io::Error| Fault::HostPoisoned(e.to_string());
         let mut state = disk.lock();
@@ -175,12 +180,12 @@ impl SteppedLog {
             waiting: VecDeque::new(),
             fetches: Vec::new(),
         });
-        Ok(SteppedLog { disk: disk.clone(), life: state.life })
+        Ok(SteppedLog { disk: disk.clone(), incarnation: state.incarnation })
     }
 
     fn with<R>(&self, call: impl FnOnce(&mut Running) -> R) -> Result<R, String> {
         let mut state = self.disk.lock();
-        let is_attached = state.life == self.life;
+        let is_attached = state.incarnation == self.incarnation;
         match state.running.as_mut().filter(|_| is_attached) {
             Some(running) => Ok(call(running)),
             None => Err("the simulated disk crashed or has another host".into()),
@@ -191,8 +196,8 @@ impl SteppedLog {
 struct Detached;
 
 impl LogReader for Detached {
-    fn entries(&self, _: u64, _: u64, _: u64, _: u64) -> Result<Vec<raft::eraftpb::Entry>, String> {
-        Err("the simulated disk crashed or has another host".into())
+    fn entries(&self, _: u64, _: u64, _: u64, _: u64) -> Result<Vec<raft::eraftpb::Entry>, ReadError> {
+        Err(ReadError::Failed("the simulated disk crashed or has another host".into()))
     }
 }
 
@@ -257,6 +262,16 @@ impl Log for SteppedLog {
 
     fn damage(&self) -> Option<String> {
         self.with(|running| running.opened.damage.clone()).ok().flatten()
+    }
+
+    fn retirement(&self) -> Option<String> {
+        self.with(|running| running.opened.retirement.clone()).ok().flatten()
+    }
+
+    fn forget_retirement(&mut self) -> Result<(), String> {
+        let directory = self.disk.directory();
+        let had = self.with(|running| running.opened.retirement.take())?;
+        had.map_or(Ok(()), |_| quarantine::clear_pending_member_state(&directory).map_err(|e| e.to_string()))
     }
 
     fn was_damaged(&self) -> bool {

@@ -1,10 +1,10 @@
 //! The log on a real disk: raft-engine, one thread that writes and syncs, one that purges old files.
 //!
-//! The log thread drains its queue into one batch (up to `MERGE_BYTES_MAX`), so that one fsync serves all groups, and
-//! signals an eventfd. A failed write or fsync is final: nobody knows what reached the disk (fsyncgate), so the host is
-//! poisoned and never retried.
+//! The log thread drains its queue into one write group (up to `MERGE_BYTES_MAX`), so that one fsync serves all groups,
+//! and signals an eventfd. A failed write or fsync is final: what reached the disk is unknown (fsyncgate), so the host
+//! is poisoned and nothing is retried.
 //!
-//! Left out: damage in files, which `damage` looks for before raft-engine opens them and `salvage` deals with.
+//! Left out: damage in files, which `damage` looks for before raft-engine opens them, and `quarantine` moves aside.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -19,62 +19,50 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use raft::eraftpb::{Entry, HardState, Snapshot};
+use raft::eraftpb::{HardState, Snapshot};
 use raft_engine::env::{DefaultFileSystem, FileSystem};
-use raft_engine::{Command, Config, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+use raft_engine::{Config, LogBatch, ReadableSize, RecoveryMode};
 
-use crate::birth;
+use crate::bootstrap;
 use crate::damage::{self, Damage, Place};
+use crate::engine::{
+    add, begin_write_group, parse_identity, Engine, KEY_HARD_STATE, KEY_IDENTITY, KEY_SNAPSHOT, MARKER_GROUP,
+};
 use crate::engine_reader::EngineReader;
-use crate::errors::{one_line, panic_text, Fault};
-use crate::log::{Fetch, Fetched, Log, LogReader, Op, Standing, Stored};
+use crate::errors::{one_line, panic_text, Fault, ReadError};
+use crate::event_fd::EventFd;
+use crate::log::{Fetch, Fetched, Log, LogReader, MemberState, Op, Stored};
 use crate::log_files::{self, LogFiles};
-use crate::salvage;
-use crate::sheaf::Sheaf;
-use crate::wake::Wake;
-
-const KEY_IDENTITY: &[u8] = b"i";
-const KEY_HARD_STATE: &[u8] = b"h";
-const KEY_SNAPSHOT: &[u8] = b"s";
+use crate::quarantine;
+use crate::write_group::WriteGroup;
 
 /// Numbers the openings of logs in this process.
 static OPENED: AtomicU64 = AtomicU64::new(1);
 
-/// What one fsync makes durable at most.
+/// Bytes that one fsync makes durable at most.
 const MERGE_BYTES_MAX: usize = 8 << 20;
-/// Below it nothing is purged, and as much is kept in old files for use again: the directory takes this, what is live, and
-/// what is written in a purge delay.
+/// Nothing is purged below it, and as much is kept in old files for recycling. The directory takes this, the live
+/// entries, and what is written in a purge delay.
 const PURGE_BYTES: u64 = 256 << 20;
 const PURGE_BYTES_MIN: u64 = 8 << 20;
-/// From a compaction to the purge: so soon that little garbage gathers at full speed, so late that a burst costs one purge.
+/// From a compaction to the purge: short enough to keep garbage small at full speed, long enough to merge a burst of
+/// compactions into one purge.
 const PURGE_DELAY: Duration = Duration::from_millis(250);
-/// Once more after the last one: a purge frees only files that an earlier one may have emptied.
+/// To the second purge, because a purge frees only files that an earlier one has emptied.
 const PURGE_AGAIN: Duration = Duration::from_secs(10);
-
-pub type Engine<B> = raft_engine::Engine<LogFiles<B>>;
-
-pub struct EntryOf;
-
-impl MessageExt for EntryOf {
-    type Entry = Entry;
-
-    fn index(entry: &Entry) -> u64 {
-        entry.index
-    }
-}
 
 pub struct Job {
     pub sequence: u64,
     pub ops: Vec<Op>,
 }
 
-/// What the log thread tells the rest.
+/// Results of the log threads.
 pub struct Outcome {
     completed: AtomicU64,
     failure: Mutex<Option<String>>,
     advanced: Condvar,
     fetched: Mutex<Vec<Fetched>>,
-    wake: Wake,
+    done: EventFd,
 }
 
 impl Outcome {
@@ -88,7 +76,7 @@ impl Outcome {
             failure: Mutex::new(None),
             advanced: Condvar::new(),
             fetched: Mutex::default(),
-            wake: Wake::new()?,
+            done: EventFd::new()?,
         })
     }
 
@@ -107,14 +95,15 @@ impl Outcome {
             Err(why) => *failure = Some(why),
         }
         self.advanced.notify_all();
-        self.wake.signal();
+        self.done.signal();
     }
 }
 
 pub struct EngineLog {
     path: PathBuf,
-    /// What was found damaged, and what was done about it.
+    /// The damage that was found, and what was done about it.
     damage: Option<String>,
+    retirement: Option<String>,
     was_damaged: bool,
     engine: Arc<Engine<DefaultFileSystem>>,
     log: u64,
@@ -126,14 +115,14 @@ pub struct EngineLog {
 }
 
 impl EngineLog {
-    /// Opens or creates the directory. `recycle` reuses old files, without which purges stall writes.
+    /// Opens or creates the directory. `recycle` reuses old files; without it purges stall writes.
     pub fn open(path: &str, recycle: bool) -> Result<Self, Fault> {
         let directory = Path::new(path);
         let io = |e: std::io::Error| Fault::HostPoisoned(e.to_string());
         let purge_bytes = purge_threshold(directory)?;
         let file_bytes = damage::FILE_BYTES.min(purge_bytes / 4).max(damage::FILE_BYTES_MIN);
         let config = Config { enable_log_recycle: recycle, ..config(path, file_bytes, purge_bytes) };
-        let Opened { engine, log, damage, was_damaged } =
+        let Opened { engine, log, damage, retirement, was_damaged } =
             open_directory(&config, damage::FILE_BYTES_MIN, || Ok(DefaultFileSystem))?;
         let outcome = Arc::new(Outcome::new().map_err(io)?);
         let (jobs, queue) = mpsc::channel();
@@ -141,8 +130,8 @@ impl EngineLog {
         let (writing, reported, within) = (engine.clone(), outcome.clone(), directory.to_owned());
         let writer = Builder::new().name("meshraft-log".into()).spawn(move || {
             if !write_loop(&writing, &queue, &reported, &within) {
-                // raft-engine syncs once more when it is dropped, and a panic in that ends the process, forwarding included.
-                // The directory stays locked until the process is restarted, which it has to be anyway.
+                // raft-engine syncs again when it is dropped, and a panic in that would end the whole process. The
+                // directory stays locked until a restart, which is needed anyway.
                 std::mem::forget(writing);
             }
         });
@@ -155,6 +144,7 @@ impl EngineLog {
         Ok(EngineLog {
             path: path.into(),
             damage,
+            retirement,
             was_damaged,
             engine,
             log,
@@ -195,7 +185,7 @@ impl Log for EngineLog {
     }
 
     fn completed(&mut self) -> Result<u64, String> {
-        self.outcome.wake.clear();
+        self.outcome.done.clear();
         match self.outcome.failure().as_ref() {
             Some(why) => Err(why.clone()),
             None => Ok(self.outcome.completed()),
@@ -230,11 +220,22 @@ impl Log for EngineLog {
     }
 
     fn fileno(&self) -> i32 {
-        self.outcome.wake.fileno()
+        self.outcome.done.fileno()
     }
 
     fn damage(&self) -> Option<String> {
         self.damage.clone()
+    }
+
+    fn retirement(&self) -> Option<String> {
+        self.retirement.clone()
+    }
+
+    fn forget_retirement(&mut self) -> Result<(), String> {
+        if self.retirement.take().is_some() {
+            quarantine::clear_pending_member_state(Path::new(&self.path)).map_err(|e| e.to_string())?;
+        }
+        Ok(())
     }
 
     fn was_damaged(&self) -> bool {
@@ -269,16 +270,16 @@ impl Drop for EngineLog {
     }
 }
 
-/// One group as it was written.
+/// The stored state of one group.
 pub fn load_group<B: FileSystem>(engine: &Engine<B>, group: u64) -> Result<Option<Stored>, Fault> {
     let Some(identity) = engine.get(group, KEY_IDENTITY) else { return Ok(None) };
     let broken = |what: &str| Fault::LogCorrupt(format!("group {group}: its {what} does not parse"));
-    let (member, standing) = parse_identity(&identity).ok_or_else(|| broken("identity"))?;
+    let (member, member_state) = parse_identity(&identity).ok_or_else(|| broken("identity"))?;
     let hard: Option<HardState> = engine.get_message(group, KEY_HARD_STATE).map_err(|_| broken("hard state"))?;
     let snapshot: Option<Snapshot> = engine.get_message(group, KEY_SNAPSHOT).map_err(|_| broken("snapshot"))?;
     let span = engine.first_index(group).zip(engine.last_index(group));
     let (hard, snapshot) = (hard.unwrap_or_default(), snapshot.unwrap_or_default());
-    Ok(Some(Stored { member, standing, hard, snapshot, span }))
+    Ok(Some(Stored { member, member_state, hard, snapshot, span }))
 }
 
 pub fn stored_groups<B: FileSystem>(engine: &Engine<B>) -> Vec<u64> {
@@ -288,29 +289,7 @@ pub fn stored_groups<B: FileSystem>(engine: &Engine<B>) -> Vec<u64> {
     groups
 }
 
-/// The member's id; a byte follows while it may not vote.
-fn encode_identity(member: u64, standing: Standing) -> Vec<u8> {
-    let mut bytes = member.to_be_bytes().to_vec();
-    match standing {
-        Standing::Full => {}
-        Standing::Blank => bytes.push(0),
-        Standing::Doubtful => bytes.push(1),
-    }
-    bytes
-}
-
-fn parse_identity(bytes: &[u8]) -> Option<(u64, Standing)> {
-    let (member, rest) = bytes.split_first_chunk::<8>()?;
-    let standing = match rest {
-        [] => Standing::Full,
-        [0] => Standing::Blank,
-        [1] => Standing::Doubtful,
-        _ => return None,
-    };
-    Some((u64::from_be_bytes(*member), standing))
-}
-
-/// raft-engine's settings for a directory: what a file takes, and below how much nothing is purged.
+/// raft-engine's settings for a directory: the file size, and the bytes below which nothing is purged.
 pub fn config(path: &str, file_bytes: u64, purge_bytes: u64) -> Config {
     Config {
         dir: path.to_owned(),
@@ -322,18 +301,20 @@ pub fn config(path: &str, file_bytes: u64, purge_bytes: u64) -> Config {
     }
 }
 
-/// A log that was opened, and what had happened to it.
+/// An opened log, and damage that was found.
 pub struct Opened<B: FileSystem> {
     pub engine: Arc<Engine<B>>,
     /// Number of this opening, from 1 on.
     pub log: u64,
     /// What was found damaged, and what was done about it.
     pub damage: Option<String>,
+    /// Why all memberships are retired, until the owner has given the store up.
+    pub retirement: Option<String>,
     pub was_damaged: bool,
 }
 
-/// Opens the log over the file system that `base` makes: once, and once more when raft-engine refuses what is
-/// there. No file was ever meant to take less than `full_bytes`.
+/// Opens the log over the file system that `base` makes. When raft-engine refuses the files they are quarantined and it
+/// is opened again. Every full file has at least `full_bytes`.
 pub fn open_directory<B: FileSystem>(
     config: &Config,
     full_bytes: u64,
@@ -346,28 +327,36 @@ pub fn open_directory<B: FileSystem>(
         damage::check_lock(directory).and_then(|()| log_files::remove_unbegun(directory)).map_err(io)?;
     }
     if let Some(found) = damage::find(directory, full_bytes)? {
-        damage = Some(salvage::put_aside(directory, &found).map_err(io)?);
+        damage = Some(quarantine::quarantine(directory, &found).map_err(io)?);
     }
     let engine = match open_engine(config, base().map_err(io)?) {
         Err(Fault::LogCorrupt(what)) => {
-            // Damage that only raft-engine sees, or that leaves no meaning in what is before it.
+            // Damage that only raft-engine finds, or that makes the log before it useless.
             let found = Damage {
                 what: format!("the log in {} does not fit together ({what})", config.dir),
                 place: Place::Everything,
+                is_earlier: true,
             };
-            damage = Some(salvage::put_aside(directory, &found).map_err(io)?);
+            damage = Some(quarantine::quarantine(directory, &found).map_err(io)?);
             open_engine(config, base().map_err(io)?)?
         }
         opened => opened?,
     };
-    if let Some(seen) = salvage::marked(directory).map_err(io)? {
-        put_in_doubt(&engine).map_err(Fault::HostPoisoned)?;
-        salvage::unmark(directory).map_err(io)?;
-        damage.get_or_insert(seen);
+    let mut retirement = None;
+    if let Some((member_state, seen)) = quarantine::pending_member_state(directory).map_err(io)? {
+        lower_member_states(&engine, member_state).map_err(Fault::HostPoisoned)?;
+        if member_state == MemberState::Retired {
+            // The file stays until the owner has given the store up.
+            retirement = Some(seen);
+        } else {
+            quarantine::clear_pending_member_state(directory).map_err(io)?;
+            damage.get_or_insert(seen);
+        }
     }
     sync_names(directory).map_err(io)?;
-    let was_damaged = salvage::keeps_aside(directory).map_err(io)?;
-    Ok(Opened { engine: Arc::new(engine), log: OPENED.fetch_add(1, Ordering::Relaxed), damage, was_damaged })
+    let was_damaged = quarantine::has_files(directory).map_err(io)?;
+    let log = OPENED.fetch_add(1, Ordering::Relaxed);
+    Ok(Opened { engine: Arc::new(engine), log, damage, retirement, was_damaged })
 }
 
 fn open_engine<B: FileSystem>(config: &Config, base: B) -> Result<Engine<B>, Fault> {
@@ -377,24 +366,26 @@ fn open_engine<B: FileSystem>(config: &Config, base: B) -> Result<Engine<B>, Fau
         .map_err(open_fault)
 }
 
-/// Writes down that every group may have lost what it had synced. What does not fit together any more is dropped: where older
-/// files were rewritten, a group may have lost a snapshot and kept the entries behind it. Its member begins anew, in doubt.
-/// Nothing is read for that: a disk that fails for a moment costs no group.
-fn put_in_doubt<B: FileSystem>(engine: &Engine<B>) -> Result<(), String> {
+/// Writes the member state of all members after damage. A group whose records do not fit together is dropped: a rewrite
+/// of older files may have lost its snapshot and kept the entries after it. No entry is read, so a transient read error
+/// costs no group.
+fn lower_member_states<B: FileSystem>(engine: &Engine<B>, member_state: MemberState) -> Result<(), String> {
     let mut batch = LogBatch::default();
-    for group in engine.raft_groups() {
+    for group in engine.raft_groups().into_iter().filter(|group| *group != MARKER_GROUP) {
         let stored = load_group(engine, group).ok().flatten();
-        let fitting = stored.filter(|stored| birth::check_stored(group, stored).is_ok());
+        let fitting = stored.filter(|stored| bootstrap::check_stored(group, stored).is_ok());
         let op = match fitting {
-            Some(stored) => Op::Identity { group, member: stored.member, standing: Standing::Doubtful },
+            Some(stored) if stored.member_state == MemberState::Retired => continue,
+            Some(stored) => Op::Identity { group, member: stored.member, member_state },
             None => Op::Destroy { group },
         };
-        add(&mut batch, engine, op).map_err(|e| one_line(&e.to_string()))?;
+        add(&mut batch, engine, op)?;
     }
+    begin_write_group(engine)?;
     engine.write(&mut batch, true).map(|_| ()).map_err(|e| one_line(&e.to_string()))
 }
 
-/// Old files are kept for use again, but not much of a small file system: what is dropped there has to make room.
+/// The purge threshold: less on a small file system, where old files must make room.
 fn purge_threshold(directory: &Path) -> Result<u64, Fault> {
     let io = |e: std::io::Error| Fault::HostPoisoned(e.to_string());
     fs::create_dir_all(directory).map_err(io)?;
@@ -409,8 +400,8 @@ fn purge_threshold(directory: &Path) -> Result<u64, Fault> {
     Ok(PURGE_BYTES.min(found.f_blocks * found.f_frsize / 32).max(PURGE_BYTES_MIN))
 }
 
-/// Makes the names of the directory and of its first file durable: raft-engine does that only for the files that follow,
-/// and a power cut could take the first one with all that was synced in it.
+/// Makes the names of the directory and of its first file durable. raft-engine does that only for later files, so a
+/// power cut could remove the first one with synced entries.
 fn sync_names(directory: &Path) -> std::io::Result<()> {
     let directory = directory.canonicalize()?;
     directory.ancestors().take(3).try_for_each(|path| File::open(path)?.sync_all())
@@ -428,7 +419,7 @@ fn open_fault(error: raft_engine::Error) -> Fault {
     }
 }
 
-/// Runs until the queue is closed or a write fails; whether all writes were good.
+/// Runs until the queue is closed or a write fails. Returns whether all writes succeeded.
 fn write_loop<B: FileSystem>(engine: &Engine<B>, queue: &Receiver<Job>, outcome: &Outcome, directory: &Path) -> bool {
     let mut carried = None;
     while let Some(first) = carried.take().or_else(|| queue.recv().ok()) {
@@ -439,23 +430,23 @@ fn write_loop<B: FileSystem>(engine: &Engine<B>, queue: &Receiver<Job>, outcome:
     true
 }
 
-/// Reads old entries for followers, one read after the other: readers of the past must not crowd out the log's writes.
+/// Reads old entries for followers, one read at a time, so that reads do not starve the log's writes.
 fn fetch_loop<B: FileSystem>(reader: &EngineReader<B>, queue: &Receiver<Fetch>, outcome: &Outcome) {
     while let Ok(fetch) = queue.recv() {
         fetch_one(reader, fetch, outcome);
     }
 }
 
-/// One read and its report.
+/// Does one read and reports it.
 pub fn fetch_one<B: FileSystem>(reader: &EngineReader<B>, fetch: Fetch, outcome: &Outcome) {
     let Fetch { group, low, high, max_bytes, .. } = fetch;
     let entries = catch_unwind(AssertUnwindSafe(|| reader.entries(group, low, high, max_bytes)))
-        .unwrap_or_else(|panic| Err(panic_text(&*panic)));
+        .unwrap_or_else(|panic| Err(ReadError::Failed(panic_text(&*panic))));
     outcome.fetched().push(Fetched { fetch, entries });
-    outcome.wake.signal();
+    outcome.done.signal();
 }
 
-/// One write and its report; whether it was good.
+/// Does one write and reports it. Returns whether it succeeded.
 pub fn write_and_report<B: FileSystem>(
     engine: &Engine<B>,
     first: Job,
@@ -472,71 +463,52 @@ pub fn write_and_report<B: FileSystem>(
     is_good
 }
 
-/// The file that is being written, for people.
+/// The file that is being written, for error texts.
 fn written_file(directory: &Path) -> String {
     let newest = damage::numbered_files(directory, damage::SUFFIX).ok().and_then(|files| files.last().cloned());
     newest.map_or(directory.display().to_string(), |(_, path)| path.display().to_string())
 }
 
-/// Writes `first` and what fits behind it from the queue; a job that must stand alone is carried over.
+/// Writes `first` and the next jobs of the queue as one write group. A job that must be written alone is carried over.
 fn write_one<B: FileSystem>(
     engine: &Engine<B>,
     first: Job,
     queue: &Receiver<Job>,
     carried: &mut Option<Job>,
 ) -> Result<u64, String> {
-    let mut sheaf = Sheaf::default();
+    let mut write_group = WriteGroup::default();
     let mut sequence = first.sequence;
     let alone = stands_alone(&first);
-    sheaf.add(engine, first.ops)?;
-    while !alone && sheaf.bytes() < MERGE_BYTES_MAX {
+    write_group.add(engine, first.ops)?;
+    while !alone && write_group.bytes() < MERGE_BYTES_MAX {
         let Ok(next) = queue.try_recv() else { break };
         if stands_alone(&next) {
             *carried = Some(next);
             break;
         }
         sequence = next.sequence;
-        sheaf.add(engine, next.ops)?;
+        write_group.add(engine, next.ops)?;
     }
-    sheaf.write(engine)?;
+    write_group.write(engine)?;
     Ok(sequence)
 }
 
-/// A write that destroys a group is not merged with others, so that a group made anew is never cleaned with the old one.
+/// Whether a job destroys a group. It is written alone, so that a new group under the same id is not cleaned with it.
 fn stands_alone(job: &Job) -> bool {
     job.ops.iter().any(|op| matches!(op, Op::Destroy { .. }))
 }
 
-pub fn add<B: FileSystem>(batch: &mut LogBatch, engine: &Engine<B>, op: Op) -> raft_engine::Result<()> {
-    match op {
-        Op::Identity { group, member, standing } => {
-            batch.put(group, KEY_IDENTITY.to_vec(), encode_identity(member, standing))
-        }
-        Op::HardState { group, state } => batch.put_message(group, KEY_HARD_STATE.to_vec(), &state),
-        Op::Snapshot { group, snapshot, drop_to } => {
-            batch.add_command(group, Command::Compact { index: drop_to });
-            batch.put_message(group, KEY_SNAPSHOT.to_vec(), &snapshot)
-        }
-        Op::Entries { group, entries } => batch.add_entries::<EntryOf>(group, &entries),
-        Op::Destroy { group } => {
-            // What the same write put before must go too: write it out first.
-            engine.write(batch, true)?;
-            batch.add_command(group, Command::Clean);
-            engine.write(batch, true).map(|_| ())
-        }
-    }
-}
-
-/// Removes files that hold nothing live; whether that worked. raft-engine's hints (groups to compact) are not followed here:
-/// compaction is a committed decision of each group's owner; a group that is never compacted is rewritten at the tenth hint.
+/// Removes files without live entries; returns whether that succeeded. raft-engine's hints (groups to compact) are
+/// ignored: compaction is a committed decision of each group's owner. Entries of a group that is never compacted are
+/// rewritten at the tenth hint.
 pub fn purge<B: FileSystem>(engine: &Engine<B>) -> bool {
     matches!(catch_unwind(AssertUnwindSafe(|| engine.purge_expired_files())), Ok(Ok(_)))
 }
 
-/// Purges when the log dropped something. Without that there is nothing to free, and raft-engine would only count the purges
-/// after which it writes live entries once more.
+/// Purges after the log dropped entries. More purges would free nothing, and raft-engine would only rewrite live
+/// entries sooner, because it counts purges.
 fn purge_loop<B: FileSystem>(engine: &Engine<B>, told: &Receiver<()>) {
-    let mut again = Some(PURGE_AGAIN); // for what an earlier life of the host left
+    let mut again = Some(PURGE_AGAIN); // for what an earlier incarnation of the host left
     loop {
         let heard = match again {
             Some(limit) => told.recv_timeout(limit),
@@ -555,7 +527,7 @@ fn purge_loop<B: FileSystem>(engine: &Engine<B>, told: &Receiver<()>) {
     }
 }
 
-/// Lets more come for a purge delay; false when the log closes.
+/// Waits for a purge delay; false when the log closes.
 fn gather(told: &Receiver<()>) -> bool {
     let until = Instant::now() + PURGE_DELAY;
     loop {

@@ -6,22 +6,20 @@ use std::sync::Arc;
 use raft::eraftpb::Entry;
 use raft_engine::env::FileSystem;
 
-use crate::engine_log::{Engine, EntryOf};
-use crate::errors::one_line;
+use crate::engine::{Engine, EntryOf};
+use crate::errors::{one_line, ReadError};
 use crate::log::LogReader;
 
-/// Begins what is said of bytes that are not what was written; others look for these words.
-const DAMAGED: &str = "the log is damaged";
 const READ_ATTEMPTS: u32 = 3;
 
 thread_local! {
-    /// The log that this thread has read.
+    /// The log that this thread reads.
     static READ_HERE: Cell<u64> = const { Cell::new(0) };
 }
 
-/// raft-engine keeps the block that a thread read last, under its place and not under its log: a thread that has read one
-/// log would be given that one's block for the same place in another. So a thread reads one log only, and for any other
-/// one a thread is made: another mesh after the first, and every log of a simulation but one.
+/// raft-engine caches the last block of a thread by its place in the log, but not by the log. A thread that reads two
+/// logs could get a block of the wrong one. So a thread reads one log only, and a new thread reads any other: for a
+/// second mesh in one process, and for all logs of a simulation but one.
 pub fn apart<R: Send>(log: u64, read: impl FnOnce() -> R + Send) -> R {
     if READ_HERE.get() == 0 {
         READ_HERE.set(log);
@@ -41,7 +39,7 @@ pub struct EngineReader<B: FileSystem> {
 }
 
 impl<B: FileSystem> LogReader for EngineReader<B> {
-    fn entries(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, String> {
+    fn entries(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, ReadError> {
         apart(self.log, || self.read(group, low, high, max_bytes))
     }
 }
@@ -52,7 +50,7 @@ impl<B: FileSystem> EngineReader<B> {
         EngineReader { engine, log }
     }
 
-    fn read(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, String> {
+    fn read(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, ReadError> {
         let limit = usize::try_from(max_bytes).ok().filter(|bytes| *bytes < u32::MAX as usize);
         let mut attempts = 1;
         loop {
@@ -61,8 +59,8 @@ impl<B: FileSystem> EngineReader<B> {
                 Ok(_) => return Ok(found),
                 // The purge may move an entry and reuse its file between the look-up and the read: look it up again.
                 Err(_) if attempts < READ_ATTEMPTS => attempts += 1,
-                Err(raft_engine::Error::Corruption(why)) => return Err(one_line(&format!("{DAMAGED}: {why}"))),
-                Err(error) => return Err(one_line(&error.to_string())),
+                Err(raft_engine::Error::Corruption(why)) => return Err(ReadError::Corrupt(one_line(&why))),
+                Err(error) => return Err(ReadError::Failed(one_line(&error.to_string()))),
             }
         }
     }

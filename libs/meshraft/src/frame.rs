@@ -1,4 +1,4 @@
-//! Frames between nodes: messages of many groups for one peer and class, one after the other.
+//! Frames between nodes: Raft messages of many groups for one peer and class.
 //!
 //! Layout: version (1 byte, 1), then per message: group (u64), length (u32), an `eraftpb.Message`. Network byte order.
 //! No checksum: the overlay below has one. Bounds are checked here, meaning in `admission`.
@@ -29,8 +29,8 @@ pub struct Frame {
     pub data: Vec<u8>,
 }
 
-/// The class of a message. An append without entries follows the entries that it refers to (`behind_bulk`): overtaking
-/// them it would be refused as a gap, and the leader would fall back to probing.
+/// The class of a message. An append without entries follows the entries before it in the bulk class (`behind_bulk`).
+/// If it overtook them it would be rejected as a gap, and the leader would fall back to probing.
 pub fn class_of(message: &Message, behind_bulk: bool) -> u8 {
     match message.get_msg_type() {
         MessageType::MsgSnapshot => CLASS_BULK,

@@ -1,6 +1,11 @@
-//! One group: a raft-rs node over its store, and the calls on it that come from outside.
+//! One group: a raft-rs node over its store, and the calls on it.
 //!
-//! The loop that turns raft-rs's Ready into writes, messages and committed entries is in `ready`.
+//! `group::ready` turns raft-rs's Ready into writes, messages and committed entries.
+
+mod log_transfer;
+mod quiescence;
+mod ready;
+mod recovery;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -8,110 +13,83 @@ use std::sync::Arc;
 use bytes::Bytes;
 use protobuf::RepeatedField;
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
-use raft::{ProgressState, RawNode, SnapshotStatus, StateRole, INVALID_ID};
+use raft::{RawNode, SnapshotStatus, StateRole, INVALID_ID};
 
 use crate::admission;
-use crate::bookmark;
-use crate::canvass::{is_share, Canvass};
-use crate::conf::Change;
+use crate::applied_state;
+use crate::conf::{Change, ConfAt};
 use crate::config::GroupSettings;
-use crate::doubt::{Cases, Goal, Verified};
-use crate::electorate::WHOEVER;
-use crate::errors::Fault;
-use crate::grants::{is_grant, is_refusal, take_request, Grants};
-use crate::log::{Op, Standing};
+use crate::errors::{Closed, Fault};
+use crate::log::{MemberState, Op};
+use crate::probation::{take_goal, Probation, ProbationTracker};
+use crate::quiescence::Quiescence;
+use crate::read_index::ReadIndex;
 use crate::reader::Span;
-use crate::ready::{Held, Installed};
-use crate::sleep::Sleep;
+use crate::recovery::Attested;
+use crate::sent_snapshots::SentSnapshots;
 use crate::snapshot;
 use crate::store::Store;
 use crate::timeouts::Timeouts;
+use crate::turn::{Installed, PendingWrite};
+use crate::votes::{self, is_grant, LoneVoter, VoteRequest, VoteTally};
 
-/// Reads that may wait for a quorum at once; past it the caller is told to slow down.
+/// Reads that may wait for a quorum at once; past it a read meets Backpressure.
 const PENDING_READS_MAX: usize = 4096;
-/// A lost snapshot is sent again after this many election timeouts, doubling each time: it may just be slow.
-const SNAPSHOT_PATIENCE: u64 = 2;
-const SNAPSHOT_PATIENCE_MAX: u64 = 256;
 
-/// The configuration from an index on.
-#[derive(Debug, Clone)]
-pub struct ConfAt {
-    pub index: u64,
-    pub conf: ConfState,
-}
-
-/// Ids from these on are not known to the caller.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct KnownIds {
-    pub members: u64,
-    pub nodes: u64,
-}
-
-/// A snapshot on its way to a member.
-#[derive(Debug, Clone, Copy)]
-pub struct Sent {
-    pub at_tick: u64,
-    pub patience: u64,
-}
-
+/// One group. Parts with rules of their own are structs that do not know the group.
 pub struct Group {
     pub id: u64,
     pub member: u64,
-    /// Full, unless the disk may be one that lost votes and entries that others count on.
-    pub standing: Standing,
-    /// The write that makes it full, if it was blank.
-    pub full_since: u64,
-    /// Members that the caller names: all that are in the group or on their way, as far as it knows.
-    pub named: Vec<u64>,
-    /// Members and nodes with smaller ids are known to the caller: whom it does not name is out.
-    pub known: KnownIds,
-    /// Nodes of which the caller knows that each has some member.
-    pub nodes: Vec<u64>,
-    pub grants: Grants,
-    pub canvass: Canvass,
-    pub goal: Option<Goal>,
-    pub verified: Verified,
-    pub cases: Cases,
+    pub member_state: MemberState,
+    /// The write that records the full member state, if the member was blank.
+    pub full_since_write: u64,
+    pub probation: Probation,
+    /// The attestation of an operator, until the log records it.
+    pub attested: Option<Attested>,
+    /// At the leader: members on probation.
+    pub probation_tracker: ProbationTracker,
+    pub vote_tally: VoteTally,
+    pub lone_voter: LoneVoter,
+    /// A lone voter campaigns as soon as its log is durable.
+    pub is_campaign_due: bool,
     /// Messages that do not come from raft-rs.
-    pub notices: Vec<Message>,
+    pub own_messages: Vec<Message>,
     pub settings: GroupSettings,
     pub node: RawNode<Store>,
     pub timeouts: Timeouts,
-    /// Where each member lives.
+    /// The node of each member.
     pub peers: BTreeMap<u64, u64>,
     /// Configurations from the snapshot's index on, so that a compaction can name the one at its index.
     pub confs: Vec<ConfAt>,
-    /// Writes under way and what waits for them, oldest first.
-    pub held: VecDeque<Held>,
-    /// A snapshot from the leader that is not durable yet: until it is, elections and applies must wait.
+    /// Writes in progress and the messages that wait for them, oldest first.
+    pub pending_writes: VecDeque<PendingWrite>,
+    /// A snapshot from the leader that is not durable yet. Elections and applies wait for it.
     pub installing: Option<Installed>,
-    /// The index of the snapshot to be installed that names this member only because raft-rs wants that.
-    pub joined_at: u64,
+    /// The index of the pending snapshot whose configuration this member was added to: see `add_self_to_snapshot`.
+    pub self_added_at: u64,
     pub hard: HardState,
     pub hard_unwritten: bool,
     /// The newest term that is durable here.
     pub durable_term: u64,
     pub applied: u64,
-    /// The newest commit index that the followers were told for its own sake.
-    pub commit_told: u64,
-    /// Proposals that were numbered and are stepped together.
+    /// The newest commit index that `broadcast_commit` sent.
+    pub commit_broadcast: u64,
+    /// Proposals that have an index and are stepped together.
     pub proposals: Vec<Entry>,
     pub proposal_bytes: u64,
-    /// Read points that wait for the applied index: (index, token).
-    pub reads: Vec<(u64, u64)>,
-    pub read_count: u64,
-    /// Differs between any two openings of the group: an answer to a read of an earlier one is old, and must answer no other.
-    pub life: u64,
-    pub snapshots_sent: BTreeMap<u64, Sent>,
-    pub role_told: (StateRole, bool, u64, u64),
+    pub reads: ReadIndex,
+    /// Differs between any two openings of the group: a response to a read of an earlier one must not answer a new one.
+    pub incarnation: u64,
+    pub sent_snapshots: SentSnapshots,
+    pub role_reported: (StateRole, bool, u64, u64),
     pub ticks: u64,
     /// Tick at which each member was last heard.
     pub heard: BTreeMap<u64, u64>,
     pub leader_heard: u64,
     pub releases_early: bool,
-    /// What readers on other threads may see.
+    /// The entries that readers on other threads may read.
     pub span: Arc<Span>,
-    pub sleep: Sleep,
+    pub quiescence: Quiescence,
 }
 
 impl Group {
@@ -123,8 +101,8 @@ impl Group {
         self.node.raft.state == StateRole::Leader
     }
 
-    /// Whether a snapshot was taken that is not durable yet. Raft-rs has its configuration already.
-    fn is_installing(&self) -> bool {
+    /// Whether a snapshot is being installed. raft-rs has its configuration already.
+    pub fn is_installing(&self) -> bool {
         self.installing.is_some() || self.node.raft.raft_log.unstable.snapshot.is_some()
     }
 
@@ -139,18 +117,18 @@ impl Group {
 
     pub fn has_work(&self) -> bool {
         !self.proposals.is_empty()
-            || !self.notices.is_empty()
-            || self.canvass.is_due && self.held.is_empty()
+            || !self.own_messages.is_empty()
+            || self.is_campaign_due && self.pending_writes.is_empty()
             || self.node.has_ready()
-            || self.role() != self.role_told
-            || self.read_is_due()
+            || self.role() != self.role_reported
+            || self.reads.is_due(self.applied)
     }
 
     pub fn conf(&self) -> &ConfState {
         &self.confs.last().expect("the snapshot's configuration is always there").conf
     }
 
-    /// Proposals that this leader has taken and no quorum confirmed; those of a lost leadership are not ours any more.
+    /// Bytes of proposals of this leader that no quorum has confirmed. Those of a former leadership do not count.
     pub fn uncommitted_bytes(&self) -> u64 {
         if self.is_leader() {
             self.node.raft.uncommitted_size() as u64 + self.proposal_bytes
@@ -168,18 +146,21 @@ impl Group {
     pub fn tick(&mut self) {
         self.ticks += 1;
         self.flush_proposals();
-        self.give_up_on_snapshots();
-        self.doze();
-        if self.sleep.is_asleep {
+        self.expire_snapshots();
+        self.tick_quiescence();
+        if self.quiescence.is_quiesced {
             return;
         }
-        // An election reads the log from the applied index on, which an uninstalled snapshot has cut off.
-        if self.is_installing() || self.standing == Standing::Blank {
+        // An election reads the log from the applied index on, and a pending snapshot has dropped those entries.
+        if self.is_installing()
+            || self.member_state == MemberState::Retired
+            || self.member_state == MemberState::Blank && self.is_voter()
+        {
             return;
         }
-        if self.is_lone_in_doubt() {
-            self.tick_alone();
-        } else if !self.must_write_first() {
+        if self.is_lone_on_probation() {
+            self.tick_lone_voter();
+        } else if !self.must_persist_first() {
             self.node.tick();
         }
         self.settle_timeout();
@@ -195,7 +176,7 @@ impl Group {
         if self.proposal_bytes + data.len() as u64 > self.settings.max_bytes_per_append {
             self.flush_proposals();
         }
-        // A mark on empty data: without it the entry could not be told from a new leader's first one.
+        // The context tells an empty proposal from the empty first entry of a new leader.
         let mark: &'static [u8] = if data.is_empty() { &[1] } else { &[] };
         let entry = Entry { data, context: Bytes::from_static(mark), ..Entry::default() };
         self.proposal_bytes += entry.data.len() as u64;
@@ -203,7 +184,7 @@ impl Group {
         Ok((self.node.raft.term, self.node.raft.raft_log.last_index() + self.proposals.len() as u64))
     }
 
-    /// Steps the proposals that were numbered. Must run before anything else may change the log or the leadership.
+    /// Steps the proposals that have an index. Must run before anything may change the log or the leadership.
     pub fn flush_proposals(&mut self) {
         if self.proposals.is_empty() {
             return;
@@ -245,12 +226,13 @@ impl Group {
 
     pub fn campaign(&mut self) -> Result<(), Fault> {
         // raft-rs would let a member without a vote elect itself in an empty configuration, and panic.
-        if !self.is_voter() || self.is_installing() || self.standing == Standing::Blank {
+        let may_stand = matches!(self.member_state, MemberState::Full | MemberState::Probation);
+        if !self.is_voter() || self.is_installing() || !may_stand {
             return Err(Fault::BadArgument("only a voter can campaign".into()));
         }
         self.flush_proposals();
-        if self.is_lone_in_doubt() || self.must_write_first() {
-            self.canvass.is_due = true;
+        if self.is_lone_on_probation() || self.must_persist_first() {
+            self.is_campaign_due = true;
             return Ok(());
         }
         let campaigned = self.node.campaign();
@@ -263,17 +245,13 @@ impl Group {
         if self.node.raft.pending_read_count() + self.reads.len() >= PENDING_READS_MAX {
             return Err(Fault::Backpressure("too many reads wait for a quorum".into()));
         }
-        // raft-rs drops a request whose context it has already: make it unique over members and restarts of a token.
-        self.read_count += 1;
-        let context = [self.member, self.read_count, token, self.life].map(u64::to_be_bytes).concat();
+        let context = self.reads.context(self.member, token, self.incarnation);
         self.node.read_index(context);
         Ok(())
     }
 
-    /// Takes who the members are, as far as the caller knows, and where they live.
-    pub fn name(&mut self, peers: BTreeMap<u64, u64>, known: KnownIds) {
-        self.known = known;
-        self.named = peers.keys().copied().collect();
+    /// Sets the nodes of members. Members of the configuration that are not named keep theirs.
+    pub fn set_peers(&mut self, peers: BTreeMap<u64, u64>) {
         let conf = self.conf().clone();
         let leader = self.node.raft.leader_id;
         let is_member = |member: &u64| conf.voters.contains(member) || conf.learners.contains(member);
@@ -281,10 +259,11 @@ impl Group {
         self.peers.extend(peers);
     }
 
-    /// Feeds one message from node `peer`.
+    /// Steps one message from node `peer`.
     pub fn step(&mut self, peer: u64, mut message: Message) -> Result<(), Fault> {
-        if message.to & WHOEVER != 0 && asks_for_a_vote(message.get_msg_type()) {
-            message.to = self.member;
+        let is_lost = self.attested.as_ref().is_some_and(|attested| !attested.names(message.from));
+        if self.member_state == MemberState::Retired || is_lost {
+            return Ok(());
         }
         let raft = &self.node.raft;
         let receiver = admission::Receiver { member: self.member, term: raft.term, leader: raft.leader_id };
@@ -296,76 +275,76 @@ impl Group {
         let kind = message.get_msg_type();
         let raft = &self.node.raft;
         if kind == MessageType::MsgHeartbeat
-            && !self.in_doubt()
+            && !self.is_on_probation()
             && message.term >= raft.term
             && message.commit > raft.raft_log.last_index()
         {
-            // The leader names an index that this member once confirmed: its disk lost synced data. raft-rs panics here.
-            panic!("the leader knows entries up to {} of this member, it has lost some", message.commit);
+            // The leader names an index that this member once confirmed. raft-rs would panic here.
+            let why = format!("the leader knows entries up to {} of this member, it has lost some", message.commit);
+            return Err(Fault::LostSyncedData(self.id, why));
         }
-        if kind == MessageType::MsgTimeoutNow && (self.is_installing() || self.standing != Standing::Full) {
+        if kind == MessageType::MsgTimeoutNow && (self.is_installing() || self.member_state != MemberState::Full) {
             return Ok(());
         }
-        // A member that joined lately may lead before its configuration entry is applied here; answers must reach it.
+        // A new member may lead before its configuration entry is applied here, and responses must reach it.
         self.peers.entry(message.from).or_insert(peer);
-        if is_share(&message) {
-            self.heard.insert(message.from, self.ticks);
-            return self.take_share(message);
-        }
-        let Some(request) = take_request(&mut message) else { return Ok(()) };
-        if self.answers_by_itself(&message, request) {
+        let Some(request) = VoteRequest::take(&mut message) else { return Ok(()) };
+        if request.is_refused(&message, self.node.raft.term) {
+            self.own_messages.extend(votes::refusal(&message, self.node.raft.term));
             return Ok(());
         }
-        let is_wide = request.wide != 0;
-        if is_wide && !self.take_wide_request(&mut message) {
+        if starts_election(kind) && self.member_state == MemberState::Blank && !request.is_lone {
             return Ok(());
         }
-        if asks_for_a_vote(kind) && self.standing == Standing::Blank && !is_wide {
+        let named = take_goal(&mut message);
+        if self.is_on_probation() {
+            let report = self.probation.observe(&mut message, named, &self.node.raft, self.incarnation);
+            self.own_messages.extend(report);
+        }
+        self.take_quiesce_context(&mut message);
+        if self.take_status_report(&mut message) {
             return Ok(());
         }
-        self.hear_leader(&mut message);
-        self.take_word(&mut message);
-        if self.take_notice(&mut message) {
-            return Ok(());
-        }
-        let joined = join_snapshot(&mut message, self.member);
+        let joined = add_self_to_snapshot(&mut message, self.member);
         let from = message.from;
         self.heard.insert(from, self.ticks);
-        if is_refusal(&message) && (self.in_doubt() || self.is_candidate()) {
-            // Raft-rs looks at no answer of one that it does not know as a member, also not at its term: it may have been asked widely.
-            self.node.raft.step(message).map_err(|e| Fault::InvalidFrame(e.to_string()))?;
-            self.settle_timeout();
+        if self.is_lone_on_probation() && self.lone_voter.take_response(&mut message, self.incarnation) {
+            self.is_campaign_due = true;
             return Ok(());
         }
-        let counted = if is_grant(&message) { self.weigh_grant(message) } else { vec![message] };
+        if matches!(kind, MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse) {
+            let has_confirmed = kind == MessageType::MsgAppendResponse && !message.reject;
+            self.node.mut_store().async_fetch().note_response(from, has_confirmed);
+        }
+        let counted = if is_grant(&message) { self.count_grant(message) } else { vec![message] };
         let before = self.node.raft.msgs.len();
         for message in counted {
             match self.node.step(message) {
-                // Strays of a former membership or leadership: normal on a network.
+                // Messages of a former membership or leadership: normal on a network.
                 Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
                 Err(e) => return Err(Fault::InvalidFrame(e.to_string())),
             }
         }
-        self.note_joining(joined);
-        if asks_for_a_vote(kind) {
-            self.stamp_grants(before, request.own);
+        self.note_self_added(joined);
+        if starts_election(kind) {
+            self.attach_vote_responses(before, request.incarnation);
         }
-        if self.node.raft.leader_id == from && !asks_for_a_vote(kind) {
+        if self.node.raft.leader_id == from && !starts_election(kind) {
             self.leader_heard = self.ticks;
         }
         self.settle_timeout();
         Ok(())
     }
 
-    /// Notes that the snapshot at index `joined` was made to name this member, if raft-rs takes it.
-    pub fn note_joining(&mut self, joined: Option<u64>) {
+    /// Notes that this member was added to the snapshot at index `joined`, if raft-rs accepted it.
+    fn note_self_added(&mut self, joined: Option<u64>) {
         let pending = self.node.raft.raft_log.unstable.snapshot.as_ref().map(|snapshot| snapshot.get_metadata().index);
         if joined.is_some() && joined == pending {
-            self.joined_at = pending.unwrap_or_default();
+            self.self_added_at = pending.unwrap_or_default();
         }
     }
 
-    /// Stores the application's state at `index` and forgets the entries up to it.
+    /// Stores the application's state at `index` and drops the entries up to it.
     pub fn compact(&mut self, index: u64, data: &[u8], ops: &mut Vec<Op>) -> Result<(), Fault> {
         self.flush_proposals();
         let current = self.node.store().snapshot_index();
@@ -377,10 +356,10 @@ impl Group {
         let at = self.confs.partition_point(|conf| conf.index <= index) - 1;
         let built = snapshot::build(index, term, &self.confs[at].conf, &self.peers, data);
         self.confs.drain(..at);
-        // All that is kept of the group beside its entries is written anew: one old key would hold back every file after it.
-        ops.push(Op::Identity { group: self.id, member: self.member, standing: self.standing });
+        // All records of the group are written again: one old record would keep every later log file from the purge.
+        ops.push(Op::Identity { group: self.id, member: self.member, member_state: self.member_state });
         ops.push(Op::Snapshot { group: self.id, snapshot: built.clone(), drop_to: index + 1 });
-        // The commit index on disk must not stay behind the snapshot's.
+        // The commit index on disk must not be below the snapshot's.
         ops.push(Op::HardState { group: self.id, state: self.hard.clone() });
         self.hard_unwritten = false;
         self.node.mut_store().compact(built);
@@ -388,72 +367,57 @@ impl Group {
         Ok(())
     }
 
-    /// What the group needs to be opened at its applied index; none while a snapshot is on its way to the disk.
-    pub fn bookmark(&self) -> Option<Bytes> {
+    /// The encoded applied state; None while a snapshot is being installed.
+    pub fn applied_state(&self) -> Option<Bytes> {
         let term = self.node.store().term_at(self.applied)?;
         (self.installing.is_none() && self.applied > 0)
-            .then(|| bookmark::encode(self.applied, term, &self.peers, &self.confs))
+            .then(|| applied_state::encode(self.applied, term, &self.peers, &self.confs))
     }
 
-    /// Tells readers on other threads what can be read.
+    /// Updates the entries that readers on other threads may read.
     pub fn show_readers(&self) {
         self.span.set(self.node.store().first(), self.applied);
     }
 
-    /// What has to be written before the group is let go.
-    pub fn parting_ops(&mut self) -> Vec<Op> {
+    /// The ops that must be written before the group is closed.
+    pub fn closing_ops(&mut self) -> Vec<Op> {
         if !std::mem::take(&mut self.hard_unwritten) {
             return Vec::new();
         }
         vec![Op::HardState { group: self.id, state: self.hard.clone() }]
     }
 
-    pub fn note_snapshot_sent(&mut self, to: u64) {
-        let first = SNAPSHOT_PATIENCE * self.settings.election_ticks as u64;
-        let limit = SNAPSHOT_PATIENCE_MAX * self.settings.election_ticks as u64;
-        let at_tick = self.ticks;
-        let sent = self.snapshots_sent.entry(to).or_insert(Sent { at_tick, patience: first / 2 });
-        *sent = Sent { at_tick, patience: (sent.patience * 2).min(limit) };
-    }
-
-    /// Ends the probation of a member that began blank. What it applied in its leader's own term comes after all that was
-    /// committed before, and so after whatever it may have confirmed and lost (Ongaro's thesis §11.7.2; PAR, FAST 2018).
+    /// Makes a blank member full once it has applied an entry of its leader's own term. That entry comes after every
+    /// entry that was committed before, and so after all that the member may have confirmed and lost (Ongaro's thesis
+    /// §11.7.2; PAR, FAST 2018).
     ///
-    /// Whoever promotes it counts on that, so it tells what it knows to be committed only when a crash cannot undo it.
-    pub fn earn_vote(&mut self, sequence: u64, ops: &mut Vec<Op>) {
+    /// A leader promotes the member because of the commit index that it reports, so it reports one only when the record
+    /// is durable.
+    pub fn end_blank(&mut self, sequence: u64, ops: &mut Vec<Op>) {
         let raft = &self.node.raft;
         let follows = raft.leader_id != INVALID_ID && raft.leader_id != self.member;
-        if self.standing == Standing::Blank && follows && self.node.store().term_at(self.applied) == Some(raft.term) {
-            self.standing = Standing::Full;
-            self.full_since = sequence;
-            ops.push(Op::Identity { group: self.id, member: self.member, standing: Standing::Full });
+        if self.member_state == MemberState::Blank
+            && follows
+            && self.node.store().term_at(self.applied) == Some(raft.term)
+        {
+            self.member_state = MemberState::Full;
+            self.full_since_write = sequence;
+            ops.push(Op::Identity { group: self.id, member: self.member, member_state: MemberState::Full });
         }
     }
 
-    fn read_is_due(&self) -> bool {
-        self.reads.iter().any(|(index, _)| *index <= self.applied)
+    /// Why the group closes after a panic in a call on it.
+    pub fn panic_reason(&self) -> Closed {
+        if self.node.store().is_corrupt() {
+            Closed::Corrupt
+        } else {
+            Closed::Panicked
+        }
     }
 
-    /// A snapshot frame may be lost, and raft-rs waits for it for ever: after a while it is reported as failed.
-    fn give_up_on_snapshots(&mut self) {
-        if self.snapshots_sent.is_empty() {
-            return;
-        }
-        if !self.is_leader() {
-            self.snapshots_sent.clear();
-            return;
-        }
-        let ticks = self.ticks;
-        let progress = self.node.raft.prs();
-        let state = |to: &u64| progress.get(*to).map(|p| p.state);
-        self.snapshots_sent.retain(|to, _| state(to).is_some_and(|s| s != ProgressState::Replicate));
-        let lost: Vec<u64> = self
-            .snapshots_sent
-            .iter()
-            .filter(|(to, sent)| state(to) == Some(ProgressState::Snapshot) && ticks - sent.at_tick >= sent.patience)
-            .map(|(to, _)| *to)
-            .collect();
-        for member in lost {
+    /// Reports snapshots that may be lost as failed: raft-rs would wait for ever.
+    fn expire_snapshots(&mut self) {
+        for member in self.sent_snapshots.lost(&self.node.raft, self.ticks) {
             self.node.report_snapshot(member, SnapshotStatus::Failure);
         }
     }
@@ -474,15 +438,15 @@ impl Group {
     }
 }
 
-fn asks_for_a_vote(kind: MessageType) -> bool {
+fn starts_election(kind: MessageType) -> bool {
     use MessageType::{MsgRequestPreVote, MsgRequestVote, MsgTimeoutNow};
     matches!(kind, MsgRequestPreVote | MsgRequestVote | MsgTimeoutNow)
 }
 
-/// Makes the receiver a learner of a snapshot that is older than its own joining; returns its index if it had to. raft-rs expects
-/// snapshots of the present and refuses one that does not name the receiver; ours are of the log's floor, and the entry that
-/// adds the receiver follows. When it is installed the receiver is taken out again (`Group::install`).
-pub fn join_snapshot(message: &mut Message, member: u64) -> Option<u64> {
+/// Adds this member as a learner to a snapshot from before it was added; returns the snapshot's index if it had to.
+/// raft-rs refuses a snapshot that does not name the receiver. Our snapshots are of the log's floor, and the entry that
+/// adds the receiver comes later. `Group::install` removes it from the configuration again.
+pub fn add_self_to_snapshot(message: &mut Message, member: u64) -> Option<u64> {
     if message.get_msg_type() != MessageType::MsgSnapshot {
         return None;
     }

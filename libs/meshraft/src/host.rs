@@ -1,10 +1,10 @@
-//! Many groups over one log: the driver, in plain Rust. The Python class over it is in `python`.
+//! The driver: many groups over one log, in plain Rust. The Python class over it is in `python`.
 //!
-//! Each call on a group runs under `catch_unwind`: raft-rs panics on what it takes for impossible and is half changed
-//! then, so the group is dropped, told about once, and can be rebuilt from the log. The others go on.
+//! Each call on a group runs under `catch_unwind`. raft-rs panics on input that it takes for impossible and is half
+//! changed then, so the group is closed, reported once, and can be reopened from the log. The other groups go on.
 
-mod feeding;
-mod sleeping;
+mod log_transfer;
+mod quiescence;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -13,24 +13,24 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::birth::{self, Founders, Surroundings};
+use crate::bootstrap::{self, HostContext, InitialMembers};
 use crate::conf;
 use crate::config::GroupSettings;
-use crate::errors::{one_line, panic_text, Fault};
-use crate::feed::Feed;
+use crate::errors::{one_line, panic_text, Closed, Fault};
 use crate::frame::{self, Frame, Outgoing};
-use crate::group::{Group, KnownIds};
+use crate::group::Group;
 use crate::log::{Log, Op};
+use crate::log_transfer::LogTransfer;
+use crate::quiescence::{QuiescedGroups, WakeCause};
 use crate::reader::Reads;
-use crate::ready::{as_committed, Committed, Installed, RoleChange, Turn};
 use crate::sim_log::{SimDisk, SimLog};
-use crate::sleep::{Cause, Dormitory};
+use crate::turn::{as_committed, Committed, Installed, RoleChange, Turn};
 
-/// Entries kept in memory past need, over all groups.
+/// Cached entries over all groups.
 const TAIL_BYTES_MAX: usize = 32 << 20;
-/// Proposals that no quorum has yet, over all groups that are led here: a bound per group alone would let a hundred of
-/// them take gigabytes. Past it a group gets its equal share, and one that waits for nothing may always propose, so that
-/// neither slow groups nor greedy ones stop the others.
+/// Uncommitted proposals over all groups that are led here: a bound per group alone would let a hundred groups take
+/// gigabytes. Past it a group gets its equal share, and a group without uncommitted proposals may always propose, so no
+/// group stops the others.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 
 /// What one turn of the host produced.
@@ -41,45 +41,45 @@ pub struct Output {
     pub committed: Vec<Committed>,
     pub roles: Vec<RoleChange>,
     pub reads: Vec<(u64, u64, u64)>,
-    pub closed: Vec<(u64, String)>,
+    pub closed: Vec<(u64, Closed, String)>,
 }
 
 pub struct Host {
     log: Box<dyn Log>,
-    around: Surroundings,
+    context: HostContext,
     reads: Arc<Reads>,
     groups: BTreeMap<u64, Group>,
-    /// Groups that are on the disk, or will be when what was submitted is.
+    /// Groups in the log, those of submitted writes included.
     stored: BTreeSet<u64>,
-    /// Groups dropped after a panic, until they are opened again.
+    /// Groups closed after a panic, until they are opened again.
     poisoned: BTreeMap<u64, String>,
-    closed: Vec<(u64, String)>,
+    closed: Vec<(u64, Closed, String)>,
     dirty: BTreeSet<u64>,
-    /// Groups that do not sleep: only these tick.
+    /// Groups that are not quiesced: only these tick.
     awake: BTreeSet<u64>,
-    dormitory: Dormitory,
-    /// Signs of life, and answers to them, for the next pump.
-    signs: Vec<Outgoing>,
+    quiesced: QuiescedGroups,
+    /// Node heartbeats and their responses, for the next pump.
+    node_heartbeats: Vec<Outgoing>,
     /// (write, group) pairs where the group waits for the write.
     waiting: BTreeSet<(u64, u64)>,
     /// Changes from outside the Ready loop, for the next write.
     ops: Vec<Op>,
     next_write: u64,
     seen_done: u64,
-    /// What `UNCOMMITTED_BYTES_MAX` bounds, or more: counted anew only when it seems to be reached.
+    /// An upper estimate of what `UNCOMMITTED_BYTES_MAX` bounds; it is counted again only when it reaches the bound.
     uncommitted: u64,
-    /// The equal part of it of each group that waits for a quorum, as of the last count.
+    /// The equal share of each group with uncommitted proposals, as of the last count.
     share: u64,
-    feed: Feed,
-    /// What `HELD_BYTES_MAX` bounds, as of the last pump.
-    held: usize,
-    takes_past_bound: bool,
+    transfer: LogTransfer,
+    /// What `UNAPPLIED_BYTES_MAX` bounds, as of the last pump.
+    tail_bytes: usize,
+    may_exceed_tail_bytes: bool,
     failure: Option<String>,
 }
 
 impl Host {
     pub fn new(log: Box<dyn Log>, seed: u64) -> Self {
-        let around = Surroundings {
+        let context = HostContext {
             seed,
             reader: log.reader(),
             releases_early: log.releases_early(),
@@ -88,25 +88,25 @@ impl Host {
         };
         Host {
             stored: log.groups().into_iter().collect(),
-            reads: Reads::new(around.reader.clone()),
+            reads: Reads::new(context.reader.clone()),
             log,
-            around,
+            context,
             groups: BTreeMap::new(),
             poisoned: BTreeMap::new(),
             closed: Vec::new(),
             dirty: BTreeSet::new(),
             awake: BTreeSet::new(),
-            dormitory: Dormitory::new(seed),
-            signs: Vec::new(),
+            quiesced: QuiescedGroups::new(seed),
+            node_heartbeats: Vec::new(),
             waiting: BTreeSet::new(),
             ops: Vec::new(),
             next_write: 1,
             seen_done: 0,
             uncommitted: 0,
             share: UNCOMMITTED_BYTES_MAX,
-            feed: Feed::default(),
-            held: 0,
-            takes_past_bound: true,
+            transfer: LogTransfer::default(),
+            tail_bytes: 0,
+            may_exceed_tail_bytes: true,
             failure: None,
         }
     }
@@ -119,9 +119,20 @@ impl Host {
         }
     }
 
-    /// What was found damaged in the log when it was opened.
+    /// The damage that was found when the log was opened.
     pub fn damage(&self) -> Option<String> {
         self.log.damage()
+    }
+
+    /// Why all memberships in the log are retired. The owner must give the store up.
+    pub fn retirement(&self) -> Option<String> {
+        self.log.retirement()
+    }
+
+    /// The owner has given the store up, durably: `retirement` returns None from now on.
+    pub fn forget_retirement(&mut self) -> Result<(), Fault> {
+        self.check()?;
+        self.log.forget_retirement().map_err(Fault::HostPoisoned)
     }
 
     pub fn stored_groups(&self) -> Result<Vec<u64>, Fault> {
@@ -134,7 +145,7 @@ impl Host {
         group: u64,
         member: u64,
         peers: BTreeMap<u64, u64>,
-        founders: &Founders,
+        initial: &InitialMembers,
         settings: GroupSettings,
     ) -> Result<(), Fault> {
         self.check()?;
@@ -142,11 +153,12 @@ impl Host {
             return Err(Fault::GroupExists(group));
         }
         let sequence = self.next_write;
-        let around = &self.around;
-        let (made, ops) = shielded(|| birth::create(around, group, member, peers, founders, settings, sequence))?;
+        let context = &self.context;
+        let (new_group, ops) =
+            shielded(|| bootstrap::bootstrap(context, group, member, peers, initial, settings, sequence))?;
         self.ops.extend(ops);
         self.stored.insert(group);
-        self.adopt(made);
+        self.add_group(new_group);
         self.waiting.insert((sequence, group));
         Ok(())
     }
@@ -156,7 +168,7 @@ impl Host {
         group: u64,
         member: u64,
         peers: BTreeMap<u64, u64>,
-        bookmark: Option<Bytes>,
+        applied_state: Option<Bytes>,
         settings: GroupSettings,
     ) -> Result<Installed, Fault> {
         self.check()?;
@@ -167,17 +179,18 @@ impl Host {
             return Err(Fault::UnknownGroup(group));
         }
         self.submit()?;
-        let (log, around, submitted) = (&self.log, &self.around, self.next_write - 1);
-        let (mut made, installed) = shielded(|| {
+        let (log, context, submitted) = (&self.log, &self.context, self.next_write - 1);
+        let (mut new_group, installed) = shielded(|| {
             let stored = log.load(group, submitted)?.ok_or(Fault::UnknownGroup(group))?;
-            birth::reopen(around, group, member, peers, bookmark, stored, settings)
+            bootstrap::reopen(context, group, member, peers, applied_state, stored, settings)
         })?;
         if self.log.peek_completed() < submitted {
-            // What was read may not be durable yet (a simulated disk never waits): say nothing until it is.
-            birth::wait_for(&mut made, submitted);
+            // What was read may not be durable yet, because a simulated disk never waits. Until it is no message is
+            // sent.
+            bootstrap::hold_until_durable(&mut new_group, submitted);
             self.waiting.insert((submitted, group));
         }
-        self.adopt(made);
+        self.add_group(new_group);
         Ok(installed)
     }
 
@@ -187,7 +200,7 @@ impl Host {
             return Ok(());
         }
         let mut closing = self.groups.remove(&group).ok_or(Fault::UnknownGroup(group))?;
-        self.ops.extend(closing.parting_ops());
+        self.ops.extend(closing.closing_ops());
         self.forget(group);
         Ok(())
     }
@@ -204,23 +217,16 @@ impl Host {
         Ok(())
     }
 
-    /// Names the members anew, and where they live. Members of the configuration that are not named stay reachable.
-    pub fn set_peers(&mut self, group: u64, peers: BTreeMap<u64, u64>, known: KnownIds) -> Result<(), Fault> {
+    /// Sets the nodes of members. Members of the configuration that are not named keep theirs.
+    pub fn set_peers(&mut self, group: u64, peers: BTreeMap<u64, u64>) -> Result<(), Fault> {
         self.with(group, |g, _| {
-            g.name(peers, known);
+            g.set_peers(peers);
             Ok(())
         })
     }
 
-    /// Says that each of these nodes has a member of the group: a lone voter in doubt that knows none there does not stand.
-    pub fn know_nodes(&mut self, group: u64, nodes: Vec<u64>) -> Result<(), Fault> {
-        self.with(group, |g, _| {
-            g.nodes = nodes;
-            Ok(())
-        })
-    }
-
-    /// Feeds a frame; returns the groups in it that are not here. Good messages are taken even beside a bad one.
+    /// Steps a frame; returns the groups in it that are not open here. Valid messages are taken even beside an invalid
+    /// one.
     pub fn step(&mut self, peer: u64, data: Bytes) -> Result<Vec<u64>, Fault> {
         self.check()?;
         let mut unknown = BTreeSet::new();
@@ -233,7 +239,7 @@ impl Host {
                     continue;
                 }
             };
-            if self.is_too_much(&message) {
+            if self.exceeds_tail_bytes(&message) {
                 continue;
             }
             match self.step_one(peer, group, message) {
@@ -241,7 +247,7 @@ impl Host {
                     unknown.insert(group);
                 }
                 Err(Fault::InvalidFrame(why)) => invalid = invalid.or(Some(format!("group {group}: {why}"))),
-                // Poisoned: told by the next pump.
+                // A poisoned group is reported by the next pump.
                 Ok(()) | Err(_) => {}
             }
         }
@@ -276,6 +282,11 @@ impl Host {
         self.with(group, |g, _| g.propose_conf_change(change))
     }
 
+    /// Attested recovery: the group goes on with these members alone.
+    pub fn recover(&mut self, group: u64, survivors: &BTreeMap<u64, u64>) -> Result<(), Fault> {
+        self.with(group, |g, _| g.recover(survivors))
+    }
+
     pub fn transfer_leader(&mut self, group: u64, member: u64) -> Result<(), Fault> {
         self.with(group, |g, _| g.transfer_leader(member))
     }
@@ -303,7 +314,7 @@ impl Host {
         if low >= high {
             return Ok(Vec::new());
         }
-        let found = shielded(|| g.node.store().read(low, high, max_bytes).map_err(Fault::LogCorrupt))?;
+        let found = shielded(|| Ok(g.node.store().read(low, high, max_bytes)?))?;
         Ok(found.into_iter().map(|entry| as_committed(group, entry)).collect())
     }
 
@@ -315,15 +326,15 @@ impl Host {
     pub fn has_work(&self) -> bool {
         self.failure.is_none()
             && (!self.dirty.is_empty()
-                || !self.signs.is_empty()
+                || !self.node_heartbeats.is_empty()
                 || !self.ops.is_empty()
                 || !self.closed.is_empty()
-                || self.feed.has_next()
+                || self.transfer.can_grant()
                 || self.log.has_fetched()
                 || self.log.peek_completed() > self.seen_done)
     }
 
-    /// What reads this host's groups from other threads.
+    /// Reads of this host's groups from other threads.
     pub fn reads(&self) -> Arc<Reads> {
         self.reads.clone()
     }
@@ -333,7 +344,7 @@ impl Host {
         Ok(self.group(group)?.node.store().tail_first())
     }
 
-    /// One turn of every group that has something to do, one write, one set of frames.
+    /// Runs one turn of every dirty group, submits one write, and packs one set of frames.
     pub fn pump(&mut self) -> Result<Output, Fault> {
         self.check()?;
         let done = self.log.completed().map_err(|why| self.fail(why))?;
@@ -341,13 +352,13 @@ impl Host {
         let still = self.waiting.split_off(&(done + 1, 0));
         let settled = std::mem::replace(&mut self.waiting, still);
         self.dirty.extend(settled.into_iter().map(|(_, group)| group));
-        self.log.take_fetched().into_iter().for_each(|fetched| self.hand_over(fetched));
-        self.give_tickets();
+        self.log.take_fetched().into_iter().for_each(|fetched| self.supply_fetched(fetched));
+        self.grant_permits();
         let mut output = Output::default();
-        let mut outgoing = std::mem::take(&mut self.signs);
+        let mut outgoing = std::mem::take(&mut self.node_heartbeats);
         for id in std::mem::take(&mut self.dirty) {
             let turn = self.turn(id, done);
-            self.count(id, &turn);
+            self.record_turn(id, &turn);
             outgoing.extend(turn.outgoing);
             self.ops.extend(turn.ops);
             output.installed.extend(turn.installed);
@@ -362,9 +373,9 @@ impl Host {
         Ok(output)
     }
 
-    /// What is on its way to other nodes, see `Feed::figures`.
-    pub fn feeding(&self) -> Vec<(u64, u64, u64, usize)> {
-        self.feed.figures()
+    /// Entries in flight to other nodes: see `LogTransfer::stats`.
+    pub fn log_transfers(&self) -> Vec<(u64, u64, u64, usize)> {
+        self.transfer.stats()
     }
 
     pub fn disk_bytes(&self) -> Result<u64, Fault> {
@@ -372,18 +383,18 @@ impl Host {
         Ok(self.log.disk_bytes())
     }
 
-    /// Writes out what is queued and closes the log. A host that failed before is closed without a word.
+    /// Writes what is queued and closes the log. A host that failed before is closed without an error.
     pub fn close(&mut self) -> Result<(), Fault> {
         let failed = self.failure.is_some();
-        let parting: Vec<Op> = self.groups.values_mut().flat_map(Group::parting_ops).collect();
-        self.ops.extend(parting);
+        let closing: Vec<Op> = self.groups.values_mut().flat_map(Group::closing_ops).collect();
+        self.ops.extend(closing);
         let flushed = if failed { Ok(()) } else { self.submit() };
         let closed = self.log.close();
         self.groups.clear();
         self.reads.close();
-        // The lock on the directory goes with the last reference to the log: let an empty one stand in for it.
+        // The lock on the directory is released with the last reference to the log, so an empty log replaces it.
         let nothing = SimLog::attach(&SimDisk::default());
-        self.around.reader = nothing.reader();
+        self.context.reader = nothing.reader();
         self.log = Box::new(nothing);
         self.failure.get_or_insert_with(|| "closed".into());
         flushed?;
@@ -403,22 +414,26 @@ impl Host {
     fn turn(&mut self, id: u64, done: u64) -> Turn {
         let Some(group) = self.groups.get_mut(&id) else { return Turn::default() };
         let sequence = self.next_write;
-        match catch_unwind(AssertUnwindSafe(|| group.run(done, sequence))) {
+        match catch_unwind(AssertUnwindSafe(|| {
+            group.set_blocked(self.transfer.full_nodes());
+            group.run(done, sequence)
+        })) {
             Ok(turn) => {
-                feeding::note_asks(group, &mut self.feed);
+                log_transfer::request_permits(group, &turn.permit_requests, &mut self.transfer);
                 if group.has_work() {
                     self.dirty.insert(id);
                 }
-                if let Some(oldest) = group.held.front() {
+                if let Some(oldest) = group.pending_writes.front() {
                     self.waiting.insert((oldest.sequence, id));
                 }
-                if group.sleep.is_asleep && self.awake.contains(&id) {
-                    self.put_to_sleep(id);
+                if group.quiescence.is_quiesced && self.awake.contains(&id) {
+                    self.quiesce(id);
                 }
                 turn
             }
             Err(panic) => {
-                self.poison(id, panic_text(&*panic));
+                let reason = group.panic_reason();
+                self.poison(id, reason, panic_text(&*panic));
                 Turn::default()
             }
         }
@@ -434,7 +449,7 @@ impl Host {
         Ok(())
     }
 
-    fn adopt(&mut self, group: Group) {
+    fn add_group(&mut self, group: Group) {
         self.poisoned.remove(&group.id);
         self.dirty.insert(group.id);
         self.awake.insert(group.id);
@@ -442,15 +457,15 @@ impl Host {
         self.groups.insert(group.id, group);
     }
 
-    /// Runs a call on a group, awake.
+    /// Wakes a group and runs a call on it.
     fn with<R>(
         &mut self,
         id: u64,
         call: impl FnOnce(&mut Group, &mut Vec<Op>) -> Result<R, Fault>,
     ) -> Result<R, Fault> {
-        self.rouse(id, Cause::Call);
+        self.wake(id, WakeCause::Call);
         self.reach(id, |group, ops| {
-            group.disturb();
+            group.reset_quiescence();
             call(group, ops)
         })
     }
@@ -462,42 +477,47 @@ impl Host {
     ) -> Result<R, Fault> {
         self.check()?;
         let Some(group) = self.groups.get_mut(&id) else { return Err(self.absent(id)) };
-        let (ops, feed) = (&mut self.ops, &mut self.feed);
+        let (ops, transfer) = (&mut self.ops, &mut self.transfer);
+        let mut permit_requests = Vec::new();
         let called = catch_unwind(AssertUnwindSafe(|| {
-            if !feed.shut().is_empty() || group.is_shutting_out() {
-                group.shut_out(feed.shut());
-            }
-            call(group, ops)
+            group.set_blocked(transfer.full_nodes());
+            let result = call(group, ops);
+            group.send_deferred(&mut permit_requests);
+            result
         }));
         match called {
+            Ok(Err(Fault::LostSyncedData(_, why))) => {
+                self.poison(id, Closed::LostSyncedData, why.clone());
+                Err(Fault::LostSyncedData(id, why))
+            }
             Ok(result) => {
+                log_transfer::request_permits(group, &permit_requests, transfer);
                 if group.has_work() {
                     self.dirty.insert(id);
                 }
-                feeding::note_asks(group, feed);
                 result
             }
             Err(panic) => {
-                let why = panic_text(&*panic);
-                self.poison(id, why.clone());
+                let (reason, why) = (group.panic_reason(), panic_text(&*panic));
+                self.poison(id, reason, why.clone());
                 Err(Fault::GroupPoisoned(id, why))
             }
         }
     }
 
-    fn poison(&mut self, id: u64, why: String) {
+    fn poison(&mut self, id: u64, reason: Closed, why: String) {
         self.groups.remove(&id);
         self.forget(id);
-        self.closed.push((id, why.clone()));
+        self.closed.push((id, reason, why.clone()));
         self.poisoned.insert(id, why);
     }
 
     fn forget(&mut self, id: u64) {
         self.reads.closed(id);
-        self.feed.forget(id);
+        self.transfer.remove_group(id);
         self.dirty.remove(&id);
         self.awake.remove(&id);
-        self.dormitory.leave(id);
+        self.quiesced.remove(id);
         self.waiting.retain(|(_, group)| *group != id);
     }
 
@@ -515,11 +535,11 @@ impl Host {
         }
     }
 
-    /// Lets go of cached entries that the log can serve when the host holds too many.
+    /// Drops cached entries that the log can serve when the host holds too many.
     fn trim_tails(&mut self) {
         let tail = |id: &u64| self.groups.get(id).map_or(0, |g| g.node.store().tail_bytes());
-        let mut held = self.dormitory.tail_bytes + self.awake.iter().map(tail).sum::<usize>();
-        self.held = held;
+        let mut held = self.quiesced.tail_bytes + self.awake.iter().map(tail).sum::<usize>();
+        self.tail_bytes = held;
         if held <= TAIL_BYTES_MAX {
             return;
         }
@@ -532,13 +552,13 @@ impl Host {
             held -= store.tail_bytes();
             store.trim(applied);
             held += store.tail_bytes();
-            self.dormitory.keeps(group.id, store.tail_bytes());
+            self.quiesced.set_tail_bytes(group.id, store.tail_bytes());
         }
-        self.held = held;
+        self.tail_bytes = held;
     }
 }
 
-/// Runs what touches no open group; a panic in it means that what was read makes no sense.
+/// Runs a call that touches no open group. A panic means that the stored state is corrupt.
 fn shielded<R>(call: impl FnOnce() -> Result<R, Fault>) -> Result<R, Fault> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(Fault::LogCorrupt(panic_text(&*panic))))
 }

@@ -1,30 +1,43 @@
-//! The one log under all groups of a host, as the driver sees it: ordered writes with a number, and reads.
+//! The log under all groups of a host, as the driver sees it: ordered, numbered writes, and reads.
 //!
 //! Both disks (`engine_log`, `sim_log`) implement the same two traits, so the driver cannot tell them apart.
 
 use raft::eraftpb::{Entry, HardState, Snapshot};
 
-use crate::errors::Fault;
+use crate::errors::{Fault, ReadError};
 
-/// Whether a member may vote and stand.
+/// Whether a member's votes and acknowledgements count (docs/design/recovery.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Standing {
-    /// It began empty: until a leader has brought it up to its own term it does neither.
+pub enum MemberState {
+    /// It started empty. Its vote does not count until it has applied an entry of its leader's own term.
     #[default]
     Blank,
-    /// Its log was cut at damage: see `doubt`.
-    Doubtful,
+    /// The newest write group of its log was damaged: see `probation`.
+    Probation,
+    /// Its log was damaged earlier. It takes no part any more and is only read.
+    Retired,
     Full,
 }
 
-/// One change in a write. A write is applied whole or not at all, and writes are applied in order.
+impl MemberState {
+    pub fn name(self) -> &'static str {
+        match self {
+            MemberState::Blank => "blank",
+            MemberState::Probation => "probation",
+            MemberState::Retired => "retired",
+            MemberState::Full => "full",
+        }
+    }
+}
+
+/// One change in a write. A write is applied as a whole or not at all, and writes are applied in order.
 #[derive(Debug, Clone)]
 pub enum Op {
-    /// Makes or replaces the group's record: which member it is, and whether its word counts.
+    /// Makes or replaces the group's record: its member id and member state.
     Identity {
         group: u64,
         member: u64,
-        standing: Standing,
+        member_state: MemberState,
     },
     HardState {
         group: u64,
@@ -59,21 +72,21 @@ impl Op {
     }
 }
 
-/// What is stored of one group.
+/// The stored state of one group.
 #[derive(Debug, Clone, Default)]
 pub struct Stored {
     pub member: u64,
-    pub standing: Standing,
+    pub member_state: MemberState,
     pub hard: HardState,
     pub snapshot: Snapshot,
     /// First and last index of the stored entries; none when there are none.
     pub span: Option<(u64, u64)>,
 }
 
-/// Reads of what was written. Usable while writes go on.
+/// Reads of the log, also while writes go on.
 pub trait LogReader: Send + Sync {
     /// Entries `low..high`, at least one, then until `max_bytes` of encoded size.
-    fn entries(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, String>;
+    fn entries(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, ReadError>;
 }
 
 /// A read of old entries for a follower, done while the host goes on.
@@ -81,17 +94,17 @@ pub trait LogReader: Send + Sync {
 pub struct Fetch {
     pub group: u64,
     pub member: u64,
-    /// Which opening of the group wants it.
-    pub life: u64,
+    /// The opening of the group that requested it.
+    pub incarnation: u64,
     pub low: u64,
     pub high: u64,
     pub max_bytes: u64,
 }
 
-/// What came of it.
+/// The result of a fetch.
 pub struct Fetched {
     pub fetch: Fetch,
-    pub entries: Result<Vec<Entry>, String>,
+    pub entries: Result<Vec<Entry>, ReadError>,
 }
 
 /// The writing side.
@@ -103,7 +116,7 @@ pub trait Log: Send + Sync {
     fn completed(&mut self) -> Result<u64, String>;
     /// The same without clearing the signal.
     fn peek_completed(&self) -> u64;
-    /// Begins a read; what it finds is among `take_fetched` later, after a wake-up.
+    /// Starts a read. `take_fetched` returns its result after the descriptor was signalled.
     fn fetch(&mut self, fetch: Fetch);
     fn take_fetched(&mut self) -> Vec<Fetched>;
     fn has_fetched(&self) -> bool;
@@ -113,16 +126,20 @@ pub trait Log: Send + Sync {
     /// Descriptor that becomes readable after a write, or -1.
     fn fileno(&self) -> i32;
     fn disk_bytes(&self) -> u64;
-    /// What was found damaged when it was opened, and what was done about it; every group is in doubt then.
+    /// The damage that was found when the log was opened, and what was done about it.
     fn damage(&self) -> Option<String>;
-    /// Whether it was ever damaged, as far as is known: a group that it does not hold may be one that it lost.
+    /// Why all memberships are retired, until `forget_retirement`.
+    fn retirement(&self) -> Option<String>;
+    /// The owner has given the store up, durably.
+    fn forget_retirement(&mut self) -> Result<(), String>;
+    /// Whether the log was damaged before: a group that it does not hold may be one that it lost.
     fn was_damaged(&self) -> bool;
-    /// Whether messages that must wait for the disk are let go at once (a planted bug; only a simulated disk says yes).
+    /// Whether messages that must wait for the disk are sent at once (a planted bug, of the simulated disk only).
     fn releases_early(&self) -> bool {
         false
     }
-    /// Whether sleeping followers hear nobody but their leader (a planted bug as well).
-    fn has_deaf_sleepers(&self) -> bool {
+    /// Whether quiesced followers ignore everybody but their leader (a planted bug too).
+    fn hears_only_leader_while_quiesced(&self) -> bool {
         false
     }
     /// Waits until everything queued is durable, then stops.

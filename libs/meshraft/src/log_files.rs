@@ -1,14 +1,16 @@
-//! The files of raft-engine's log, under names without a hole.
+//! The files of raft-engine's log, numbered without a hole.
 //!
-//! raft-engine keeps a purged file for use again under its old name, and at a stop renames such files from the last one
-//! down. So a deletion, or a crash while it stops, leaves a hole between kept files and live ones, and a hole is what tells
-//! `damage` that a file was lost. Here every lower file is set aside under another name before one goes: lower ones hold
-//! nothing live, since raft-engine purges from the front. What a crash leaves aside is removed at the next start.
+//! raft-engine keeps a purged file under its old name for recycling, and at a stop renames such files from the last one
+//! down. So a deletion, or a crash during a stop, leaves a hole between kept files and live ones, which `damage` takes
+//! for a lost file. Here every lower file is renamed aside before a file is removed. Lower files hold nothing live,
+//! because raft-engine purges from the front. Files that a crash leaves aside are removed at the next start.
 //!
-//! A crash may also leave the name of a new file without its header. raft-engine would go on in it in an older format, whose
-//! batches carry no number of their file: nobody could tell damage there from batches. Such a file goes before the log is opened.
+//! A crash may also leave a new file without its header. raft-engine would continue it in an older format whose batches
+//! do not carry the number of their file, so damage could not be told from batches. Such a file is removed before the
+//! log is opened.
 //!
-//! Left out: keeping files of rewritten batches, which raft-engine never does. Source: raft-engine 0.4.2, `file_pipe_log/pipe.rs`.
+//! Left out: keeping files of rewritten batches, which raft-engine never does. Source: raft-engine 0.4.2,
+//! `file_pipe_log/pipe.rs`.
 
 use std::fs;
 use std::io::Result;
@@ -25,7 +27,7 @@ const ASIDE: &str = "aside";
 pub struct LogFiles<B>(B);
 
 impl<B: FileSystem> LogFiles<B> {
-    /// For a directory that nobody has open.
+    /// For a directory that no process has open.
     pub fn of(directory: &Path, base: B) -> Result<Self> {
         if directory.exists() {
             for file in fs::read_dir(directory)? {
@@ -38,7 +40,7 @@ impl<B: FileSystem> LogFiles<B> {
         Ok(LogFiles(base))
     }
 
-    /// From the lowest one up, so that there is no hole in between either.
+    /// From the lowest one up, so that there is never a hole.
     fn set_lower_ones_aside(&self, path: &Path) -> Result<()> {
         let Some(directory) = path.parent() else { return Ok(()) };
         let files = numbered_files(directory, SUFFIX)?;
@@ -83,8 +85,8 @@ impl<B: FileSystem> FileSystem for LogFiles<B> {
     }
 }
 
-/// Removes what a crash left of a file that was being made, in a directory that nobody has open. That is the last one, and the
-/// one before was synced by then: if that is blank too it is damage, and stays to be found.
+/// Removes a file whose creation a crash interrupted, in a directory that no process has open. It is the last file, and
+/// the one before was synced by then: if that is blank too it is damage, and stays to be found.
 pub fn remove_unbegun(directory: &Path) -> Result<()> {
     for suffix in [SUFFIX, REWRITE_SUFFIX] {
         let files = numbered_files(directory, suffix)?;
@@ -98,7 +100,7 @@ pub fn remove_unbegun(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where the file is that raft-engine knows as `path`.
+/// The present path of the file that raft-engine knows as `path`.
 fn where_it_is(path: &Path) -> PathBuf {
     if path.exists() {
         path.to_owned()

@@ -1,8 +1,8 @@
 //! Reads of applied entries from any thread, while the host goes on.
 //!
-//! An applied entry is durable and never changes, so it is read from the log without asking the driver. What may happen
-//! meanwhile is that the log is compacted, or the group closed, destroyed or made anew: a read looks at the group before
-//! and after, and says so rather than give back what is not the group's. Closing the host waits for reads under way.
+//! An applied entry is durable and never changes, so it is read from the log without asking the driver. Meanwhile the
+//! log may be compacted, or the group closed, destroyed or created again. So a read checks the group before and after,
+//! and fails rather than return entries of another group. Closing the host waits for reads in progress.
 //!
 //! Left out: entries in memory (the host's own `entries` serves those), and which reads go first.
 
@@ -11,11 +11,11 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use crate::errors::{panic_text, Fault};
+use crate::errors::{panic_text, Fault, ReadError};
 use crate::log::LogReader;
-use crate::ready::{as_committed, Committed};
+use crate::turn::{as_committed, Committed};
 
-/// What of one open group can be read. Another life of the same group has another one.
+/// The readable range of one incarnation of a group.
 #[derive(Default)]
 pub struct Span {
     first: AtomicU64,
@@ -24,7 +24,7 @@ pub struct Span {
 
 impl Span {
     pub fn set(&self, first: u64, applied: u64) {
-        // First before applied: a reader that sees the new applied index of an installed snapshot sees its first one too.
+        // First before applied: a reader that sees the applied index of a new snapshot sees its first index too.
         self.first.store(first, Ordering::Release);
         self.applied.store(applied, Ordering::Release);
     }
@@ -32,7 +32,7 @@ impl Span {
 
 /// The open groups and their log, shared between the host and its readers.
 pub struct Reads {
-    /// None once the host is closed: the lock on the directory goes with the last reference to the log.
+    /// None once the host is closed: the lock on the directory is released with the last reference to the log.
     log: RwLock<Option<Arc<dyn LogReader>>>,
     spans: Mutex<BTreeMap<u64, Arc<Span>>>,
 }
@@ -54,7 +54,7 @@ impl Reads {
         self.spans().clear();
     }
 
-    /// Waits for reads under way and lets go of the log.
+    /// Waits for reads in progress and drops the log.
     pub fn close(&self) {
         self.closed_all();
         *self.log.write().unwrap_or_else(PoisonError::into_inner) = None;
@@ -65,7 +65,7 @@ impl Reads {
         let log = self.log.read().unwrap_or_else(PoisonError::into_inner);
         let log = log.as_ref().ok_or_else(|| Fault::HostPoisoned("closed".into()))?;
         let span = self.span(group)?;
-        // Applied before first, the other way round than they are set.
+        // Applied before first, in the reverse order of `set`.
         let applied = span.applied.load(Ordering::Acquire);
         check_first(group, low, &span)?;
         let high = high.min(applied + 1);
@@ -73,12 +73,12 @@ impl Reads {
             return Ok(Vec::new());
         }
         let found = catch_unwind(AssertUnwindSafe(|| log.entries(group, low, high, max_bytes)))
-            .unwrap_or_else(|panic| Err(panic_text(&*panic)));
+            .unwrap_or_else(|panic| Err(ReadError::Failed(panic_text(&*panic))));
         if !Arc::ptr_eq(&span, &self.span(group)?) {
             return Err(Fault::UnknownGroup(group));
         }
         check_first(group, low, &span)?;
-        let found = found.map_err(Fault::LogCorrupt)?;
+        let found = found?;
         if found.first().map(|entry| entry.index) != Some(low) {
             return Err(Fault::LogCorrupt(format!("group {group}: entry {low} is missing from the log")));
         }

@@ -1,4 +1,4 @@
-//! The log on a simulated disk: writes wait in memory until the test syncs them, a crash drops those that wait.
+//! The log on a simulated disk: writes wait in memory until the test syncs them, and a crash drops those that wait.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,33 +6,36 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState};
 
-use crate::errors::Fault;
-use crate::log::{Fetch, Fetched, Log, LogReader, Op, Standing, Stored};
+use crate::errors::{Fault, ReadError};
+use crate::log::{Fetch, Fetched, Log, LogReader, MemberState, Op, Stored};
 
-/// A known bug, planted to prove that checkers see it. Only this disk has any: a host on a real one cannot carry them.
+/// A known bug, planted to prove that checkers find it. A host on a real disk cannot have one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mutant {
-    /// Messages that must wait for the disk are let go at once.
+    /// Messages that must wait for the disk are sent at once.
     ReleaseBeforeFsync,
     /// Every write counts as durable as soon as it is queued.
     FsyncLies,
     VoteNotSaved,
     /// Terms, votes and commit indexes are kept from a group's first write only.
     HardStateNotWritten,
-    /// Of entries that replace others, only those past the stored end are kept.
+    /// Entries that replace others are dropped; only those past the stored end are kept.
     ConflictNotReplaced,
-    /// A sleeping follower hears nobody but its leader, and does not miss it.
-    DeafSleepers,
+    /// A quiesced follower ignores everybody but its leader, and does not notice its silence.
+    DeafWhileQuiesced,
+    /// A member whose log was damaged goes on as if it had lost nothing.
+    DamageBelieved,
 }
 
 impl Mutant {
-    const ALL: [(&'static str, Mutant); 6] = [
+    const ALL: [(&'static str, Mutant); 7] = [
         ("release_before_fsync", Mutant::ReleaseBeforeFsync),
         ("fsync_lies", Mutant::FsyncLies),
         ("vote_not_saved", Mutant::VoteNotSaved),
         ("hard_state_not_written", Mutant::HardStateNotWritten),
         ("conflict_not_replaced", Mutant::ConflictNotReplaced),
-        ("deaf_sleepers", Mutant::DeafSleepers),
+        ("deaf_while_quiesced", Mutant::DeafWhileQuiesced),
+        ("damage_believed", Mutant::DamageBelieved),
     ];
 
     pub fn names() -> Vec<&'static str> {
@@ -62,9 +65,9 @@ impl GroupFiles {
                     self.entries.entry(entry.index).or_insert_with(|| entry.clone());
                 }
             }
-            Op::Identity { member, standing, .. } => {
+            Op::Identity { member, member_state, .. } => {
                 self.stored.member = *member;
-                self.stored.standing = *standing;
+                self.stored.member_state = *member_state;
             }
             Op::HardState { state, .. } => self.stored.hard = state.clone(),
             Op::Snapshot { snapshot, drop_to, .. } => {
@@ -90,7 +93,7 @@ impl GroupFiles {
     }
 }
 
-/// What waits for the disk.
+/// A write or read that waits for the disk.
 enum Job {
     Write(u64, Vec<Op>),
     Read(Fetch),
@@ -105,9 +108,10 @@ struct State {
     fetched: Vec<Fetched>,
     completed: u64,
     mutant: Option<Mutant>,
-    /// All that was ever synced, if it is kept.
+    /// Every synced write group, if the history is kept.
     history: Option<Vec<Vec<Op>>>,
     is_cut: bool,
+    retirement: Option<String>,
 }
 
 impl State {
@@ -148,7 +152,7 @@ impl SimDisk {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic under this lock cannot leave it half changed in a way that matters more than the panic itself.
+        // A panic under this lock already fails the test.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -159,21 +163,24 @@ impl SimDisk {
     pub fn sync(&self, writes: Option<usize>) -> usize {
         let mut state = self.lock();
         let count = writes.unwrap_or(usize::MAX).min(state.waiting.len());
+        let mut group = Vec::new();
         for _ in 0..count {
             match state.waiting.pop_front() {
                 Some(Job::Write(sequence, ops)) => {
                     state.write(&ops);
-                    if let Some(history) = &mut state.history {
-                        history.push(ops);
-                    }
+                    group.extend(ops);
                     state.completed = state.completed.max(sequence);
                 }
                 Some(Job::Read(fetch)) => {
-                    let entries = state.read(fetch.group, fetch.low, fetch.high, fetch.max_bytes);
+                    let entries =
+                        state.read(fetch.group, fetch.low, fetch.high, fetch.max_bytes).map_err(ReadError::Failed);
                     state.fetched.push(Fetched { fetch, entries });
                 }
                 None => break,
             }
+        }
+        if let Some(history) = state.history.as_mut().filter(|_| !group.is_empty()) {
+            history.push(group);
         }
         count
     }
@@ -185,16 +192,27 @@ impl SimDisk {
         SimDisk(Arc::new(Mutex::new(copied)))
     }
 
-    /// Crashes, loses the newest `writes` that were synced too, and puts every group in doubt, as a damaged log does.
-    /// False when no history is kept.
-    pub fn cut(&self, writes: usize) -> bool {
+    /// Crashes and loses the newest write groups too, as a damaged log does: with the last one at most the members are
+    /// on probation, with more they are retired, unless these were one group. False when no history is kept.
+    pub fn cut(&self, groups: usize, as_one: bool) -> bool {
         self.crash();
         let mut state = self.lock();
         let Some(mut history) = state.history.take() else { return false };
-        history.truncate(history.len().saturating_sub(writes));
+        history.truncate(history.len().saturating_sub(groups));
         state.groups.clear();
         history.iter().for_each(|ops| state.write(ops));
-        state.groups.values_mut().for_each(|files| files.stored.standing = Standing::Doubtful);
+        let is_believed = state.mutant == Some(Mutant::DamageBelieved);
+        let member_state = if groups > 1 && !as_one || state.retirement.is_some() {
+            MemberState::Retired
+        } else {
+            MemberState::Probation
+        };
+        for stored in state.groups.values_mut().map(|files| &mut files.stored) {
+            stored.member_state = if is_believed { stored.member_state } else { member_state };
+        }
+        if member_state == MemberState::Retired {
+            state.retirement = Some("the simulated disk was cut before its last write group".into());
+        }
         state.history = Some(history);
         state.is_cut = true;
         true
@@ -214,7 +232,7 @@ pub struct SimLog {
 }
 
 impl SimLog {
-    /// Attaches to the disk, detaching any host before it; what that one had not synced is lost.
+    /// Attaches to the disk and detaches any earlier host; its unsynced writes are lost.
     pub fn attach(disk: &SimDisk) -> Self {
         disk.crash();
         let mut state = disk.lock();
@@ -233,8 +251,8 @@ impl SimLog {
 }
 
 impl LogReader for SimDisk {
-    fn entries(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, String> {
-        self.lock().read(group, low, high, max_bytes)
+    fn entries(&self, group: u64, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, ReadError> {
+        self.lock().read(group, low, high, max_bytes).map_err(ReadError::Failed)
     }
 }
 
@@ -275,7 +293,7 @@ impl Log for SimLog {
     }
 
     fn load(&self, group: u64, _submitted: u64) -> Result<Option<Stored>, Fault> {
-        // The view after all that was submitted, as the real log gives it, without making any of it durable.
+        // The state after all submitted writes, as in the real log, without making them durable.
         let state = self.attached().map_err(Fault::HostPoisoned)?;
         let mut files = state.groups.get(&group).cloned().unwrap_or_default();
         let writes = state.waiting.iter().filter_map(|job| match job {
@@ -304,6 +322,15 @@ impl Log for SimLog {
         self.was_damaged().then(|| "the simulated disk was cut".into())
     }
 
+    fn retirement(&self) -> Option<String> {
+        self.disk.lock().retirement.clone()
+    }
+
+    fn forget_retirement(&mut self) -> Result<(), String> {
+        self.attached()?.retirement = None;
+        Ok(())
+    }
+
     fn was_damaged(&self) -> bool {
         self.disk.lock().is_cut
     }
@@ -312,8 +339,8 @@ impl Log for SimLog {
         self.disk.lock().mutant == Some(Mutant::ReleaseBeforeFsync)
     }
 
-    fn has_deaf_sleepers(&self) -> bool {
-        self.disk.lock().mutant == Some(Mutant::DeafSleepers)
+    fn hears_only_leader_while_quiesced(&self) -> bool {
+        self.disk.lock().mutant == Some(Mutant::DeafWhileQuiesced)
     }
 
     fn close(&mut self) -> Result<(), String> {

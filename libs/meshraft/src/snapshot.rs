@@ -1,7 +1,7 @@
 //! The payload of a stored or sent snapshot: the member to node map, then the application's bytes.
 //!
-//! The map travels with the snapshot because a member that starts from it has not seen the entries that taught the
-//! others where each member lives.
+//! The map is part of the snapshot because a member that starts from it has not seen the entries with the nodes of the
+//! members.
 //!
 //! Layout: version (1 byte, 1), count (u32), count × (member u64, node u64), application bytes. Network byte order.
 

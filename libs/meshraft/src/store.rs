@@ -1,16 +1,18 @@
-//! What raft-rs reads of one group: the snapshot, the terms, a tail of entries in memory and older ones from the log.
+//! The raft-rs storage of one group: the snapshot, the terms, a tail of entries in memory, and older ones from the log.
 //!
-//! The tail holds every entry that may not be readable from the log yet (all that are not applied, since an entry is
-//! applied only when durable), plus as many applied ones as the host's cache budget allows.
+//! The tail holds every unapplied entry, because only applied ones are surely readable from the log, plus as many
+//! applied ones as the host's cache allows.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
-use crate::feeding::Serving;
+use crate::async_fetch::AsyncFetch;
+use crate::errors::ReadError;
 use crate::log::LogReader;
 
 pub struct Store {
@@ -23,8 +25,12 @@ pub struct Store {
     tail_bytes: usize,
     /// First index of each run of equal terms, from the snapshot's index on. Terms never fall, so this is short.
     terms: Vec<(u64, u64)>,
+    /// Whether a read found the log to be corrupt.
+    is_corrupt: AtomicBool,
+    /// Whether an append was deferred since the driver last looked.
+    has_deferred: AtomicBool,
     /// Only this group's thread takes it; raft-rs hands out `&self`.
-    serving: Mutex<Serving>,
+    async_fetch: Mutex<AsyncFetch>,
 }
 
 impl Store {
@@ -38,12 +44,37 @@ impl Store {
         terms: Vec<(u64, u64)>,
         last: u64,
     ) -> Self {
-        let (tail, serving) = (VecDeque::new(), Mutex::default());
-        Store { group, reader, initial, snapshot, tail, tail_first: last + 1, tail_bytes: 0, terms, serving }
+        let (tail, async_fetch) = (VecDeque::new(), Mutex::default());
+        let (is_corrupt, has_deferred) = (AtomicBool::new(false), AtomicBool::new(false));
+        Store {
+            group,
+            reader,
+            initial,
+            snapshot,
+            tail,
+            tail_first: last + 1,
+            tail_bytes: 0,
+            terms,
+            is_corrupt,
+            has_deferred,
+            async_fetch,
+        }
     }
 
-    pub fn serving(&mut self) -> &mut Serving {
-        self.serving.get_mut().unwrap_or_else(PoisonError::into_inner)
+    pub fn async_fetch(&mut self) -> &mut AsyncFetch {
+        self.async_fetch.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn is_corrupt(&self) -> bool {
+        self.is_corrupt.load(Ordering::Relaxed)
+    }
+
+    pub fn note_deferred(&self) {
+        self.has_deferred.store(true, Ordering::Relaxed);
+    }
+
+    pub fn take_deferred(&mut self) -> bool {
+        std::mem::take(self.has_deferred.get_mut())
     }
 
     pub fn snapshot_index(&self) -> u64 {
@@ -129,14 +160,14 @@ impl Store {
     }
 
     /// Entries `low..high` from the log and the tail, at least one, then until `max_bytes`.
-    pub fn read(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, String> {
+    pub fn read(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, ReadError> {
         let mut found = Vec::new();
         let mut bytes = 0u64;
         if low < self.tail_first {
             let until = high.min(self.tail_first);
             found = self.reader.entries(self.group, low, until, max_bytes)?;
             if found.first().map(|e| e.index) != Some(low) {
-                return Err(format!("group {}: entry {low} is missing from the log", self.group));
+                return Err(ReadError::Corrupt(format!("group {}: entry {low} is missing", self.group)));
             }
             bytes = found.iter().map(|e| u64::from(e.compute_size())).sum();
             if (found.len() as u64) < until - low {
@@ -185,23 +216,26 @@ impl Storage for Store {
             return Err(Error::Store(StorageError::Unavailable));
         }
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
-        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_at_hand = low >= self.tail_first && serving.may_send_to_all();
-        let Some(member) = (!is_at_hand).then(|| recipient(&context)).flatten() else {
-            return self.read(low, high, max_bytes).map_err(|why| Error::Store(StorageError::Other(why.into())));
-        };
-        let sent = if low < self.tail_first {
-            serving.take_fetched(member, low, high.min(self.tail_first), max_bytes)
-        } else if serving.may_send(member) {
+        let mut fetch = self.async_fetch.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_in_memory = low >= self.tail_first;
+        if !context.can_async() || is_in_memory && fetch.is_unrestricted() {
+            return self.read(low, high, max_bytes).map_err(|error| {
+                self.is_corrupt.fetch_or(matches!(error, ReadError::Corrupt(_)), Ordering::Relaxed);
+                Error::Store(StorageError::Other(error.to_string().into()))
+            });
+        }
+        let sent = if !is_in_memory {
+            fetch.take_fetched(low, high.min(self.tail_first), max_bytes)
+        } else if fetch.may_send() {
             let mut found = Vec::new();
             self.add_from_tail(low, high, max_bytes, 0, &mut found);
-            serving.spend(member, found.iter().map(|entry| weight(entry) as u64).sum());
+            fetch.spend(found.iter().map(|entry| weight(entry) as u64).sum());
             Some(found)
         } else {
             None
         };
         sent.ok_or_else(|| {
-            serving.put_off(member, context);
+            self.note_deferred();
             Error::Store(StorageError::LogTemporarilyUnavailable)
         })
     }
@@ -228,13 +262,6 @@ impl Storage for Store {
         }
         Ok(self.snapshot.clone())
     }
-}
-
-/// For whom raft-rs wants the entries; none when it cannot wait for them. Only its debug form tells.
-fn recipient(context: &GetEntriesContext) -> Option<u64> {
-    let text = context.can_async().then(|| format!("{context:?}"))?;
-    let (_, rest) = text.split_once("to: ")?;
-    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 fn weight(entry: &Entry) -> usize {

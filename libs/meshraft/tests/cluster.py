@@ -9,10 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from libs.meshraft.tests.messages import Message, unpack
-from meshraft import KIND_CONF, KIND_NORMAL, BookmarkRefused, GroupConfig, GroupStatus, Pump, RaftHost, SimDisk
+from meshraft import (
+    ENTRY_CONF_CHANGE,
+    ENTRY_NORMAL,
+    AppliedStateRefused,
+    Backpressure,
+    GroupConfig,
+    GroupStatus,
+    NotLeader,
+    Pump,
+    RaftHost,
+    SimDisk,
+)
 
 GROUP = 7
 CONFIG = GroupConfig(election_ticks=10, heartbeat_ticks=1)
@@ -27,8 +39,8 @@ class UnsafeError(AssertionError):
 
 
 @dataclass(slots=True)
-class Letter:
-    """A frame on its way."""
+class Envelope:
+    """A frame in flight, with its source and target."""
 
     source: int
     target: int
@@ -70,6 +82,7 @@ class Cluster:
     ) -> None:
         self.seed = seed
         self.damages = damages
+        self.mutant = mutant
         self.config = config
         self.starts = 0
         self.nodes = list(range(1, nodes + 1))
@@ -77,15 +90,17 @@ class Cluster:
         self.disks = {node: SimDisk(mutant=mutant, keeps_history=damages) for node in self.nodes}
         self.hosts: dict[int, RaftHost] = {}
         self.apps: dict[int, Application] = {}
-        self.network: list[Letter] = []
+        self.network: list[Envelope] = []
         self.cut: set[tuple[int, int]] = set()
-        self.loses: Callable[[Letter], bool] = lambda _: False
+        self.loses: Callable[[Envelope], bool] = lambda _: False
         self.auto_sync = True
         self.paused: set[int] = set()
-        self.late: list[Letter] = []
+        self.late: list[Envelope] = []
         self.leaders: dict[int, int] = {}
         self.contents: dict[int, tuple[int, int, bytes]] = {}
-        self.appliers: dict[int, set[int]] = {}
+        self.has_fixed_members = False
+        self.retired: set[int] = set()
+        self.successors: set[int] = set()
         self.installs = 0
         self.joined: set[int] = set()
         self.reads: list[tuple[int, int, int]] = []
@@ -94,19 +109,19 @@ class Cluster:
         self.trace: list[tuple[object, ...]] = []
         if create:
             for node in self.nodes:
-                self.found(node)
+                self.bootstrap(node)
 
-    def found(self, node: int, host: RaftHost | None = None) -> None:
+    def bootstrap(self, node: int, host: RaftHost | None = None) -> None:
         """Creates the group on the node: blank if it joined late, else with the common state at index 1."""
-        founders = [] if node in self.joined else sorted(m for m, n in self.peers.items() if n not in self.joined)
+        initial_voters = [] if node in self.joined else sorted(m for m, n in self.peers.items() if n not in self.joined)
         host = host or self.attach(node)
-        host.create_group(GROUP, member_of(node), self.peers, voters=founders, config=self.config)
-        self.apps[node].applied = 1 if founders else 0
+        host.create_group(GROUP, member_of(node), self.peers, voters=initial_voters, config=self.config)
+        self.apps[node].applied = 1 if initial_voters else 0
 
     def attach(self, node: int) -> RaftHost:
         """A host on the node's disk with no group open yet."""
-        self.disks.setdefault(node, SimDisk(keeps_history=self.damages))
-        # Sleeping groups know a process by its seed, and no two lives draw the same timeouts: every one has its own.
+        self.disks.setdefault(node, SimDisk(mutant=self.mutant, keeps_history=self.damages))
+        # Quiesced groups know a process by its seed, and no two incarnations draw the same timeouts: every one has its own.
         restarts = max(0, self.starts + 1 - len(self.nodes))
         self.starts += 1
         self.hosts[node] = RaftHost.simulated(self.disks[node], seed=self.seed * 1000 + node + 1_000_000 * restarts)
@@ -118,34 +133,73 @@ class Cluster:
         self.nodes.append(node)
         self.joined.add(node)
         self.peers[member_of(node)] = node
-        self.found(node)
+        self.bootstrap(node)
 
     def crash(self, node: int) -> None:
         """Loses what the node had not synced, and its memory. What it had sent may still arrive."""
         self.disks[node].crash()
         del self.hosts[node]
 
-    def damage(self, node: int, batches: int) -> None:
-        """The node dies, and the newest `batches` that it had synced cannot be read any more. Needs `damages`."""
+    def damage(self, node: int, groups: int = 1, *, as_one: bool = False) -> None:
+        """The node dies, and the newest write groups that it had written cannot be read any more. Needs `damages`."""
         if node in self.hosts:
             self.crash(node)
-        self.disks[node].cut(batches)
+        self.disks[node].cut(groups, as_one=as_one)
 
-    def forgive(self, node: int) -> None:
-        """What nobody but this node has applied may be another thing the next time."""
-        for index in [index for index, nodes in self.appliers.items() if nodes == {node}]:
-            del self.contents[index], self.appliers[index]
+    def replace(self, node: int) -> int:
+        """The membership at a node is retired: another one takes its place, blank, under another id (here: another node)."""
+        if node in self.hosts:
+            self.crash(node)
+        self.nodes.remove(node)
+        self.retired.add(member_of(node))
+        successor = max(self.peers.values()) + 1
+        self.add_node(successor)
+        self.successors = {successor}
+        return successor
+
+    def tend(self) -> bool:
+        """The leader's next step towards a group without retired members; whether there is one left to make."""
+        leader = self.leader()
+        if leader is None:
+            return bool(self.retired)
+        status = self.status(leader)
+        inside = {*status.voters, *status.learners}
+        out = sorted(self.retired & inside)
+        blank = [member_of(node) for node in self.nodes if member_of(node) not in inside and node in self.successors]
+        ready = [
+            item.member
+            for item in status.progress
+            if item.member in status.learners
+            and self.peers[item.member] in self.successors
+            and (item.matched, item.commit) == (status.last_index, status.last_index)
+            and not item.on_probation
+        ]
+        steps = [
+            *(("remove", m) for m in out),
+            *(("add_learner", m) for m in blank),
+            *(("add_voter", m) for m in ready),
+        ]
+        with suppress(NotLeader, Backpressure, ValueError):  # another change is under way
+            for change, member in steps[:1]:
+                self.hosts[leader].propose_conf_change(GROUP, change, member, self.peers[member])
+        # A disk that is lost while nobody else knows that the change is committed would take its vote with it.
+        others = [item for item in status.progress if item.voter and item.member != status.member]
+        is_known = all(item.commit >= status.conf_index for item in others)
+        return (
+            bool(out or blank or not self.successors <= {self.peers[member] for member in status.voters})
+            or not is_known
+        )
 
     def restart(self, node: int) -> None:
         host = self.attach(node)
         if GROUP not in host.stored_groups():
             # The crash came before its creation was durable; nothing was promised to anybody.
-            self.found(node, host)
+            self.bootstrap(node, host)
             return
         for kept, state in reversed(self.kept.get(node, [])):
             try:
-                host.open_group(GROUP, member_of(node), self.peers, bookmark=kept, config=self.config)
-            except BookmarkRefused:
+                host.open_group(GROUP, member_of(node), self.peers, applied_state=kept, config=self.config)
+            except AppliedStateRefused:
                 continue
             self.apps[node] = Application.restore(state)
             self.resumed += 1
@@ -166,10 +220,10 @@ class Cluster:
         self.settle()
 
     def keep(self, node: int) -> None:
-        """Keeps the application's state with a bookmark where no crash loses it, be the log synced so far or not."""
-        bookmark = self.hosts[node].bookmark(GROUP)
-        if bookmark is not None:
-            self.kept.setdefault(node, []).append((bookmark, self.apps[node].dump()))
+        """Keeps the application's state with its applied state where no crash loses it, be the log synced so far or not."""
+        applied_state = self.hosts[node].applied_state(GROUP)
+        if applied_state is not None:
+            self.kept.setdefault(node, []).append((applied_state, self.apps[node].dump()))
 
     def isolate(self, node: int) -> None:
         self.cut |= {(node, other) for other in self.nodes} | {(other, node) for other in self.nodes}
@@ -180,12 +234,15 @@ class Cluster:
     def status(self, node: int) -> GroupStatus:
         return self.hosts[node].status(GROUP)
 
+    def is_on_probation(self, node: int) -> bool:
+        return self.status(node).member_state == "probation"
+
     def pump(self, node: int) -> Pump:
         """One turn of one node: its frames go to the network, its entries to its application."""
         turn = self.hosts[node].pump()
         assert not turn.closed, turn.closed
         for frame in turn.frames:
-            self.network.append(Letter(node, frame.peer, frame.cls, frame.data))
+            self.network.append(Envelope(node, frame.peer, frame.cls, frame.data))
         app = self.apps[node]
         for installed in (it for it in turn.installed if it.group == GROUP):
             app = self.apps[node] = Application.restore(installed.data)
@@ -205,18 +262,17 @@ class Cluster:
             raise UnsafeError(f"node {node} applied {index} after {app.applied}")
         if self.contents.setdefault(index, (term, kind, data)) != (term, kind, data):
             raise UnsafeError(f"index {index} was applied as {self.contents[index]} and as {(term, kind, data)}")
-        self.appliers.setdefault(index, set()).add(node)
         self.trace.append((node, index, term, kind, data))
         app.applied = index
-        if kind == KIND_NORMAL:
+        if kind == ENTRY_NORMAL:
             app.payloads.append(data.decode())
-        elif kind == KIND_CONF:
+        elif kind == ENTRY_CONF_CHANGE:
             app.contexts.append(data.decode())
 
-    def deliver(self, letter: Letter) -> None:
-        if (letter.source, letter.target) in self.cut or letter.target not in self.hosts or self.loses(letter):
+    def deliver(self, envelope: Envelope) -> None:
+        if (envelope.source, envelope.target) in self.cut or envelope.target not in self.hosts or self.loses(envelope):
             return
-        self.hosts[letter.target].step(letter.source, letter.data)
+        self.hosts[envelope.target].step(envelope.source, envelope.data)
 
     def settle(self) -> None:
         """Pumps, syncs and delivers until nothing moves; no tick passes."""
@@ -234,10 +290,10 @@ class Cluster:
                 moved = True
             if self.auto_sync and self.disks[node].sync():
                 moved = True
-        letters, self.network = self.network, []
-        for letter in letters:
-            self.deliver(letter)
-        return moved or bool(letters)
+        envelopes, self.network = self.network, []
+        for envelope in envelopes:
+            self.deliver(envelope)
+        return moved or bool(envelopes)
 
     def tick(self, count: int = 1, nodes: Iterable[int] | None = None) -> None:
         """Ticks (all nodes unless told which), settling after each."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, Letter
+from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, Envelope
 from libs.meshraft.tests.messages import Kind
 from meshraft import SimDisk
 
@@ -19,7 +19,7 @@ def lose_disk(cluster: Cluster, node: int) -> None:
     cluster.crash(node)
     cluster.disks[node] = SimDisk()
     cluster.joined.add(node)
-    cluster.found(node)
+    cluster.bootstrap(node)
 
 
 def committed_without_node_2() -> Cluster:
@@ -35,17 +35,17 @@ def committed_without_node_2() -> Cluster:
     return cluster
 
 
-def brings_entries(letter: Letter) -> bool:
-    return any(message.entries for message in letter.messages())
+def brings_entries(envelope: Envelope) -> bool:
+    return any(message.entries for message in envelope.messages())
 
 
 def answers_of(cluster: Cluster, node: int) -> list[Kind]:
     """Collects what the node says from now on."""
     said: list[Kind] = []
 
-    def notes(letter: Letter) -> bool:
-        if letter.source == node:
-            said.extend(message.kind for message in letter.messages())
+    def notes(envelope: Envelope) -> bool:
+        if envelope.source == node:
+            said.extend(message.kind for message in envelope.messages())
         return False
 
     cluster.loses = notes
@@ -65,7 +65,9 @@ def test_member_that_lost_its_disk_does_not_elect_a_leader_without_what_it_confi
 def test_snapshot_alone_gives_no_vote_also_after_a_restart() -> None:
     """The snapshot is of the log's floor: the entries behind it may be those that were lost."""
     cluster = committed_without_node_2()
-    cluster.loses = lambda letter: letter.target == 3 and brings_entries(letter) and cluster.status(3).first_index == 2
+    cluster.loses = lambda envelope: (
+        envelope.target == 3 and brings_entries(envelope) and cluster.status(3).first_index == 2
+    )
     cluster.restart(1)
     cluster.until(lambda: cluster.leader() == 1 and cluster.status(3).first_index == 2)
     cluster.crash(1)

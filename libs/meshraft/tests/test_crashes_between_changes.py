@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from libs.meshraft.tests.cluster import CONFIG
-from meshraft import KIND_NORMAL, EngineDisk, HostPoisoned, RaftHost
+from meshraft import ENTRY_NORMAL, EngineDisk, HostPoisoned, RaftHost
 
 KEPT = ("nothing", "everything", "half", "names", "bytes")
 MAY_TEAR = ("half",)
@@ -64,7 +64,7 @@ class Scenario:
         while self.host.has_work() or self.disk.pending():
             pump = self.host.pump()
             for entry in pump.committed:
-                self.truth[entry.group].reported += entry.kind == KIND_NORMAL
+                self.truth[entry.group].reported += entry.kind == ENTRY_NORMAL
                 self.truth[entry.group].index = entry.index
             self.note()
             self.disk.sync(1)
@@ -86,7 +86,9 @@ class Scenario:
     def compact(self, group: int) -> None:
         """Everything applied goes, but the last two entries; the snapshot says how many payloads it stands for."""
         index = self.host.status(group).applied - 2
-        kept = [entry for entry in self.host.entries(group, index + 1, index + 3, 1 << 20) if entry.kind == KIND_NORMAL]
+        kept = [
+            entry for entry in self.host.entries(group, index + 1, index + 3, 1 << 20) if entry.kind == ENTRY_NORMAL
+        ]
         self.truth[group].compacted = self.truth[group].reported - len(kept)
         self.host.compact(group, index, b"%d" % self.truth[group].compacted)
 
@@ -124,7 +126,7 @@ class Found:
 
 
 def stored(root: Path) -> tuple[str | None, dict[int, Found]]:
-    """Damage, and what each group has. One in doubt does not stand, so only what it knows to be committed is read."""
+    """Damage, and what each group has. One on probation does not stand, so only what it knows to be committed is read."""
     disk = EngineDisk(str(root))
     host = RaftHost.simulated(disk, seed=2)
     found = {}
@@ -135,14 +137,14 @@ def stored(root: Path) -> tuple[str | None, dict[int, Found]]:
             host.campaign(group)
     while host.has_work() or disk.pending():
         for entry in host.pump().committed:
-            if entry.kind == KIND_NORMAL:
+            if entry.kind == ENTRY_NORMAL:
                 found[entry.group].payloads.append(entry.data)
         disk.sync()
     return host.damage(), found
 
 
 def lasts(root: Path) -> str:
-    """What is wrong with the next life's writes after another power cut; empty when they are there."""
+    """What is wrong with the next incarnation's writes after another power cut; empty when they are there."""
     disk = EngineDisk(str(root))
     host = RaftHost.simulated(disk, seed=3)
     if host.damage() is not None:
@@ -156,7 +158,7 @@ def lasts(root: Path) -> str:
     for group in GROUPS:
         host.campaign(group)
     settle(host, disk)
-    ends = {group: host.propose(group, b"next life")[1] for group in GROUPS}
+    ends = {group: host.propose(group, b"next incarnation")[1] for group in GROUPS}
     settle(host, disk)
     disk.crash()
     host = RaftHost.simulated(disk, seed=4)
@@ -189,7 +191,7 @@ def faults(scenario: Scenario, root: Path, first: Moment, last: Moment, steps: i
         yield f"{where}: cannot be opened: {error!r} {files}"
         return
     if damage is None and (lost := lasts(root)):
-        yield f"{where}, and the next life: {lost.replace(str(root), '')} {files}"
+        yield f"{where}, and the next incarnation: {lost.replace(str(root), '')} {files}"
     # A torn last batch may be damage as well, and counts as such (`damage.rs`); nothing else does.
     if damage is not None and kept not in MAY_TEAR:
         yield f"{where}: {damage.replace(str(root), '')} {files}"
@@ -270,7 +272,7 @@ def test_equal_runs_make_equal_changes(scenario: Scenario, tmp_path: Path) -> No
 
 
 def test_what_a_crashed_log_does_when_it_is_let_go_is_not_noted(tmp_path: Path) -> None:
-    """A reader may hold on to it until the next life has begun, whose files have the same names."""
+    """A reader may hold on to it until the next incarnation has begun, whose files have the same names."""
     scenario = Scenario(tmp_path)
     scenario.create()
     for _ in range(4):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, Letter
+from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, Envelope
 from libs.meshraft.tests.messages import Kind, LogEntry, Message, encode, frame, part
 from meshraft import InvalidFrame, RaftHost, SimDisk
 
@@ -149,7 +149,7 @@ def test_random_messages_cost_at_most_their_own_group(message: Message) -> None:
         with suppress(InvalidFrame):
             target.step(peer, frame(GROUP, message))
     target.tick()
-    assert all(group == GROUP for group, _ in target.pump().closed)
+    assert all(group == GROUP for group, _, _ in target.pump().closed)
     assert target.status(8).member == 11
 
 
@@ -159,8 +159,8 @@ def test_flipped_bits_in_real_frames_never_crash_the_host() -> None:
     cluster.elect(1)
     seen: list[bytes] = []
 
-    def records(letter: Letter) -> bool:
-        seen.append(letter.data)
+    def records(envelope: Envelope) -> bool:
+        seen.append(envelope.data)
         return False
 
     cluster.loses = records

@@ -42,7 +42,7 @@ def test_every_error_has_a_stable_code() -> None:
     }
     assert codes == {
         "Backpressure": "BACKPRESSURE",
-        "BookmarkRefused": "BOOKMARK_REFUSED",
+        "AppliedStateRefused": "APPLIED_STATE_REFUSED",
         "GroupExists": "GROUP_EXISTS",
         "GroupPoisoned": "GROUP_POISONED",
         "HostPoisoned": "HOST_POISONED",
@@ -213,8 +213,8 @@ def test_a_panic_closes_its_group_only_and_the_disk_heals_it() -> None:
     with pytest.raises(GroupPoisoned):
         host.propose(GROUP, b"x")
     turn = host.pump()
-    assert [group for group, _ in turn.closed] == [GROUP]
-    assert "lost" in turn.closed[0][1]
+    assert [group for group, _, _ in turn.closed] == [GROUP]
+    assert turn.closed[0][1] == "lost_synced_data"
     assert host.pump().closed == []
     assert host.status(8).role == "follower"
     assert host.step(2, frame(GROUP, Message(Kind.HEARTBEAT, 11, 12, 2))) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, member_of
-from meshraft import KIND_CONF, Backpressure, NotLeader
+from meshraft import ENTRY_CONF_CHANGE, Backpressure, NotLeader
 
 
 def change(cluster: Cluster, kind: str, node: int, context: bytes = b"") -> None:
@@ -42,7 +42,7 @@ def test_every_member_sees_the_change_with_its_context_and_learns_the_node() -> 
         cluster.hosts[node].set_peers(GROUP, {11: 1, 12: 2, 13: 3})
     change(cluster, "add_voter", 4, b"why")
     assert [cluster.apps[node].contexts for node in (1, 2, 3)] == [["why"]] * 3
-    assert [(c, d) for _, c, d in cluster.contents.values() if c == KIND_CONF] == [(KIND_CONF, b"why")]
+    assert [(c, d) for _, c, d in cluster.contents.values() if c == ENTRY_CONF_CHANGE] == [(ENTRY_CONF_CHANGE, b"why")]
     cluster.hosts[1].transfer_leader(GROUP, 12)
     cluster.until(lambda: cluster.leader() == 2)
     cluster.commit("x")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, Letter, member_of
+from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, Envelope, member_of
 from libs.meshraft.tests.messages import Kind, LogEntry, Message, frame, unpack
 from meshraft import (
     CLASS_BULK,
     CLASS_CONTROL,
-    KIND_EMPTY,
-    KIND_NORMAL,
+    ENTRY_EMPTY,
+    ENTRY_NORMAL,
     Backpressure,
     GroupConfig,
     LogCompacted,
@@ -58,14 +58,14 @@ def test_a_proposal_takes_effect_at_the_term_and_index_it_was_given() -> None:
     places = {cluster.propose(f"p{n}"): f"p{n}".encode() for n in range(20)}
     cluster.settle()
     for (term, index), payload in places.items():
-        assert cluster.contents[index] == (term, KIND_NORMAL, payload)
+        assert cluster.contents[index] == (term, ENTRY_NORMAL, payload)
 
 
 def test_a_new_leader_commits_an_empty_entry_first() -> None:
     # §8: a leader learns what is committed by committing an entry of its own term.
     cluster = Cluster(3)
     cluster.elect(1)
-    assert cluster.contents[2] == (cluster.status(1).term, KIND_EMPTY, b"")
+    assert cluster.contents[2] == (cluster.status(1).term, ENTRY_EMPTY, b"")
 
 
 def test_an_empty_proposal_is_not_taken_for_a_leaders_first_entry() -> None:
@@ -73,8 +73,8 @@ def test_an_empty_proposal_is_not_taken_for_a_leaders_first_entry() -> None:
     cluster.elect(1)
     _, index = cluster.propose("")
     cluster.settle()
-    assert cluster.contents[index][1] == KIND_NORMAL
-    assert cluster.hosts[2].entries(GROUP, index, index + 1, 0)[0].kind == KIND_NORMAL
+    assert cluster.contents[index][1] == ENTRY_NORMAL
+    assert cluster.hosts[2].entries(GROUP, index, index + 1, 0)[0].kind == ENTRY_NORMAL
 
 
 def test_nothing_commits_without_a_quorum() -> None:
@@ -316,22 +316,22 @@ def test_an_empty_append_does_not_overtake_the_entries_it_follows() -> None:
     # Classes are not ordered among each other: overtaking, it would be refused and throw the leader back to probing.
     cluster = Cluster(3)
     cluster.elect(1)
-    held: list[Letter] = []
+    held: list[Envelope] = []
 
-    def holds(letter: Letter) -> bool:
-        if letter.target == 3 and any(message.kind is Kind.APPEND for message in letter.messages()):
-            held.append(letter)
+    def holds(envelope: Envelope) -> bool:
+        if envelope.target == 3 and any(message.kind is Kind.APPEND for message in envelope.messages()):
+            held.append(envelope)
             return True
         return False
 
     cluster.loses = holds
     cluster.commit("a", "b")  # by member 12; the new commit index goes to 13 in an empty append
-    appends = [(letter.cls, message.entries) for letter in held for message in letter.messages()]
+    appends = [(envelope.cls, message.entries) for envelope in held for message in envelope.messages()]
     assert {bool(entries) for _, entries in appends} == {True, False}
     assert {cls for cls, _ in appends} == {CLASS_BULK}
     cluster.loses = lambda _: False
-    for letter in held:
-        cluster.deliver(letter)
+    for envelope in held:
+        cluster.deliver(envelope)
     cluster.settle()
     assert cluster.payloads(3) == ["a", "b"]
     cluster.tick(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from libs.meshraft.tests.cluster import GROUP, Cluster, Letter
+from libs.meshraft.tests.cluster import GROUP, Cluster, Envelope
 from libs.meshraft.tests.messages import Kind
 from meshraft import Backpressure, RaftHost, SimDisk
 
@@ -73,7 +73,7 @@ def test_a_read_before_the_leaders_first_commit_gets_no_answer() -> None:
     # Thesis §6.4 step 1: only an entry of its own term tells a leader what is committed.
     cluster = Cluster(3)
     cluster.settle()
-    cluster.loses = lambda letter: any(message.kind is Kind.APPEND for message in letter.messages())
+    cluster.loses = lambda envelope: any(message.kind is Kind.APPEND for message in envelope.messages())
     cluster.hosts[1].campaign(GROUP)
     cluster.settle()
     assert (cluster.status(1).role, cluster.status(1).commit) == ("leader", 1)
@@ -110,13 +110,13 @@ def test_a_late_answer_to_a_read_before_a_restart_answers_no_new_read() -> None:
     cluster = Cluster(3)
     cluster.elect(1)
     cluster.commit("a")
-    late: list[Letter] = []
+    late: list[Envelope] = []
 
-    def holds_back(letter: Letter) -> bool:
-        is_answer = letter.target == 3 and any(
-            message.kind is Kind.READ_INDEX_RESPONSE for message in letter.messages()
+    def holds_back(envelope: Envelope) -> bool:
+        is_answer = envelope.target == 3 and any(
+            message.kind is Kind.READ_INDEX_RESPONSE for message in envelope.messages()
         )
-        late.extend([letter] if is_answer else [])
+        late.extend([envelope] if is_answer else [])
         return is_answer
 
     cluster.loses = holds_back

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, Letter, member_of
+from libs.meshraft.tests.cluster import CONFIG, GROUP, Cluster, Envelope, member_of
 from libs.meshraft.tests.messages import Kind
 from meshraft import CLASS_BULK, LogCompacted, RaftHost, SimDisk
 
@@ -74,35 +74,35 @@ def test_no_election_starts_while_a_snapshot_waits_for_the_disk() -> None:
     cluster.until(lambda: cluster.payloads(3) == PAYLOADS)
 
 
-def is_snapshot(letter: Letter) -> bool:
-    return any(message.kind is Kind.SNAPSHOT for message in letter.messages())
+def is_snapshot(envelope: Envelope) -> bool:
+    return any(message.kind is Kind.SNAPSHOT for message in envelope.messages())
 
 
 def test_a_lost_snapshot_is_sent_again() -> None:
     cluster = compacted()
     cluster.heal()
-    lost: list[Letter] = []
+    lost: list[Envelope] = []
 
-    def loses(letter: Letter) -> bool:
-        if is_snapshot(letter) and len(lost) < 3:
-            lost.append(letter)
+    def loses(envelope: Envelope) -> bool:
+        if is_snapshot(envelope) and len(lost) < 3:
+            lost.append(envelope)
             return True
         return False
 
     cluster.loses = loses
     cluster.until(lambda: cluster.payloads(3) == PAYLOADS)
     assert len(lost) == 3
-    assert {letter.cls for letter in lost} == {CLASS_BULK}
+    assert {envelope.cls for envelope in lost} == {CLASS_BULK}
 
 
 def test_a_slow_snapshot_is_not_sent_again_at_every_heartbeat() -> None:
     cluster = compacted()
     cluster.heal()
-    held: list[Letter] = []
+    held: list[Envelope] = []
 
-    def holds(letter: Letter) -> bool:
-        if is_snapshot(letter):
-            held.append(letter)
+    def holds(envelope: Envelope) -> bool:
+        if is_snapshot(envelope):
+            held.append(envelope)
             return True
         return False
 

@@ -45,13 +45,26 @@ class Gateway:
         """What the node knows."""
         return await _call(self.mesh.GetStatus(mesh_pb2.GetStatusRequest(), timeout=5))
 
-    async def seed(self) -> mesh_pb2.SeedResponse:
+    async def seed(
+        self, name: str = "", policy: view_pb2.JoinPolicy.ValueType = view_pb2.JOIN_POLICY_KEY_REQUIRED
+    ) -> mesh_pb2.SeedResponse:
         """Founds a mesh."""
-        return await _call(self.mesh.Seed(mesh_pb2.SeedRequest(), timeout=30))
+        return await _call(self.mesh.Seed(mesh_pb2.SeedRequest(name=name, policy=policy), timeout=30))
 
-    async def join(self, address: str, mesh_id: str = "") -> mesh_pb2.JoinResponse:
-        """Joins a mesh."""
-        return await _call(self.mesh.Join(mesh_pb2.JoinRequest(address=address, mesh_id=mesh_id), timeout=30))
+    async def join(self, address: str = "", mesh_id: str = "", token: str = "") -> mesh_pb2.JoinResponse:
+        """Joins a mesh; without a token it trusts whatever answers at `address`."""
+        request = mesh_pb2.JoinRequest(address=address, mesh_id=mesh_id, token=token, trust_first=not token)
+        return await _call(self.mesh.Join(request, timeout=30))
+
+    async def issue_token(self, uses: int = 1, ttl_s: int = 900, name: str = "") -> str:
+        """A join token of the node's mesh."""
+        request = mesh_pb2.IssueTokenRequest(uses=uses, ttl_s=ttl_s, name=name)
+        return (await _call(self.mesh.IssueToken(request, timeout=30))).token
+
+    async def forget_node(self, name: str, *, accept_risk: bool = False) -> mesh_pb2.ForgetNodeResponse:
+        """Removes a node that is lost."""
+        request = mesh_pb2.ForgetNodeRequest(name=name, accept_risk=accept_risk)
+        return await _call(self.mesh.ForgetNode(request, timeout=30))
 
     async def leave(self) -> mesh_pb2.LeaveResponse:
         """Leaves the mesh for good."""

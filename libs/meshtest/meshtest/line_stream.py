@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import MeshError
 from meshctl.publisher import Committed, Publisher, PublisherLimits
 from meshtest.gateway_client import Gateway
+from meshwire.records import Record
 
 TICK_S: Final = 0.01
 _BATCH_BYTES_MAX: Final = 256 * 1024
@@ -71,7 +71,7 @@ class RecordingPublisher:
         await self._is_open.wait()
         batch = Batch(self.submitted, values)
         self.submitted += len(values)
-        answer = await self._publisher.send([data_pb2.PublishRecord(value=value) for value in values])
+        answer = await self._publisher.send([Record(value) for value in values])
         batch.sent_at = time.monotonic()
         self.batches.append(batch)
         answer.add_done_callback(lambda done: self._answered(batch, done))

@@ -22,8 +22,10 @@ _HELD_CHUNKS_MAX: Final = 64
 class FaultProxy:
     """Forwards connections from `port` to `target_port` on the loopback. Use as an async context manager."""
 
-    def __init__(self, port: int, target_port: int) -> None:
+    def __init__(self, port: int, target_port: int, scheme: str = "ws") -> None:
+        """`scheme`: with which `address` is dialled; what passes is not looked at."""
         self.port = port
+        self._scheme = scheme
         self._target_port = target_port
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -36,7 +38,7 @@ class FaultProxy:
     @property
     def address(self) -> str:
         """WebSocket address of the proxy."""
-        return f"ws://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)

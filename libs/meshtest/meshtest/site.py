@@ -1,12 +1,14 @@
 """One site: a node's four services with its own Postgres and Valkey, each a process.
 
-Leaves out joining: `meshtest.sites` and the demo do that through the gateway, as a user would.
+The services call each other over unix sockets in a directory of this user alone; what is for others (peers, applications,
+gateway, admin pages) is on loopback ports. Leaves out joining: `meshtest.sites` and the demo do that through the gateway, as a user would.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ import grpc.aio
 from meshapi.supervisor.v1 import mesh_pb2, mesh_pb2_grpc
 from meshcommon.grpc_client import open_channel
 from meshtest.processes import Child, start
+from meshtest.sockets import socket_directory
 from meshtest.stores import EmbeddedPostgres, EmbeddedValkey
 
 MODULES: Final = {
@@ -28,11 +31,8 @@ MODULES: Final = {
 }
 """Service sections and the packages that serve them, in the order in which they are started."""
 _PORTS: Final = (
-    "control_grpc",
     "control_admin",
-    "routing_grpc",
     "routing_admin",
-    "data_grpc",
     "data_admin",
     "data_client",
     "peer",
@@ -61,14 +61,23 @@ class SiteConfig:
     extra: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def sockets(self) -> Path:
+        """Directory of the services' sockets."""
+        return socket_directory(self.directory.resolve() / "run", len("/control.sock"))
+
+    @property
     def peer_address(self) -> str:
         """Address advertised to peers, empty when the site only dials."""
-        return f"ws://127.0.0.1:{self.ports['peer']}" if self.is_listening else ""
+        return f"wss://127.0.0.1:{self.ports['peer']}" if self.is_listening else ""
 
     @property
     def gateway(self) -> str:
         """Address of the gateway for gRPC."""
         return f"127.0.0.1:{self.ports['gateway_grpc']}"
+
+    def target(self, service: str) -> str:
+        """Address of a service for gRPC: `gateway`, or one that only the services of the site call."""
+        return self.gateway if service == "gateway" else f"unix:{self.sockets}/{service}.sock"
 
     @property
     def client(self) -> str:
@@ -86,22 +95,22 @@ class SiteConfig:
         def at(port: str) -> str:
             return f"127.0.0.1:{self.ports[port]}"
 
+        control, routing, data = map(self.target, ("control", "routing", "data"))
         values = {
-            "MESH_INSECURE_DEV": "1",
             "MESH_NODE_NAME": self.name,
             "MESH_NODE_DATA_DIR": str(self.directory / "state"),
             "MESH_NODE_PRESET": "lan",
             "MESH_NODE_POSTGRES_URL": postgres_url,
             "MESH_NODE_REDIS_URL": redis_url,
-            "MESH_CONTROL_GRPC_LISTEN": at("control_grpc"),
+            "MESH_CONTROL_GRPC_LISTEN": control,
             "MESH_CONTROL_ADMIN_LISTEN": at("control_admin"),
-            "MESH_CONTROL_DATA_TARGET": at("data_grpc"),
-            "MESH_CONTROL_ROUTING_TARGET": at("routing_grpc"),
+            "MESH_CONTROL_DATA_TARGET": data,
+            "MESH_CONTROL_ROUTING_TARGET": routing,
             "MESH_CONTROL_PEER_ADDRESS": self.peer_address,
-            "MESH_ROUTING_GRPC_LISTEN": at("routing_grpc"),
+            "MESH_ROUTING_GRPC_LISTEN": routing,
             "MESH_ROUTING_ADMIN_LISTEN": at("routing_admin"),
-            "MESH_ROUTING_DATA_TARGET": at("data_grpc"),
-            "MESH_DATA_GRPC_LISTEN": at("data_grpc"),
+            "MESH_ROUTING_DATA_TARGET": data,
+            "MESH_DATA_GRPC_LISTEN": data,
             "MESH_DATA_ADMIN_LISTEN": at("data_admin"),
             "MESH_DATA_CLIENT_LISTEN": at("data_client"),
             "MESH_DATA_PEER_LISTEN": at("peer") if self.is_listening else "",
@@ -109,9 +118,9 @@ class SiteConfig:
             "MESH_GATEWAY_HTTP_LISTEN": at("gateway_http"),
             "MESH_GATEWAY_GRPC_LISTEN": at("gateway_grpc"),
             "MESH_GATEWAY_ADMIN_LISTEN": at("gateway_admin"),
-            "MESH_GATEWAY_CONTROL_TARGET": at("control_grpc"),
-            "MESH_GATEWAY_ROUTING_TARGET": at("routing_grpc"),
-            "MESH_GATEWAY_DATA_TARGET": at("data_grpc"),
+            "MESH_GATEWAY_CONTROL_TARGET": control,
+            "MESH_GATEWAY_ROUTING_TARGET": routing,
+            "MESH_GATEWAY_DATA_TARGET": data,
         }
         return values | dict(self.extra)
 
@@ -150,7 +159,9 @@ class Site:
 
     def start_service(self, service: str) -> Child:
         """Starts one service (again)."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MESH_")}
+        # Tests of the services count their lines, and start faster here without.
+        inherited = os.environ.items()
+        environment = {key: value for key, value in inherited if not key.startswith(("MESH_", "COVERAGE"))}
         environment |= self.config.environment(self.postgres.url, self.valkey.url)
         self.services[service] = start(
             [sys.executable, "-m", MODULES[service]],
@@ -203,6 +214,9 @@ class Site:
         self.services.clear()
         await asyncio.gather(*(asyncio.to_thread(child.stop) for child in children))
         await asyncio.gather(asyncio.to_thread(self.postgres.stop), asyncio.to_thread(self.valkey.stop))
+        # One outside the site's own directory would be left behind with it.
+        if self.config.directory.resolve() not in self.config.sockets.parents:
+            shutil.rmtree(self.config.sockets, ignore_errors=True)
 
     def children(self) -> dict[str, Child]:
         """Every process by name."""

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from meshcommon.durable import write_durably
 from meshcommon.errors import MeshError
 from meshtest.gateway_client import Gateway
 from meshtest.ports import free_ports
@@ -42,7 +43,8 @@ def _load() -> dict[str, Any]:
 
 def _save(state: dict[str, Any]) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    (DIRECTORY / _STATE).write_text(json.dumps(state, indent=1))
+    # Whole or not at all: it is the only place that knows what runs.
+    write_durably(DIRECTORY / _STATE, json.dumps(state, indent=1).encode())
 
 
 def _running(state: dict[str, Any]) -> dict[str, ProcessId]:
@@ -74,10 +76,13 @@ async def up() -> int:
     async with AsyncExitStack() as stack:
         gateways = {name: await stack.enter_async_context(Gateway(site.config.gateway)) for name, site in sites.items()}
         mesh_id = await form_mesh(sites, gateways, print)
+        warnings = {text: None for gateway in gateways.values() for text in (await gateway.status()).warnings}
     print(f"\nmesh {mesh_id} is HEALTHY; data in {DIRECTORY}/, logs in {DIRECTORY}/*/log/")
     for name, site in sites.items():
         addresses = f"API page {site.config.rest}/docs   gRPC {site.config.gateway}   meshclient {site.config.client}"
         print(f"  node {name}   {addresses}")
+    for text in warnings:
+        print(f"  warning: {text}")
     print(f"\ntry:   .venv/bin/meshctl --gateway {sites['a'].config.gateway} status\nstop:  make down")
     return 0
 

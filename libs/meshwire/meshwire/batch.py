@@ -1,24 +1,26 @@
-"""The record batch: what a producer sends, a group commits as one log entry, and a reader gets back unchanged.
+"""The record batch, format 2: a clear header, and a body that nobody between producer and reader opens.
 
-Purpose: many records behind one header and one checksum, so that a hop, a log or a replica handles a batch without looking
-inside. Leaves out: offsets and time (the log gives them), compression and encryption (a flag of a later version), and
-record headers. Source: architecture, "Consensus" and "Streams"; the idea is Kafka's record batch.
+Purpose: hops, logs and replicas handle a batch by its header alone; the body may be compressed and, in a later version,
+sealed under a tenant's key. Leaves out: the body (`records`), offsets and append times (the log's entry gives them, outside of
+the batch, so that nobody has to change a byte of it). Source: ADR 0014 and docs/design/batches.md; the idea is Kafka's
+record batch.
 
 Layout (network byte order)::
 
-    0 magic "MB"   3 flags u8, zero   8  producer id u64      20 base sequence u64   32 body length u32
-    2 version u8   4 crc32c u32       16 producer epoch u32   28 record count u32    36 body
+     0 magic "MB"       8 count u32                   29 uncompressed size u32   54 nonce 12 bytes
+     2 format u8, 2    12 first timestamp ms u64      33 suite u8                66 producer id u64
+     3 flags u8        20 greatest timestamp ms u64   34 key version u32         74 epoch u32
+     4 crc32c u32      28 codec u8                    38 salt 16 bytes           78 base sequence u64
+                                                                                 86 body
 
-    record: key length u16 (0xFFFF: no key), key, value length u32, value
-
-The checksum covers every byte from offset 8.
+The checksum covers every byte from offset 8. Flag 1 marks a chunk of a larger message. Suite 0 means that the body is not
+sealed; then key version, salt and nonce are zero. This version refuses chunks and every other suite as of a later version.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from enum import IntEnum
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -28,58 +30,70 @@ from meshwire.buffers import Buffer
 from meshwire.errors import WireCode, WireError
 
 MAGIC: Final = b"MB"
-VERSION: Final = 1
+FORMAT: Final = 2
+FLAG_CHUNK: Final = 1
+"""The batch is a part of a message that is larger than a batch. Kept for large messages, refused until they exist."""
 
-_LEAD: Final = Struct("!2sBBI")
-_COVERED: Final = Struct("!QIQII")
-_HEADER: Final = Struct("!2sBBIQIQII")
-_RECORD: Final = Struct("!HI")
-_U16: Final = Struct("!H")
-_U32: Final = Struct("!I")
-_NO_KEY: Final = 0xFFFF
+_BEGINNING: Final = MAGIC + bytes((FORMAT, 0))
+"""Magic, format and flags of every batch that this version takes."""
+_UNSEALED: Final = bytes(33)
+"""Suite, key version, salt and nonce of a body that is not sealed."""
+_LEAD: Final = Struct("!4sI")
+_COVERED: Final = Struct("!IQQBI33xQIQ")
+_HEADER: Final = Struct("!4sIIQQBI33sQIQ")
 
 HEADER_BYTES: Final = _HEADER.size
-RECORD_OVERHEAD_BYTES: Final = _RECORD.size
-"""What a record takes beyond its key and value."""
+RECORD_OVERHEAD_BYTES: Final = 7
+"""What a record takes at least, beyond its key, value and headers."""
 MAX_RECORD_BYTES: Final = 1024 * 1024
 """Largest record, key and value together."""
-MAX_KEY_BYTES: Final = _NO_KEY - 1
-MAX_BODY_BYTES: Final = MAX_RECORD_BYTES + RECORD_OVERHEAD_BYTES
-"""A batch has room for one record of the largest size."""
+MAX_RECORD_HEADERS_BYTES: Final = 16 * 1024
+"""Largest headers of one record, with what each of them takes besides its name and value."""
+MAX_BODY_BYTES: Final = MAX_RECORD_BYTES + MAX_RECORD_HEADERS_BYTES + RECORD_OVERHEAD_BYTES
+"""Largest body as it is stored. A batch has room for one record of the largest size."""
+MAX_UNCOMPRESSED_BYTES: Final = 16 * 1024 * 1024
+"""Largest body once it is decompressed; so much memory a reader may need for one batch."""
 MAX_BATCH_BYTES: Final = HEADER_BYTES + MAX_BODY_BYTES
 MAX_RECORDS: Final = 65_536
+TIMESTAMP_MS_MAX: Final = (1 << 63) - 1
+_SEQUENCE_END: Final = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One message: an opaque value, and optionally a key, which may be empty."""
+class Codec(IntEnum):
+    """How a body is compressed."""
 
-    value: bytes
-    key: bytes | None = None
+    NONE = 0
+    ZSTD = 1
+
+
+_NONE: Final = int(Codec.NONE)
+_ZSTD: Final = int(Codec.ZSTD)
 
 
 class BatchHeader(NamedTuple):
     """Everything about a batch but its records. A tuple because each node builds one for each batch that passes.
 
     Attributes:
-        version: always `VERSION`.
-        flags: always 0 in this version.
         crc32c: checksum as stored.
+        record_count: 1 to `MAX_RECORDS`. What the body holds is known only to who opens it.
+        first_timestamp_ms: the producer's clock when it took the first record, milliseconds since 1970. Nobody relies on it.
+        greatest_timestamp_ms: the same of the latest record.
+        codec: see `Codec`.
+        uncompressed_bytes: length of the body once it is decompressed, at most `MAX_UNCOMPRESSED_BYTES`.
         producer_id: log index of the producer's InitProducer; 0 means no producer, hence no deduplication.
         producer_epoch: fences earlier runs of the same producer.
         base_sequence: the first record's sequence; the others follow it without a gap.
-        record_count: 1 to `MAX_RECORDS`.
-        body_bytes: length of what follows the header.
     """
 
-    version: int
-    flags: int
     crc32c: int
+    record_count: int
+    first_timestamp_ms: int
+    greatest_timestamp_ms: int
+    codec: int
+    uncompressed_bytes: int
     producer_id: int
     producer_epoch: int
     base_sequence: int
-    record_count: int
-    body_bytes: int
 
     @property
     def last_sequence(self) -> int:
@@ -87,105 +101,36 @@ class BatchHeader(NamedTuple):
         return self.base_sequence + self.record_count - 1
 
 
-class BatchBuilder:
-    """Gathers records for one batch; each is encoded as it comes, so that closing the batch costs one join.
-
-    Limits are those of `encode_batch`, and the same errors; a record that is refused leaves the batch as it was.
-    """
-
-    __slots__ = ("_parts", "body_bytes", "count")
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self.body_bytes = 0
-        self.count = 0
-
-    def append(self, value: bytes, key: bytes | None = None) -> None:
-        """Adds a record.
-
-        Raises:
-            WireError: TOO_LARGE when the key or the record exceeds its limit, or the batch would.
-        """
-        added_bytes = RECORD_OVERHEAD_BYTES + len(value)
-        if key is not None:
-            added_bytes += len(key)
-        if self.count == MAX_RECORDS or self.body_bytes + added_bytes > MAX_BODY_BYTES:
-            raise _too_large((Record(value, key),), self.body_bytes + added_bytes)
-        if key is None:
-            self._parts += (_RECORD.pack(_NO_KEY, len(value)), value)
-        else:
-            _append_key(self._parts, key, len(value))
-            self._parts.append(value)
-        self.body_bytes += added_bytes
-        self.count += 1
-
-    def extend(self, values: Sequence[bytes], start: int, body_bytes_max: int, count_max: int) -> int:
-        """Adds values without keys from `values[start]` on; it is `append` without a call for each.
-
-        Stops before a value with which the body would exceed `body_bytes_max` (an empty batch takes one in any case) or the
-        count `count_max`. Returns the index of the first value that was not added.
-
-        Raises:
-            WireError: TOO_LARGE for a value that no batch can hold; those before it are in.
-        """
-        parts, body_bytes, count = self._parts, self.body_bytes, self.count
-        heads: dict[int, bytes] = {}
-        count_max = min(count_max, MAX_RECORDS)
-        at = start
-        try:
-            while at < len(values) and count < count_max:
-                value = values[at]
-                size_bytes = len(value)
-                added_bytes = RECORD_OVERHEAD_BYTES + size_bytes
-                if count and body_bytes + added_bytes > body_bytes_max:
-                    break
-                head = heads.get(size_bytes)
-                if head is None:
-                    if added_bytes > MAX_BODY_BYTES:
-                        raise _too_large((Record(value),), added_bytes)
-                    head = heads[size_bytes] = _RECORD.pack(_NO_KEY, size_bytes)
-                parts.append(head)
-                parts.append(value)
-                body_bytes += added_bytes
-                count += 1
-                at += 1
-        finally:
-            self.body_bytes, self.count = body_bytes, count
-        return at
-
-    def encode(self, producer_id: int = 0, producer_epoch: int = 0, base_sequence: int = 0) -> bytes:
-        """Bytes of the batch.
-
-        Raises:
-            WireError: BAD_FIELD when there is no record or a number does not fit its width.
-        """
-        _check_counts(self.count, base_sequence)
-        try:
-            covered = _COVERED.pack(producer_id, producer_epoch, base_sequence, self.count, self.body_bytes)
-        except struct.error as error:
-            raise WireError(f"a batch field does not fit its width: {error}") from None
-        body = b"".join(self._parts)
-        return b"".join((_LEAD.pack(MAGIC, VERSION, 0, crc32c(body, crc32c(covered))), covered, body))
-
-
-def encode_batch(
-    records: Sequence[Record], producer_id: int = 0, producer_epoch: int = 0, base_sequence: int = 0
+def assemble(
+    body: bytes,
+    *,
+    record_count: int,
+    uncompressed_bytes: int,
+    codec: Codec = Codec.NONE,
+    timestamps_ms: tuple[int, int] = (0, 0),
+    producer_id: int = 0,
+    producer_epoch: int = 0,
+    base_sequence: int = 0,
 ) -> bytes:
-    """Bytes of a batch of 1 to `MAX_RECORDS` records.
+    """Bytes of a batch around a body that is encoded already. `timestamps_ms`: the first and the greatest.
 
     Raises:
-        WireError: TOO_LARGE when a key, a record, the number of records or the batch exceeds its limit; BAD_FIELD when
-            there is no record or a number does not fit its width.
+        WireError: BAD_FIELD or TOO_LARGE when `decode_header` would refuse the result.
     """
-    _check_counts(len(records), base_sequence)
-    builder = BatchBuilder()
-    for record in records:
-        builder.append(record.value, record.key)
-    return builder.encode(producer_id, producer_epoch, base_sequence)
+    if not _fits(len(body), codec, uncompressed_bytes, record_count, base_sequence, timestamps_ms):
+        raise _misfit(len(body), codec, uncompressed_bytes, record_count, base_sequence, timestamps_ms)
+    first_ms, greatest_ms = timestamps_ms
+    try:
+        covered = _COVERED.pack(
+            record_count, first_ms, greatest_ms, codec, uncompressed_bytes, producer_id, producer_epoch, base_sequence
+        )
+    except struct.error as error:
+        raise WireError(f"a batch field does not fit its width: {error}") from None
+    return b"".join((_LEAD.pack(_BEGINNING, crc32c(body, crc32c(covered))), covered, body))
 
 
 def decode_header(data: Buffer, verify: bool = False) -> BatchHeader:
-    """Header of a batch; `data` must hold exactly the whole batch.
+    """Header of a batch; `data` must hold exactly the whole batch. The body is not opened.
 
     Args:
         data: the batch.
@@ -194,108 +139,81 @@ def decode_header(data: Buffer, verify: bool = False) -> BatchHeader:
     Raises:
         WireError: BAD_MAGIC, BAD_VERSION, TRUNCATED, TOO_LARGE, BAD_FIELD, or BAD_CHECKSUM with `verify`.
     """
-    if len(data) < HEADER_BYTES:
-        raise WireError(f"{len(data)} bytes are too short for a batch", WireCode.TRUNCATED)
-    magic, version, flags, checksum, producer_id, epoch, base_sequence, count, body_bytes = _HEADER.unpack_from(data)
-    if magic != MAGIC:
-        raise WireError("these bytes are not a record batch", WireCode.BAD_MAGIC)
-    if version != VERSION:
-        raise WireError(f"batch version {version} is not {VERSION}", WireCode.BAD_VERSION)
-    if flags:
-        raise WireError(f"batch flags {flags:#x} hold bits that version {VERSION} does not know")
-    if body_bytes > MAX_BODY_BYTES:
-        raise WireError(f"a batch body of {body_bytes} bytes exceeds {MAX_BODY_BYTES}", WireCode.TOO_LARGE)
-    if len(data) < HEADER_BYTES + body_bytes:
-        raise WireError("the batch ends inside its body", WireCode.TRUNCATED)
-    if len(data) > HEADER_BYTES + body_bytes:
-        raise WireError(f"{len(data) - HEADER_BYTES - body_bytes} bytes follow the end of the batch")
-    _check_counts(count, base_sequence)
-    if count * RECORD_OVERHEAD_BYTES > body_bytes:
-        raise WireError(f"{count} records cannot fit a body of {body_bytes} bytes")
+    size_bytes = len(data)
+    if size_bytes < HEADER_BYTES:
+        raise too_short(data)
+    (
+        beginning, checksum, count, first_ms, greatest_ms, codec, uncompressed_bytes, seal,
+        producer_id, epoch, base_sequence,
+    ) = _HEADER.unpack_from(data)  # fmt: skip
+    if beginning != _BEGINNING:
+        raise _foreign(beginning)
+    if codec > _ZSTD or seal != _UNSEALED:
+        raise _later(codec, seal)
+    body_bytes = size_bytes - HEADER_BYTES
+    times_ms = (first_ms, greatest_ms)
+    if not _fits(body_bytes, codec, uncompressed_bytes, count, base_sequence, times_ms):
+        raise _misfit(body_bytes, codec, uncompressed_bytes, count, base_sequence, times_ms)
     if verify and crc32c(memoryview(data)[_LEAD.size :]) != checksum:
         raise WireError("the batch's checksum does not match its bytes", WireCode.BAD_CHECKSUM)
-    return BatchHeader(version, flags, checksum, producer_id, epoch, base_sequence, count, body_bytes)
+    return BatchHeader(
+        checksum, count, first_ms, greatest_ms, codec, uncompressed_bytes, producer_id, epoch, base_sequence
+    )
 
 
-def decode_records(data: Buffer) -> list[Record]:
-    """All records of a batch, checksum verified; keys and values are copies.
-
-    Raises:
-        WireError: as `decode_header`, and when the records do not fill the body exactly.
-    """
-    header, body = _verified_body(data)
-    return [Record(value, key) for key, value in _iter_body(body, header.record_count)]
+def too_short(data: Buffer) -> WireError:
+    """Why fewer bytes than a header's are no batch: one of another format, whose header may be shorter, is called by it."""
+    if len(data) > 3 and data[:2] == MAGIC and data[2] != FORMAT:
+        return _foreign(bytes(data[:4]))
+    return WireError(f"{len(data)} bytes are too short for a batch", WireCode.TRUNCATED)
 
 
-def check_records(data: Buffer) -> None:
-    """Checks a batch to its last record, and keeps nothing.
-
-    Raises:
-        WireError: as `decode_records`.
-    """
-    header, body = _verified_body(data)
-    for _ in _iter_body(body, header.record_count):
-        pass
+def _foreign(beginning: bytes) -> WireError:
+    if beginning[:2] != MAGIC:
+        return WireError("these bytes are not a record batch", WireCode.BAD_MAGIC)
+    if beginning[2] != FORMAT:
+        return WireError(f"batch format {beginning[2]} is not {FORMAT}", WireCode.BAD_VERSION)
+    return WireError(f"batch flags {beginning[3]:#x} are of a later version", WireCode.BAD_VERSION)
 
 
-def iter_values(data: Buffer) -> Iterator[bytes]:
-    """Values of a batch in order, without building records. The header and checksum are verified before this returns.
-
-    Raises:
-        WireError: as `decode_records`; for records that do not fill the body, only once the iteration gets there.
-    """
-    header, body = _verified_body(data)
-    return (value for _, value in _iter_body(body, header.record_count))
+def _later(codec: int, seal: bytes) -> WireError:
+    suite = seal[0]
+    if codec > _ZSTD or suite:
+        return WireError(f"batch codec {codec} with suite {suite} is of a later version", WireCode.BAD_VERSION)
+    return WireError("the batch has a key version, salt or nonce but no suite")
 
 
-def _verified_body(data: Buffer) -> tuple[BatchHeader, bytes]:
-    header = decode_header(data, verify=True)
-    return header, bytes(memoryview(data)[HEADER_BYTES:])
+def _fits(
+    body_bytes: int, codec: int, uncompressed_bytes: int, count: int, base_sequence: int, times_ms: tuple[int, int]
+) -> bool:
+    """Whether the numbers of a header are within their limits and agree. One look, for every batch; `_misfit` says why not."""
+    return (
+        body_bytes <= MAX_BODY_BYTES
+        and (uncompressed_bytes == body_bytes if codec == _NONE else uncompressed_bytes <= MAX_UNCOMPRESSED_BYTES)
+        and 0 < count <= MAX_RECORDS
+        and count * RECORD_OVERHEAD_BYTES <= uncompressed_bytes
+        and base_sequence + count <= _SEQUENCE_END
+        and 0 <= times_ms[0] <= times_ms[1] <= TIMESTAMP_MS_MAX
+    )
 
 
-def _iter_body(body: bytes, count: int) -> Iterator[tuple[bytes | None, bytes]]:
-    unpack = _RECORD.unpack_from
-    size = len(body)
-    at = 0
-    for _ in range(count):
-        if size - at < RECORD_OVERHEAD_BYTES:
-            raise WireError("the batch's body ends inside a record", WireCode.TRUNCATED)
-        # One unpack serves the common record without a key, whose value length follows at once.
-        key_bytes, value_bytes = unpack(body, at)
-        key: bytes | None = None
-        if key_bytes == _NO_KEY:
-            at += RECORD_OVERHEAD_BYTES
-        else:
-            if size - at < RECORD_OVERHEAD_BYTES + key_bytes:
-                raise WireError("the batch's body ends inside a key", WireCode.TRUNCATED)
-            key = body[at + 2 : at + 2 + key_bytes]
-            (value_bytes,) = _U32.unpack_from(body, at + 2 + key_bytes)
-            at += RECORD_OVERHEAD_BYTES + key_bytes
-        if value_bytes > size - at:
-            raise WireError("the batch's body ends inside a value", WireCode.TRUNCATED)
-        yield key, body[at : at + value_bytes]
-        at += value_bytes
-    if at != size:
-        raise WireError(f"{size - at} bytes follow the batch's last record")
-
-
-def _append_key(parts: list[bytes], key: bytes, value_bytes: int) -> None:
-    if len(key) > MAX_KEY_BYTES:
-        raise WireError(f"a key of {len(key)} bytes exceeds {MAX_KEY_BYTES}", WireCode.TOO_LARGE)
-    parts += (_U16.pack(len(key)), key, _U32.pack(value_bytes))
-
-
-def _check_counts(count: int, base_sequence: int) -> None:
+def _misfit(
+    body_bytes: int, codec: int, uncompressed_bytes: int, count: int, base_sequence: int, times_ms: tuple[int, int]
+) -> WireError:
+    if body_bytes > MAX_BODY_BYTES:
+        return WireError(f"a batch body of {body_bytes} bytes exceeds {MAX_BODY_BYTES}", WireCode.TOO_LARGE)
+    if uncompressed_bytes > MAX_UNCOMPRESSED_BYTES:
+        text = f"a batch body of {uncompressed_bytes} uncompressed bytes exceeds {MAX_UNCOMPRESSED_BYTES}"
+        return WireError(text, WireCode.TOO_LARGE)
     if not count:
-        raise WireError("a batch holds at least one record")
+        return WireError("a batch holds at least one record")
     if count > MAX_RECORDS:
-        raise WireError(f"a batch of {count} records exceeds {MAX_RECORDS}", WireCode.TOO_LARGE)
-    if base_sequence + count > 1 << 64:
-        raise WireError("the batch's last sequence does not fit 64 unsigned bits")
-
-
-def _too_large(records: Sequence[Record], body_bytes: int) -> WireError:
-    largest = max(len(record.value) + len(record.key or b"") for record in records)
-    if largest > MAX_RECORD_BYTES:
-        return WireError(f"a record of {largest} bytes exceeds {MAX_RECORD_BYTES}", WireCode.TOO_LARGE)
-    return WireError(f"a batch body of {body_bytes} bytes exceeds {MAX_BODY_BYTES}", WireCode.TOO_LARGE)
+        return WireError(f"a batch of {count} records exceeds {MAX_RECORDS}", WireCode.TOO_LARGE)
+    if codec == _NONE and uncompressed_bytes != body_bytes:
+        code = WireCode.TRUNCATED if body_bytes < uncompressed_bytes else WireCode.BAD_FIELD
+        return WireError(f"the batch's body has {body_bytes} bytes, its header says {uncompressed_bytes}", code)
+    if count * RECORD_OVERHEAD_BYTES > uncompressed_bytes:
+        return WireError(f"{count} records cannot fit a body of {uncompressed_bytes} bytes")
+    if base_sequence + count > _SEQUENCE_END:
+        return WireError("the batch's last sequence does not fit 64 unsigned bits")
+    return WireError(f"the batch's timestamps {times_ms[0]} and {times_ms[1]} are not in order")

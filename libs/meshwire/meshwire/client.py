@@ -5,25 +5,30 @@ number of messages, because a WebSocket message costs more than its bytes. Reque
 caller chose; every response names the request it belongs to. Batches pass as they are and are not looked into. Leaves out:
 the socket, who may connect, and errors' meaning (`meshcommon.errors`). Source: architecture §2, §8.
 
+A name may be given to another stream once its first one was deleted. So a request that names a stream also gives the id that
+it expects, or 0 for whichever has the name now; another one is refused (STREAM_REPLACED). Answers tell the id.
+
 Layout (network byte order)::
 
     frame      at least one message
     message    body length u32, kind u8, correlation u32, body
 
     requests                                                  responses
-    1 DESCRIBE       stream name to the end                   → 65 STREAM
-    2 INIT_PRODUCER  name length u8, stream name, producer    → 66 PRODUCER
-                     name to the end
+    1 DESCRIBE       stream u64 or 0, stream name to the end  → 65 STREAM
+    2 INIT_PRODUCER  stream u64 or 0, name length u8,         → 66 PRODUCER
+                     stream name, producer name to the end
     3 PUBLISH        stream u64, wait u8, batch to the end    → 67 PUBLISHED
-    4 READ           name length u8, stream name,             → 68 BATCHES, any number; then, without follow, 69 END
-                     from offset u64, credit u32, follow u8
+    4 READ           stream u64 or 0, name length u8,         → 68 BATCHES, the first one empty, then any number;
+                     stream name, from offset u64,              then, without follow, 69 END
+                     credit u32, follow u8
     5 CREDIT         bytes u32; correlation: of the READ
     6 CANCEL         empty; correlation: of the READ          → 69 END
 
     65 STREAM        stream u64, floor offset u64, next offset u64, leader's name to the end (empty: none)
     66 PRODUCER      stream u64, producer u64, epoch u32, next sequence u64, offset after its last record u64
     67 PUBLISHED     base offset u64, count u32, is duplicate u8
-    68 BATCHES       next offset of the stream u64, then per batch: base offset u64, time in ms u64, size u32, batch
+    68 BATCHES       stream u64, next offset of the stream u64, then per batch: base offset u64, time in ms u64, size u32,
+                     batch
     69 END           offset to go on from u64
     70 ERROR         an error response of `meshwire.request`; correlation 0: the connection is over
 """
@@ -40,14 +45,17 @@ from typing import Final, NamedTuple
 from meshwire.buffers import Buffer, Cursor, require_uint, utf8
 from meshwire.errors import WireCode, WireError
 
-SUBPROTOCOL: Final = "mesh.client.v1"
+SUBPROTOCOL: Final = "mesh.client.v3"
 """WebSocket subprotocol; it is the version of everything here."""
-MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
+MAX_FRAME_BYTES: Final = 2 * 1024 * 1024
+"""Room for the largest batch and a chunk of smaller ones; a node may hold one of each connection that waits."""
 MAX_FRAME_MESSAGES: Final = 8192
 """Keeps a frame of empty messages from costing far more memory than its own size."""
 WAIT_COMMITTED: Final = 1
 """A publish is answered when a quorum of disks has it. The only value for now."""
 MAX_NAME_BYTES: Final = 255
+ANY_STREAM: Final = 0
+"""Expected id of a request that takes whichever stream has the name now."""
 
 _HEAD: Final = Struct("!IBI")
 MESSAGE_OVERHEAD_BYTES: Final = _HEAD.size
@@ -60,6 +68,7 @@ _PUBLISHED_MESSAGE: Final = Struct("!IBIQIB")
 _READ: Final = Struct("!QIB")
 _STREAM: Final = Struct("!QQQ")
 _PRODUCER: Final = Struct("!QQIQQ")
+_BATCHES: Final = Struct("!QQ")
 _BATCH: Final = Struct("!QQI")
 _U32: Final = Struct("!I")
 _U64: Final = Struct("!Q")
@@ -94,11 +103,26 @@ class Message(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Describe:
+    """Asks for a stream's state; `stream_id` is the one expected, or ANY_STREAM."""
+
+    stream: str
+    stream_id: int = ANY_STREAM
+
+
+@dataclass(frozen=True, slots=True)
 class InitProducer:
-    """Asks for a producer id; a named producer gets its id again and the next epoch."""
+    """Asks for a producer id; a named producer gets its id again and the next epoch.
+
+    Attributes:
+        stream: its name.
+        producer: the producer's name, empty for an anonymous one.
+        stream_id: the one expected, or ANY_STREAM.
+    """
 
     stream: str
     producer: str
+    stream_id: int = ANY_STREAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +135,14 @@ class Read:
         credit_bytes: bytes of batches that may be sent before more credit comes; at least one batch is always sent for
             credit above 0, however large.
         is_following: goes on at the end of the stream, until cancelled.
+        stream_id: the one that the offset belongs to, or ANY_STREAM.
     """
 
     stream: str
     from_offset: int
     credit_bytes: int
     is_following: bool
+    stream_id: int = ANY_STREAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +193,15 @@ class ReadBatch:
     base_offset: int
     time_ms: int
     batch: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Consecutive batches of one stream, and where that ends as known at the node."""
+
+    stream_id: int
+    next_offset: int
+    batches: list[ReadBatch]
 
 
 def decode_messages(data: Buffer) -> list[Message]:
@@ -253,27 +288,32 @@ def decode_published(body: memoryview) -> Published:
     return Published(base_offset, count, _flag(is_duplicate, "is_duplicate"))
 
 
-def encode_name(name: str) -> bytes:
+def encode_describe(request: Describe) -> bytes:
     """Body of a DESCRIBE. Raises WireError."""
-    return utf8(name, MAX_NAME_BYTES, "the stream's name")
+    return _stream_id(request.stream_id) + utf8(request.stream, MAX_NAME_BYTES, "the stream's name")
 
 
-def decode_name(body: memoryview) -> str:
+def decode_describe(body: memoryview) -> Describe:
     """Body of a DESCRIBE. Raises WireError."""
-    return _text_to_end(Cursor(body), len(body), "the stream's name")
+    cursor = Cursor(body)
+    stream_id = cursor.u64("the stream")
+    return Describe(_text_to_end(cursor, len(body) - _U64.size, "the stream's name"), stream_id)
 
 
 def encode_init_producer(request: InitProducer) -> bytes:
     """Body of an INIT_PRODUCER. Raises WireError."""
-    return _short(request.stream) + utf8(request.producer, MAX_NAME_BYTES, "the producer's name")
+    producer = utf8(request.producer, MAX_NAME_BYTES, "the producer's name")
+    return _stream_id(request.stream_id) + _short(request.stream) + producer
 
 
 def decode_init_producer(body: memoryview) -> InitProducer:
     """Body of an INIT_PRODUCER. Raises WireError."""
     cursor = Cursor(body)
+    stream_id = cursor.u64("the stream")
     length = cursor.u8("the name's length")
     stream = cursor.text(length, "the stream's name")
-    return InitProducer(stream, _text_to_end(cursor, len(body) - 1 - length, "the producer's name"))
+    producer = _text_to_end(cursor, len(body) - _U64.size - 1 - length, "the producer's name")
+    return InitProducer(stream, producer, stream_id)
 
 
 def encode_read(request: Read) -> bytes:
@@ -282,17 +322,18 @@ def encode_read(request: Read) -> bytes:
         numbers = _READ.pack(request.from_offset, request.credit_bytes, 1 if request.is_following else 0)
     except struct.error as error:
         raise WireError(f"a field of the read does not fit its width: {error}") from None
-    return _short(request.stream) + numbers
+    return _stream_id(request.stream_id) + _short(request.stream) + numbers
 
 
 def decode_read(body: memoryview) -> Read:
     """Body of a READ. Raises WireError."""
     cursor = Cursor(body)
+    stream_id = cursor.u64("the stream")
     stream = cursor.text(cursor.u8("the name's length"), "the stream's name")
     from_offset, credit_bytes = cursor.u64("the offset"), cursor.u32("the credit")
     is_following = _flag(cursor.u8("follow"), "follow")
     cursor.finish("the read")
-    return Read(stream, from_offset, credit_bytes, is_following)
+    return Read(stream, from_offset, credit_bytes, is_following, stream_id)
 
 
 def encode_credit(credit_bytes: int) -> bytes:
@@ -340,10 +381,10 @@ def decode_producer(body: memoryview) -> ProducerInfo:
     return ProducerInfo(*_PRODUCER.unpack(body))
 
 
-def encode_batches(next_offset: int, batches: Iterable[ReadBatch]) -> bytes:
+def encode_batches(stream_id: int, next_offset: int, batches: Iterable[ReadBatch]) -> bytes:
     """Body of a BATCHES. Raises WireError."""
     try:
-        parts: list[bytes | memoryview] = [_U64.pack(next_offset)]
+        parts: list[bytes | memoryview] = [_BATCHES.pack(stream_id, next_offset)]
         for item in batches:
             parts += (_BATCH.pack(item.base_offset, item.time_ms, len(item.batch)), item.batch)
     except struct.error as error:
@@ -351,12 +392,12 @@ def encode_batches(next_offset: int, batches: Iterable[ReadBatch]) -> bytes:
     return b"".join(parts)
 
 
-def decode_batches(body: memoryview) -> tuple[int, list[ReadBatch]]:
-    """Next offset of the stream, and the batches, which share memory with `body`. Raises WireError."""
+def decode_batches(body: memoryview) -> Batches:
+    """Body of a BATCHES; the batches share memory with it. Raises WireError."""
     cursor = Cursor(body)
-    next_offset = cursor.u64("the end")
+    stream_id, next_offset = cursor.u64("the stream"), cursor.u64("the end")
     end = len(body)
-    at = _U64.size
+    at = _BATCHES.size
     batches: list[ReadBatch] = []
     while at < end:
         if end - at < _BATCH.size:
@@ -367,7 +408,7 @@ def decode_batches(body: memoryview) -> tuple[int, list[ReadBatch]]:
             raise WireError("the message ends inside a batch", WireCode.TRUNCATED)
         batches.append(ReadBatch(base_offset, time_ms, body[at : at + size_bytes]))
         at += size_bytes
-    return next_offset, batches
+    return Batches(stream_id, next_offset, batches)
 
 
 def encode_end(offset: int) -> bytes:
@@ -383,8 +424,12 @@ def decode_end(body: memoryview) -> int:
     return offset
 
 
+def _stream_id(stream_id: int) -> bytes:
+    return _U64.pack(require_uint(stream_id, 64, "stream id"))
+
+
 def _short(name: str) -> bytes:
-    encoded = encode_name(name)
+    encoded = utf8(name, MAX_NAME_BYTES, "the stream's name")
     return bytes((len(encoded),)) + encoded
 
 

@@ -4,6 +4,13 @@ Purpose: commands that every member applies alike, because all that varies (time
 applying them does (the data plane's core), and the group's own configuration changes, which Raft encodes itself. Source:
 architecture, "Consensus" (apply is deterministic) and "Streams".
 
+*Time and offset* of a batch are not in it: the leader's stamp stands before it here, and its offset follows from the entries
+before. So the leader changes no byte of a batch, which may be sealed.
+
+*Versions*. The layout of a kind never changes: what a later version needs gets a new kind, or a new batch format. A kind is
+proposed only when the mesh's committed version is at least the one that introduced it (`INTRODUCED`), so that every member
+knows it. A member that meets one all the same (`decode_entry` fails with BAD_VERSION) stops applying there.
+
 Layout (network byte order)::
 
     kind u8, then
@@ -20,22 +27,12 @@ from enum import IntEnum
 from struct import Struct
 from typing import Final, NamedTuple, TypeAlias
 
-from meshwire.batch import (
-    HEADER_BYTES,
-    MAGIC,
-    MAX_BATCH_BYTES,
-    MAX_BODY_BYTES,
-    MAX_RECORDS,
-    RECORD_OVERHEAD_BYTES,
-    VERSION,
-)
+from meshwire.batch import HEADER_BYTES, MAX_BATCH_BYTES, decode_header, too_short
 from meshwire.buffers import Buffer, Cursor, require_uint, utf8
 from meshwire.errors import WireCode, WireError
 
 MAX_PRODUCER_NAME_BYTES: Final = 255
 _KIND_AND_U64: Final = Struct("!BQ")
-_BATCH_ENTRY: Final = Struct("!BQ2sBBIQIQII")
-"""The entry's kind and stamp, then the batch's header."""
 BATCH_LEAD_BYTES: Final = _KIND_AND_U64.size
 """What an entry adds to its batch."""
 MAX_ENTRY_BYTES: Final = _KIND_AND_U64.size + MAX_BATCH_BYTES
@@ -50,6 +47,13 @@ class EntryKind(IntEnum):
     SEAL = 4
 
 
+INTRODUCED: Final[dict[int, int]] = {
+    EntryKind.BATCH: 1,
+    EntryKind.INIT_PRODUCER: 1,
+    EntryKind.MOVE_FLOOR: 1,
+    EntryKind.SEAL: 1,
+}
+"""Mesh version that introduced each kind: no group proposes it before the mesh has that version."""
 _BATCH: Final = int(EntryKind.BATCH)
 
 
@@ -129,7 +133,7 @@ def encode_batch_entry(stamp_ms: int, batch: bytes | memoryview) -> bytes:
     Raises:
         WireError: as `encode_entry`.
     """
-    _check_batch_size(len(batch))
+    _check_batch_size(batch)
     return b"".join((_lead(EntryKind.BATCH, stamp_ms, "stamp_ms"), batch))
 
 
@@ -137,19 +141,21 @@ def decode_entry(data: Buffer) -> Entry:
     """Entry from bytes.
 
     Raises:
-        WireError: the bytes are not exactly one well-formed entry.
+        WireError: the bytes are not exactly one well-formed entry; BAD_VERSION for a kind that only a later version knows.
     """
     if len(data) > _KIND_AND_U64.size and data[0] == _BATCH:
         # By far the most frequent, and on the hot path: without a cursor.
         _, stamp_ms = _KIND_AND_U64.unpack_from(data)
         batch = memoryview(data)[_KIND_AND_U64.size :]
-        _check_batch_size(len(batch))
+        _check_batch_size(batch)
         return BatchEntry(stamp_ms, batch)
     cursor = Cursor(data)
     kind = cursor.u8("the entry's kind")
+    if kind and kind not in INTRODUCED:
+        raise WireError(f"entry kind {kind} is of a later version", WireCode.BAD_VERSION)
     number = cursor.u64("the entry's stamp, index or revision")
     if kind == EntryKind.BATCH:
-        _check_batch_size(0)
+        _check_batch_size(b"")
     if kind == EntryKind.INIT_PRODUCER:
         name = cursor.text(cursor.u8("the name's length"), "the producer's name")
         cursor.finish("the entry")
@@ -160,35 +166,35 @@ def decode_entry(data: Buffer) -> Entry:
     if kind == EntryKind.SEAL:
         cursor.finish("the entry")
         return SealEntry(number)
-    raise WireError(f"entry kind {kind} is unknown")
+    raise WireError("entry kind 0 is never used")
 
 
 def peek_batch(data: bytes) -> BatchLine | None:
     """What applying a batch needs; None for whatever `decode_entry` and `decode_header` would not both accept.
 
-    One unpacking in place of two parsers and their objects, because every member does this for every batch. The checksum is
-    not compared here either.
+    Without a `BatchEntry`, because every member does this for every batch. The checksum is not compared here either.
     """
-    if len(data) < _BATCH_ENTRY.size or data[0] != _BATCH:
+    if len(data) < BATCH_LEAD_BYTES or data[0] != _BATCH:
         return None
-    _, stamp_ms, magic, version, flags, _, producer_id, epoch, sequence, count, body_bytes = _BATCH_ENTRY.unpack_from(
-        data
-    )
-    if magic != MAGIC or version != VERSION or flags:
+    _, stamp_ms = _KIND_AND_U64.unpack_from(data)
+    try:
+        header = decode_header(memoryview(data)[BATCH_LEAD_BYTES:])
+    except WireError:
         return None
-    if body_bytes != len(data) - _BATCH_ENTRY.size or body_bytes > MAX_BODY_BYTES:
-        return None
-    if not 0 < count <= MAX_RECORDS or count * RECORD_OVERHEAD_BYTES > body_bytes or sequence + count > 1 << 64:
-        return None
-    return BatchLine(stamp_ms, producer_id, epoch, sequence, count)
+    return BatchLine(stamp_ms, header.producer_id, header.producer_epoch, header.base_sequence, header.record_count)
+
+
+def introduced_in(data: bytes) -> int:
+    """Mesh version from which on the encoded entry `data` may be proposed."""
+    return INTRODUCED[data[0]]
 
 
 def _lead(kind: EntryKind, number: int, field: str) -> bytes:
     return _KIND_AND_U64.pack(kind, require_uint(number, 64, field))
 
 
-def _check_batch_size(size_bytes: int) -> None:
-    if size_bytes < HEADER_BYTES:
-        raise WireError(f"{size_bytes} bytes are too short for a batch", WireCode.TRUNCATED)
-    if size_bytes > MAX_BATCH_BYTES:
-        raise WireError(f"a batch of {size_bytes} bytes exceeds {MAX_BATCH_BYTES}", WireCode.TOO_LARGE)
+def _check_batch_size(batch: Buffer) -> None:
+    if len(batch) < HEADER_BYTES:
+        raise too_short(batch)
+    if len(batch) > MAX_BATCH_BYTES:
+        raise WireError(f"a batch of {len(batch)} bytes exceeds {MAX_BATCH_BYTES}", WireCode.TOO_LARGE)

@@ -23,6 +23,8 @@ FRAME_HANDSHAKE: Final = 0x01
 FRAME_PACKETS: Final = 0x02
 MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 """Largest frame of packets, type byte included."""
+MAX_FRAME_PACKETS: Final = 8192
+"""Most packets in a frame, which is handled in one go. Nodes fill frames up to 256 KiB: 5,000 of the smallest packets."""
 MAX_HANDSHAKE_BYTES: Final = 64 * 1024
 """Largest handshake frame: it is read before the peer has proved who it is."""
 
@@ -81,9 +83,10 @@ def frame_parts(packets: Sequence[Buffer]) -> list[Buffer]:
     """The same not yet joined, so that whoever carries the frame can join it behind a head of its own.
 
     Raises:
-        WireError: TOO_LARGE when the frame would exceed `MAX_FRAME_BYTES` or a packet `MAX_PACKET_BYTES`; BAD_FIELD for
-            bytes too short to be a packet.
+        WireError: TOO_LARGE when the frame would exceed `MAX_FRAME_BYTES` or `MAX_FRAME_PACKETS`, or a packet
+            `MAX_PACKET_BYTES`; BAD_FIELD for bytes too short to be a packet.
     """
+    _check_count(len(packets))
     parts: list[Buffer] = [_PACKETS_LEAD]
     size = FRAME_OVERHEAD_BYTES
     for packet in packets:
@@ -118,6 +121,7 @@ def decode_packets(data: Buffer) -> list[memoryview]:
             raise WireError("the frame ends inside a packet", WireCode.TRUNCATED)
         packets.append(view[at : at + length])
         at += length
+    _check_count(len(packets))
     return packets
 
 
@@ -127,6 +131,11 @@ def _check_packet_size(length: int) -> None:
         raise WireError(f"{length} bytes are too short for a packet")
     if length > MAX_PACKET_BYTES:
         raise WireError(f"a packet of {length} bytes exceeds {MAX_PACKET_BYTES}", WireCode.TOO_LARGE)
+
+
+def _check_count(packets: int) -> None:
+    if packets > MAX_FRAME_PACKETS:
+        raise WireError(f"a frame of more than {MAX_FRAME_PACKETS} packets", WireCode.TOO_LARGE)
 
 
 def _check_size(size_bytes: int, size_bytes_max: int) -> None:

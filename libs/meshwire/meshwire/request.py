@@ -9,6 +9,9 @@ Layout (network byte order)::
     response   0 u8, body to the end
                1 u8, code length u8, code, message length u16, message, retryable u8 (0 or 1),
                      details u8, each: key length u8, key, value length u16, value; all text in UTF-8
+
+An error can always be encoded: what is longer than its field is cut, and details beyond `MAX_DETAILS_BYTES` are left out.
+It may quote a peer, and an answer that cannot be sent would leave the caller waiting.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final, TypeAlias
 
-from meshwire.buffers import Buffer, Cursor, require_uint, utf8
-from meshwire.errors import WireCode, WireError
+from meshwire.buffers import Buffer, Cursor, require_uint
+from meshwire.errors import WireError
 
 STATUS_OK: Final = 0
 STATUS_ERROR: Final = 1
 MAX_DETAILS: Final = 255
+MAX_DETAILS_BYTES: Final = 64 * 1024
+"""All details of an error together, keys and values."""
 _REQUEST: Final = Struct("!BI")
 _U16: Final = Struct("!H")
 _MAX_SHORT_TEXT_BYTES: Final = 0xFF
@@ -100,23 +105,20 @@ def encode_response(body: bytes | memoryview) -> bytes:
 
 
 def encode_error(code: str, message: str, retryable: bool = False, details: Mapping[str, str] | None = None) -> bytes:
-    """Bytes of the response of a call that failed.
-
-    Raises:
-        WireError: TOO_LARGE when a text or the number of details exceeds its limit.
-    """
-    pairs = details or {}
-    if len(pairs) > MAX_DETAILS:
-        raise WireError(f"{len(pairs)} error details exceed {MAX_DETAILS}", WireCode.TOO_LARGE)
-    parts = [
-        bytes((STATUS_ERROR,)),
-        _short_text(code, "the error's code"),
-        _text(message, "the error's message"),
-        bytes((1 if retryable else 0, len(pairs))),
-    ]
-    for key, value in pairs.items():
-        parts.append(_short_text(key, "a detail's key"))
-        parts.append(_text(value, "a detail's value"))
+    """Bytes of the response of a call that failed; what does not fit is cut or left out."""
+    taken: dict[bytes, bytes] = {}
+    room_bytes = MAX_DETAILS_BYTES
+    for key, value in (details or {}).items():
+        short, long = _cut(key, _MAX_SHORT_TEXT_BYTES), _cut(value, _MAX_TEXT_BYTES)
+        room_bytes -= len(short) + len(long)
+        if room_bytes < 0 or len(taken) == MAX_DETAILS:
+            break
+        taken.setdefault(short, long)
+    short, long = _cut(code, _MAX_SHORT_TEXT_BYTES), _cut(message, _MAX_TEXT_BYTES)
+    parts = [bytes((STATUS_ERROR, len(short))), short, _U16.pack(len(long)), long]
+    parts.append(bytes((1 if retryable else 0, len(taken))))
+    for short, long in taken.items():
+        parts += (bytes((len(short),)), short, _U16.pack(len(long)), long)
     return b"".join(parts)
 
 
@@ -147,11 +149,10 @@ def decode_response(data: Buffer) -> Response:
     return ErrorResponse(code, message, bool(retryable), details)
 
 
-def _short_text(text: str, name: str) -> bytes:
-    encoded = utf8(text, _MAX_SHORT_TEXT_BYTES, name)
-    return bytes((len(encoded),)) + encoded
-
-
-def _text(text: str, name: str) -> bytes:
-    encoded = utf8(text, _MAX_TEXT_BYTES, name)
-    return _U16.pack(len(encoded)) + encoded
+def _cut(text: object, bytes_max: int) -> bytes:
+    """`text` in UTF-8, cut between two characters; what UTF-8 cannot express becomes `?`."""
+    # Cut before it is encoded: the text may be megabytes long. No character has less than one byte.
+    encoded = str(text)[: bytes_max + 1].encode(errors="replace")
+    if len(encoded) <= bytes_max:
+        return encoded
+    return encoded[:bytes_max].decode(errors="ignore").encode()

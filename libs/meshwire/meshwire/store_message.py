@@ -8,12 +8,12 @@ Layout (network byte order)::
 
     kind u8, then
     1 HELLO     lineage, others u8, (node u64, seen) each
-    2 WELCOME   life u64
+    2 WELCOME   incarnation u64
     3 REFUSAL   seen, lineage
     4 ASK
 
-    lineage     store u64, lives u8, (life u64, boot u64) each, renounced
-    seen        store u64, life u64, boot u64, renounced
+    lineage     store u64, incarnations u8, (incarnation u64, boot u64) each, renounced
+    seen        store u64, incarnation u64, boot u64, renounced
     renounced   count u8, store u64 each
 """
 
@@ -28,8 +28,8 @@ from typing import Final, TypeAlias
 from meshwire.buffers import Buffer, Cursor, require_uint
 from meshwire.errors import WireError
 
-LIVES_MAX: Final = 32
-"""Lives that are told; an older one is judged by its boot number alone."""
+INCARNATIONS_MAX: Final = 32
+"""Incarnations in a lineage; an older one is judged by its boot number alone."""
 RENOUNCED_MAX: Final = 16
 OTHERS_MAX: Final = 32
 _U64: Final = Struct("!Q")
@@ -45,10 +45,10 @@ class StoreMessageKind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class Incarnation:
     """One start of a store: a random id, and the highest boot number that it made durable."""
 
-    life_id: int
+    incarnation_id: int
     boot: int
 
 
@@ -58,18 +58,18 @@ class Lineage:
 
     Attributes:
         store_id: random, drawn when the log directory was made, or given up as a whole.
-        lives: its starts, oldest first, boot numbers rising; the last is the present one.
+        incarnations: its starts, oldest first, boot numbers rising; the last is the present one.
         renounced: earlier stores of the same node. Nothing that they confirmed is confirmed by this one.
     """
 
     store_id: int
-    lives: tuple[Life, ...]
+    incarnations: tuple[Incarnation, ...]
     renounced: tuple[int, ...] = ()
 
     @property
-    def present(self) -> Life:
-        """The life that speaks."""
-        return self.lives[-1]
+    def present(self) -> Incarnation:
+        """The present incarnation."""
+        return self.incarnations[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Seen:
     """The newest that a node has seen of a peer's store, with what that one had renounced."""
 
     store_id: int
-    life_id: int
+    incarnation_id: int
     boot: int
     renounced: tuple[int, ...] = ()
 
@@ -97,9 +97,9 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """I have noted this life of yours durably, and will know it if your disk forgets it."""
+    """The sender has noted this incarnation durably, and recognises it if the receiver's disk forgets it."""
 
-    life_id: int
+    incarnation_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +125,15 @@ def encode_store_message(message: StoreMessage) -> bytes:
     """Bytes of a message.
 
     Raises:
-        WireError: a number does not fit 64 bits, or there are too few or too many lives or stores.
+        WireError: a number does not fit 64 bits, or there are too few or too many incarnations or stores.
     """
     match message:
         case Hello(lineage, others):
             _check_others(len(others))
             told = b"".join(_u64(node) + _encode_seen(seen) for node, seen in others)
             return bytes((StoreMessageKind.HELLO,)) + _encode_lineage(lineage) + bytes((len(others),)) + told
-        case Welcome(life_id):
-            return bytes((StoreMessageKind.WELCOME,)) + _u64(life_id)
+        case Welcome(incarnation_id):
+            return bytes((StoreMessageKind.WELCOME,)) + _u64(incarnation_id)
         case Refusal(seen, lineage):
             return bytes((StoreMessageKind.REFUSAL,)) + _encode_seen(seen) + _encode_lineage(lineage)
         case Ask():
@@ -154,7 +154,7 @@ def decode_store_message(data: Buffer) -> StoreMessage:
         _check_others(count)
         message = Hello(lineage, tuple((cursor.u64("a node"), _decode_seen(cursor)) for _ in range(count)))
     elif kind == StoreMessageKind.WELCOME:
-        message = Welcome(cursor.u64("the life"))
+        message = Welcome(cursor.u64("the incarnation"))
     elif kind == StoreMessageKind.REFUSAL:
         message = Refusal(_decode_seen(cursor), _decode_lineage(cursor))
     elif kind == StoreMessageKind.ASK:
@@ -167,26 +167,32 @@ def decode_store_message(data: Buffer) -> StoreMessage:
 
 def _encode_lineage(lineage: Lineage) -> bytes:
     _check_lineage(lineage)
-    parts = [_u64(lineage.store_id), bytes((len(lineage.lives),))]
-    parts += [_u64(life.life_id) + _u64(life.boot) for life in lineage.lives]
+    parts = [_u64(lineage.store_id), bytes((len(lineage.incarnations),))]
+    parts += [_u64(incarnation.incarnation_id) + _u64(incarnation.boot) for incarnation in lineage.incarnations]
     return b"".join(parts) + _encode_renounced(lineage.renounced)
 
 
 def _decode_lineage(cursor: Cursor) -> Lineage:
     store_id = cursor.u64("the store")
-    lives = tuple(Life(cursor.u64("a life"), cursor.u64("its boot number")) for _ in range(cursor.u8("the lives")))
-    lineage = Lineage(store_id, lives, _decode_renounced(cursor))
+    incarnations = tuple(
+        Incarnation(cursor.u64("an incarnation"), cursor.u64("its boot number")) for _ in range(cursor.u8("the lives"))
+    )
+    lineage = Lineage(store_id, incarnations, _decode_renounced(cursor))
     _check_lineage(lineage)
     return lineage
 
 
 def _encode_seen(seen: Seen) -> bytes:
-    return _u64(seen.store_id) + _u64(seen.life_id) + _u64(seen.boot) + _encode_renounced(seen.renounced)
+    return _u64(seen.store_id) + _u64(seen.incarnation_id) + _u64(seen.boot) + _encode_renounced(seen.renounced)
 
 
 def _decode_seen(cursor: Cursor) -> Seen:
-    store_id, life_id, boot = cursor.u64("the store"), cursor.u64("the life"), cursor.u64("the boot number")
-    return Seen(store_id, life_id, boot, _decode_renounced(cursor))
+    store_id, incarnation_id, boot = (
+        cursor.u64("the store"),
+        cursor.u64("the incarnation"),
+        cursor.u64("the boot number"),
+    )
+    return Seen(store_id, incarnation_id, boot, _decode_renounced(cursor))
 
 
 def _encode_renounced(renounced: tuple[int, ...]) -> bytes:
@@ -208,11 +214,11 @@ def _check_others(count: int) -> None:
 
 
 def _check_lineage(lineage: Lineage) -> None:
-    if not 1 <= len(lineage.lives) <= LIVES_MAX:
-        raise WireError(f"a store tells {len(lineage.lives)} lives, 1 to {LIVES_MAX} are possible")
-    boots = [life.boot for life in lineage.lives]
+    if not 1 <= len(lineage.incarnations) <= INCARNATIONS_MAX:
+        raise WireError(f"a lineage of {len(lineage.incarnations)} incarnations, 1 to {INCARNATIONS_MAX} are possible")
+    boots = [incarnation.boot for incarnation in lineage.incarnations]
     if any(later <= earlier for earlier, later in itertools.pairwise(boots)):
-        raise WireError("the boot numbers of a store's lives do not rise")
+        raise WireError("the boot numbers of a store's incarnations do not rise")
 
 
 def _u64(value: int) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwire.batch import HEADER_BYTES, MAX_BATCH_BYTES, Record, decode_header, encode_batch
+from meshwire.batch import HEADER_BYTES, MAX_BATCH_BYTES, decode_header
 from meshwire.entry import (
     MAX_ENTRY_BYTES,
     BatchEntry,
@@ -20,6 +20,7 @@ from meshwire.entry import (
     peek_batch,
 )
 from meshwire.errors import WireCode, WireError
+from meshwire.records import Record, encode_batch
 
 U64 = st.integers(0, 2**64 - 1)
 ENTRIES: st.SearchStrategy[Entry] = st.one_of(
@@ -83,7 +84,7 @@ def test_truncation_and_trailing_bytes_are_refused(entry: Entry) -> None:
 
 def test_unknown_kind_and_invalid_utf8_are_refused() -> None:
     assert code_of(b"\x00" + bytes(8)) is WireCode.BAD_FIELD
-    assert code_of(b"\x05" + bytes(8)) is WireCode.BAD_FIELD
+    assert code_of(b"\x05" + bytes(8)) is WireCode.BAD_VERSION
     assert code_of(b"\x02" + bytes(8) + b"\x02\xc3\x28") is WireCode.BAD_FIELD
 
 

@@ -88,3 +88,16 @@ def test_frame_sizes_are_bounded() -> None:
     with pytest.raises(WireError) as caught:
         frame.decode_handshake(b"\x01" + bytes(frame.MAX_HANDSHAKE_BYTES))
     assert caught.value.code is WireCode.TOO_LARGE
+
+
+def test_number_of_packets_is_bounded() -> None:
+    """A frame of 4 MiB held 82,000 of the smallest, which its receiver handles in one go: half a second."""
+    smallest = bytes(PREFIX_BYTES)
+    whole = frame.encode_packets([smallest] * frame.MAX_FRAME_PACKETS)
+    assert len(frame.decode_packets(whole)) == frame.MAX_FRAME_PACKETS
+    with pytest.raises(WireError) as refused:
+        frame.encode_packets([smallest] * (frame.MAX_FRAME_PACKETS + 1))
+    assert refused.value.code is WireCode.TOO_LARGE
+    with pytest.raises(WireError) as refused:
+        frame.decode_packets(whole + len(smallest).to_bytes(4, "big") + smallest)
+    assert refused.value.code is WireCode.TOO_LARGE

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from meshwire.errors import WireCode, WireError
 from meshwire.request import (
     MAX_DETAILS,
+    MAX_DETAILS_BYTES,
     ErrorResponse,
     OkResponse,
     Request,
@@ -101,13 +102,37 @@ def test_texts_and_details_are_limited() -> None:
     most = {str(number): "" for number in range(MAX_DETAILS)}
     largest = ErrorResponse("c" * 255, "m" * 65_535, False, most)
     assert decode_response(encoded(largest)) == largest
-    for error in (
-        ErrorResponse("c" * 256, ""),
-        ErrorResponse("", "m" * 65_536),
-        ErrorResponse("", "", False, {**most, "one more": ""}),
-        ErrorResponse("", "", False, {"k" * 256: ""}),
-        ErrorResponse("", "", False, {"": "v" * 65_536}),
+    for error, sent in (
+        (ErrorResponse("c" * 256, ""), ErrorResponse("c" * 255, "")),
+        (ErrorResponse("", "m" * 66_000), ErrorResponse("", "m" * 65_535)),
+        (ErrorResponse("", "ü" * 66_000), ErrorResponse("", "ü" * 32_767)),
+        (ErrorResponse("", "", False, {**most, "one more": ""}), ErrorResponse("", "", False, most)),
+        (ErrorResponse("", "", False, {"k" * 256: "v"}), ErrorResponse("", "", False, {"k" * 255: "v"})),
+        (ErrorResponse("", "", False, {"k": "v" * 66_000}), ErrorResponse("", "", False, {"k": "v" * 65_535})),
+        (ErrorResponse("", "", False, {"k": "v" * 65_535, "l": ""}), ErrorResponse("", "", False, {"k": "v" * 65_535})),
+        (ErrorResponse("", "a\ud800b"), ErrorResponse("", "a?b")),
     ):
-        with pytest.raises(WireError) as caught:
-            encoded(error)
-        assert caught.value.code is WireCode.TOO_LARGE
+        assert decode_response(encoded(error)) == sent
+
+
+@given(
+    st.text(st.characters(), max_size=300),
+    st.text(st.characters(), max_size=300),
+    st.dictionaries(st.text(st.characters(), max_size=300), st.text(st.characters(), max_size=300), max_size=300),
+    st.integers(1, 100_000),
+)
+def test_every_error_can_be_answered(code: str, message: str, details: dict[str, str], times: int) -> None:
+    """Whatever an error quotes, its answer is well formed and bounded."""
+    data = encode_error(code, message * times, True, details)
+    answer = decode_response(data)
+    assert isinstance(answer, ErrorResponse)
+    assert len(data) <= 256 + 65_537 + MAX_DETAILS_BYTES + 3 * MAX_DETAILS + 3
+    assert (message * times).encode(errors="replace").decode().startswith(answer.message)
+
+
+def test_details_that_are_no_text_are_answered_too() -> None:
+    """A MeshError that was made carelessly must not leave its caller without an answer."""
+    data = encode_error("INTERNAL", "…", False, {"number": 7, None: object})  # type: ignore[dict-item]
+    answer = decode_response(data)
+    assert isinstance(answer, ErrorResponse)
+    assert answer.details["number"] == "7"

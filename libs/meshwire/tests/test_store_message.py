@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from meshwire.errors import WireCode, WireError
 from meshwire.store_message import (
-    LIVES_MAX,
+    INCARNATIONS_MAX,
     RENOUNCED_MAX,
     Ask,
     Hello,
-    Life,
+    Incarnation,
     Lineage,
     Refusal,
     Seen,
@@ -25,10 +25,11 @@ from meshwire.store_message import (
 )
 
 U64 = st.integers(0, 2**64 - 1)
-STEPS = st.lists(st.tuples(U64, st.integers(1, 1000)), min_size=1, max_size=LIVES_MAX)
+STEPS = st.lists(st.tuples(U64, st.integers(1, 1000)), min_size=1, max_size=INCARNATIONS_MAX)
 LIVES = STEPS.map(
     lambda steps: tuple(
-        Life(life, boot) for (life, _), boot in zip(steps, accumulate(step for _, step in steps), strict=True)
+        Incarnation(incarnation, boot)
+        for (incarnation, _), boot in zip(steps, accumulate(step for _, step in steps), strict=True)
     )
 )
 LINEAGES = st.builds(Lineage, U64, LIVES, st.lists(U64, max_size=RENOUNCED_MAX).map(tuple))
@@ -48,10 +49,10 @@ def test_decode_gives_back_what_was_encoded(message: StoreMessage) -> None:
     "lineage",
     [
         Lineage(1, ()),
-        Lineage(1, tuple(Life(at, at) for at in range(LIVES_MAX + 1))),
-        Lineage(1, (Life(1, 1),), tuple(range(RENOUNCED_MAX + 1))),
-        Lineage(1, (Life(1, 2), Life(2, 2))),
-        Lineage(2**64, (Life(1, 1),)),
+        Lineage(1, tuple(Incarnation(at, at) for at in range(INCARNATIONS_MAX + 1))),
+        Lineage(1, (Incarnation(1, 1),), tuple(range(RENOUNCED_MAX + 1))),
+        Lineage(1, (Incarnation(1, 2), Incarnation(2, 2))),
+        Lineage(2**64, (Incarnation(1, 1),)),
     ],
 )
 def test_lineages_that_cannot_be_are_not_encoded(lineage: Lineage) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from mesh_gateway.settings import GatewaySettings
 from mesh_gateway.shell.app import build_app
 from mesh_gateway.shell.backends import Backends, watch_health
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.proxy import pass_through
-from meshcommon.address import check_listen
-from meshcommon.admin import Readiness, admin_app, serve_asgi
-from meshcommon.grpc_server import GrpcServer
+from mesh_gateway.shell.record_exchanges import opened_budget
+from meshcommon.admin import Readiness, serve_admin
+from meshcommon.admission import own_names
+from meshcommon.grpc_server import PUBLIC_CALLS, GrpcServer
+from meshcommon.http_server import HttpLimits, serve_asgi
 from meshcommon.lifecycle import Stop, run_service
 from meshcommon.logging import configure_logging, get_logger
 from meshcommon.settings import load_sections
 from meshcommon.telemetry import configure_telemetry
+from meshcommon.tls_files import TlsFiles
 
 SERVICE = "mesh-gateway"
+# A request makes at most two calls at a time; with those of the public gRPC API they stay below what a backend takes.
+REST_HTTP: Final = HttpLimits(connections_max=384, has_sockets=True)
 
 
 async def main(stop: Stop) -> None:
@@ -26,26 +32,42 @@ async def main(stop: Stop) -> None:
     configure_logging(SERVICE, node.name, node.log_level)
     configure_telemetry(SERVICE, node.name, node.otlp_endpoint)
     log = get_logger(__name__)
-    check_listen(settings.http_listen, "REST", is_insecure_dev=is_insecure_dev)
-    check_listen(settings.grpc_listen, "The public gRPC API", is_insecure_dev=is_insecure_dev)
     readiness = Readiness()
     if is_insecure_dev:
         warning = "MESH_INSECURE_DEV=1: the gateway answers anyone who reaches it, without authentication."
         readiness.warn("insecure", warning)
         log.warning("insecure", message=warning)
+    tls = TlsFiles.of_settings(settings.tls_certificate, settings.tls_key, "MESH_GATEWAY_TLS")
     metrics = GatewayMetrics()
     backends = Backends(settings.control_target, settings.routing_target, settings.data_target)
-    grpc_server = GrpcServer()
-    pass_through(grpc_server.server, backends, metrics)
-    app = build_app(node.name, backends, metrics, settings.request_timeout_s, is_insecure_dev=is_insecure_dev)
+    grpc_server = GrpcServer(limits=PUBLIC_CALLS)
+    opened = opened_budget()
+    pass_through(grpc_server.server, backends, metrics, opened)
+    hosts = own_names(settings.http_listen) | set(settings.hosts)
+    app = build_app(node.name, backends, metrics, settings.request_timeout_s, opened, hosts=hosts)
     try:
         async with asyncio.TaskGroup() as tasks:
-            await grpc_server.start(settings.grpc_listen, "The public gRPC API")
+            await grpc_server.start(
+                settings.grpc_listen, "The public gRPC API", is_insecure_dev=is_insecure_dev, tls=tls
+            )
+            rest = serve_asgi(
+                app,
+                settings.http_listen,
+                "REST",
+                limits=REST_HTTP,
+                is_insecure_dev=is_insecure_dev,
+                tls=tls.context if tls is not None else None,
+            )
+            admin = serve_admin(
+                readiness, settings.admin_listen, hosts=node.admin_hosts, is_insecure_dev=is_insecure_dev
+            )
             running = [
-                tasks.create_task(serve_asgi(app, settings.http_listen, "REST"), name="REST"),
-                tasks.create_task(serve_asgi(admin_app(readiness), settings.admin_listen, "Admin pages"), name="admin"),
+                tasks.create_task(rest, name="REST"),
+                tasks.create_task(admin, name="admin"),
                 tasks.create_task(watch_health(backends, readiness), name="health of the backends"),
             ]
+            if tls is not None:
+                running.append(tasks.create_task(tls.run(readiness), name="TLS files"))
             readiness.clear("starting")
             await grpc_server.set_serving(True)
             log.info("started", http=settings.http_listen, grpc=settings.grpc_listen, admin=settings.admin_listen)

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from mesh_gateway.shell.app import build_app
 from mesh_gateway.shell.backends import Backends
 from mesh_gateway.shell.metrics import GatewayMetrics
+from mesh_gateway.shell.record_exchanges import opened_budget
 from meshtest.fake_services import DATA_SERVICE, MESH_SERVICE, TOPOLOGY_SERVICE, FakeServer
 
 
@@ -41,7 +42,7 @@ async def gateway() -> AsyncIterator[Gateway]:
         stack.push_async_callback(backends.close)
         registry = CollectorRegistry()
         metrics = GatewayMetrics(registry)
-        app = build_app("a", backends, metrics, 5.0, is_insecure_dev=False)
+        app = build_app("a", backends, metrics, 5.0, opened_budget(), hosts=["mesh.example"])
         transport = httpx.ASGITransport(app)
         http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7001"))
         yield Gateway(control, routing, data, backends, app, registry, metrics, http)

@@ -12,8 +12,8 @@ import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
 from meshapi.supervisor.v1 import data_pb2
-from meshcommon.admin import serve_asgi
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.http_server import HttpLimits, serve_asgi
 from meshtest.ports import free_ports
 from meshtest.waiting import eventually
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 async def address(gateway: Gateway) -> AsyncIterator[str]:
     """`host:port` of the REST listener."""
     port = free_ports(1)[0]
-    serving = asyncio.create_task(serve_asgi(gateway.app, f"127.0.0.1:{port}", "The gateway of the test"))
+    serving = asyncio.create_task(
+        serve_asgi(gateway.app, f"127.0.0.1:{port}", "The test", limits=HttpLimits(64, has_sockets=True))
+    )
     yield f"127.0.0.1:{port}"
     serving.cancel()
     await asyncio.wait([serving])
@@ -37,13 +39,13 @@ class Stream:
     def __init__(self, gateway: Gateway, *batches: data_pb2.ReadResponse, error: MeshError | None = None) -> None:
         self.batches = batches
         self.error = error
-        self.requests: list[data_pb2.ReadRequest] = []
+        self.requests: list[data_pb2.ReadBatchesRequest] = []
         self.cancelled = asyncio.Event()
         self.sent = 0
-        gateway.data.answers["Read"] = self.read
-        gateway.data.answer("DescribeStream", data_pb2.DescribeStreamResponse(floor_offset=3))
+        gateway.data.answer_reads(self.read)
+        gateway.data.answer("DescribeStream", data_pb2.DescribeStreamResponse(floor_offset=3, stream_id=7))
 
-    async def read(self, request: data_pb2.ReadRequest, _context: Any) -> AsyncIterator[data_pb2.ReadResponse]:
+    async def read(self, request: data_pb2.ReadBatchesRequest, _context: Any) -> AsyncIterator[data_pb2.ReadResponse]:
         self.requests.append(request)
         try:
             for batch in self.batches:
@@ -58,7 +60,7 @@ class Stream:
 
 def batch(*values: bytes, first: int = 0) -> data_pb2.ReadResponse:
     records = [data_pb2.ReadRecord(offset=first + n, value=value, timestamp_ms=8) for n, value in enumerate(values)]
-    return data_pb2.ReadResponse(records=records, next_offset=first + len(values))
+    return data_pb2.ReadResponse(records=records, next_offset=first + len(values), stream_id=7)
 
 
 def follow(address: str, query: str = "") -> connect:
@@ -79,18 +81,41 @@ async def test_each_batch_is_one_message(gateway: Gateway, address: str) -> None
                 {"offset": 6, "timestamp_ms": 8, "value_base64": "/w=="},
             ],
             "next_offset": 7,
+            "stream_id": 7,
         }
         assert (await receive(socket))["records"][0]["value"] == "three"
         assert socket.response is not None
         assert socket.response.headers["x-correlation-id"]
-    assert stream.requests == [data_pb2.ReadRequest(stream="demo/lines", from_offset=5, follow=True)]
+    assert stream.requests == [data_pb2.ReadBatchesRequest(stream="demo/lines", from_offset=5, follow=True)]
 
 
 async def test_without_from_it_begins_at_the_floor(gateway: Gateway, address: str) -> None:
     stream = Stream(gateway, batch(b"x", first=3))
     async with follow(address) as socket:
         await receive(socket)
-    assert stream.requests[0].from_offset == 3
+    assert (stream.requests[0].from_offset, stream.requests[0].stream_id) == (3, 7)
+
+
+async def test_a_parameter_that_is_not_known_is_refused(gateway: Gateway, address: str) -> None:
+    stream = Stream(gateway, batch(b"x"))
+    async with follow(address, "?frm=3") as socket:
+        problem = await receive(socket)
+        assert (problem["code"], problem["details"]["field"]) == ("INVALID_ARGUMENT", "frm")
+    assert stream.requests == []
+
+
+async def test_the_stream_that_is_meant_is_asked_for(gateway: Gateway, address: str) -> None:
+    """A cursor of a deleted stream is told so, and reads nothing of the one that has its name now."""
+    error = MeshError(ErrorCode.STREAM_REPLACED, "Another one.", {"stream": "demo/lines", "stream_id": "9"})
+    stream = Stream(gateway, error=error)
+    async with follow(address, "?from=5&stream_id=7") as socket:
+        problem = await receive(socket)
+        assert (problem["code"], problem["details"]["stream_id"]) == ("STREAM_REPLACED", "9")
+        with pytest.raises(websockets.ConnectionClosedError) as closed:
+            await socket.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+    assert (stream.requests[0].from_offset, stream.requests[0].stream_id) == (5, 7)
 
 
 async def test_a_client_that_goes_cancels_the_read(gateway: Gateway, address: str) -> None:
@@ -141,9 +166,10 @@ async def test_an_error_is_a_problem_and_a_close(
 
 
 @pytest.mark.parametrize("given", ["-1", "x", "", "9" * 30, "1e3", "٣"])
-async def test_a_bad_offset_is_refused(gateway: Gateway, address: str, given: str) -> None:
+@pytest.mark.parametrize("field", ["from", "stream_id"])
+async def test_a_bad_number_is_refused(gateway: Gateway, address: str, field: str, given: str) -> None:
     stream = Stream(gateway)
-    async with follow(address, f"?from={given}") as socket:
+    async with follow(address, f"?{field}={given}") as socket:
         assert (await receive(socket))["code"] == "INVALID_ARGUMENT"
         with pytest.raises(websockets.ConnectionClosedError):
             await socket.recv()

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tests.conftest import Gateway
 
 
+KEY_REQUIRED = view_pb2.JOIN_POLICY_KEY_REQUIRED
+
+
 def status_of_two() -> mesh_pb2.GetStatusResponse:
     view = view_pb2.MeshView(
         revision=7,
@@ -32,7 +35,16 @@ def status_of_two() -> mesh_pb2.GetStatusResponse:
         ],
     )
     return mesh_pb2.GetStatusResponse(
-        node_id=1, name="a", is_running=True, view=view, mcg_leader=2, mcg_term=3, mcg_applied=9, warnings=["w"]
+        node_id=1,
+        name="a",
+        is_running=True,
+        view=view,
+        mcg_leader=2,
+        mcg_term=3,
+        mcg_applied=9,
+        warnings=["w"],
+        mesh_name="plant",
+        join_policy=KEY_REQUIRED,
     )
 
 
@@ -42,7 +54,7 @@ async def test_status_names_the_leader_and_leaves_tombstones_out(gateway: Gatewa
     assert answer.status_code == 200
     body = answer.json()
     assert body["mcg_leader"] == "b"
-    assert body["status"] == "DEGRADED"
+    assert (body["status"], body["mesh_name"], body["join_policy"]) == ("DEGRADED", "plant", "KEY_REQUIRED")
     assert body["stream_count"] == 1
     assert [node["state"] for node in body["nodes"]] == ["ACTIVE", "STOPPED"]
     assert body["nodes"][0]["public_key"] == "0102"
@@ -57,13 +69,62 @@ async def test_status_of_a_node_in_no_mesh(gateway: Gateway) -> None:
 
 
 async def test_seed_and_join(gateway: Gateway) -> None:
-    gateway.control.answer("Seed", mesh_pb2.SeedResponse(mesh_id="m", node_id=1))
+    gateway.control.answer("Seed", mesh_pb2.SeedResponse(mesh_id="m", node_id=1, token="mesh1.x"))
     gateway.control.answer("Join", mesh_pb2.JoinResponse(mesh_id="m", node_id=2))
     seeded = await gateway.http.post("/v1/mesh/seed")
-    assert (seeded.status_code, seeded.json()) == (201, {"mesh_id": "m", "node_id": 1})
-    joined = await gateway.http.post("/v1/mesh/join", json={"address": "ws://b:1", "mesh_id": "m"})
+    assert (seeded.status_code, seeded.json()) == (201, {"mesh_id": "m", "node_id": 1, "token": "mesh1.x"})
+    assert gateway.control.asked[-1].request == mesh_pb2.SeedRequest(name="mesh", policy=KEY_REQUIRED)
+    await gateway.http.post("/v1/mesh/seed", json={"name": "plant", "policy": "OPEN"})
+    assert gateway.control.asked[-1].request == mesh_pb2.SeedRequest(name="plant", policy=view_pb2.JOIN_POLICY_OPEN)
+    joined = await gateway.http.post("/v1/mesh/join", json={"token": "mesh1.x", "mesh_id": "m"})
     assert (joined.status_code, joined.json()) == (200, {"mesh_id": "m", "node_id": 2})
-    assert gateway.control.asked[-1].request == mesh_pb2.JoinRequest(address="ws://b:1", mesh_id="m")
+    assert gateway.control.asked[-1].request == mesh_pb2.JoinRequest(token="mesh1.x", mesh_id="m")
+    await gateway.http.post("/v1/mesh/join", json={"address": "ws://b:1", "trust_first": True})
+    assert gateway.control.asked[-1].request == mesh_pb2.JoinRequest(address="ws://b:1", trust_first=True)
+
+
+async def test_tokens_and_policy(gateway: Gateway) -> None:
+    gateway.control.answer("IssueToken", mesh_pb2.IssueTokenResponse(token="mesh1.x", token_id="0123456789abcdef"))
+    listed = mesh_pb2.TokenInfo(token_id="0123456789abcdef", uses_left=2, expires_at_ms=99, name="b", is_expired=True)
+    gateway.control.answer("ListTokens", mesh_pb2.ListTokensResponse(tokens=[listed]))
+    gateway.control.answer("RevokeToken", mesh_pb2.RevokeTokenResponse())
+    gateway.control.answer("SetJoinPolicy", mesh_pb2.SetJoinPolicyResponse())
+    issued = await gateway.http.post("/v1/mesh/tokens", json={"uses": 3, "ttl_s": 60, "name": "b"})
+    assert (issued.status_code, issued.json()) == (201, {"token": "mesh1.x", "token_id": "0123456789abcdef"})
+    assert gateway.control.asked[-1].request == mesh_pb2.IssueTokenRequest(uses=3, ttl_s=60, name="b")
+    await gateway.http.post("/v1/mesh/tokens")
+    assert gateway.control.asked[-1].request == mesh_pb2.IssueTokenRequest(uses=1, ttl_s=900)
+    (token,) = (await gateway.http.get("/v1/mesh/tokens")).json()["tokens"]
+    assert token == {
+        "token_id": "0123456789abcdef",
+        "uses_left": 2,
+        "expires_at_ms": 99,
+        "name": "b",
+        "is_expired": True,
+    }
+    assert (await gateway.http.delete("/v1/mesh/tokens/0123456789abcdef")).status_code == 204
+    assert gateway.control.asked[-1].request.token_id == "0123456789abcdef"
+    assert (await gateway.http.put("/v1/mesh/policy", json={"policy": "CLOSED"})).status_code == 204
+    assert gateway.control.asked[-1].request.policy == view_pb2.JOIN_POLICY_CLOSED
+    asked = len(gateway.control.asked)
+    for path, body in (
+        ("/v1/mesh/tokens", {"uses": 0}),
+        ("/v1/mesh/tokens", {"ttl_s": 2_592_001}),
+        ("/v1/mesh/seed", {"policy": "UNSPECIFIED"}),
+        ("/v1/mesh/join", {"token": "x" * 4097}),
+    ):
+        assert (await gateway.http.post(path, json=body)).status_code == 400
+    assert len(gateway.control.asked) == asked
+
+
+@pytest.mark.parametrize("body", [None, {}, {"accept_risk": True}])
+async def test_forgetting_a_node_passes_name_and_consent(gateway: Gateway, body: dict[str, bool] | None) -> None:
+    gateway.control.answer("ForgetNode", mesh_pb2.ForgetNodeResponse(streams=["x/y"]))
+    answer = await gateway.http.post("/v1/mesh/nodes/b/forget", json=body)
+    assert (answer.status_code, answer.json()) == (200, {"streams": ["x/y"]})
+    asked = gateway.control.asked[-1].request
+    assert asked == mesh_pb2.ForgetNodeRequest(name="b", accept_risk=bool(body and body.get("accept_risk")))
+    assert (await gateway.http.post("/v1/mesh/nodes/b/forget", json={"risk": True})).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -115,7 +176,11 @@ async def test_forwarding_and_ping(gateway: Gateway) -> None:
 ROUTES = [
     ("GET", "/v1/mesh", "control", "GetStatus"),
     ("POST", "/v1/mesh/seed", "control", "Seed"),
+    ("POST", "/v1/mesh/tokens", "control", "IssueToken"),
+    ("GET", "/v1/mesh/tokens", "control", "ListTokens"),
+    ("DELETE", "/v1/mesh/tokens/0123456789abcdef", "control", "RevokeToken"),
     ("POST", "/v1/mesh/leave", "control", "Leave"),
+    ("POST", "/v1/mesh/nodes/b/forget", "control", "ForgetNode"),
     ("POST", "/v1/mesh/stop", "control", "Stop"),
     ("POST", "/v1/mesh/start", "control", "Start"),
     ("GET", "/v1/nodes", "control", "GetStatus"),

@@ -13,7 +13,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorClient, GrpcAioInstrumentorServer
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from mesh_gateway.shell.proxy import pass_through, service_handler
+from mesh_gateway.shell.proxy import METADATA_PAIRS_MAX, pass_through, service_handler
+from mesh_gateway.shell.record_exchanges import opened_budget
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
 from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceStub
 from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceStub
@@ -21,6 +22,7 @@ from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceStub
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import mesh_error, open_channel
 from meshcommon.grpc_server import GrpcServer
+from meshcommon.logging import usable_correlation_id
 
 if TYPE_CHECKING:
     from tests.conftest import Gateway
@@ -48,7 +50,7 @@ def _untyped(make: Any) -> Any:
 async def channel(tracing: None, gateway: Gateway) -> AsyncIterator[grpc.aio.Channel]:
     """To the gateway's gRPC port."""
     server = GrpcServer()
-    pass_through(server.server, gateway.backends, gateway.metrics)
+    pass_through(server.server, gateway.backends, gateway.metrics, opened_budget())
     port = await server.start("127.0.0.1:0", "The gateway of the test")
     # The caller is somebody else: never instrumented.
     with suppress_instrumentation():
@@ -72,29 +74,29 @@ async def test_unary_calls_reach_each_service_unchanged(gateway: Gateway, channe
 
 
 async def test_a_stream_of_answers(gateway: Gateway, channel: grpc.aio.Channel) -> None:
-    async def read(request: Any, _context: Any) -> AsyncIterator[data_pb2.ReadResponse]:
+    async def read(request: Any, _context: Any) -> AsyncIterator[data_pb2.ReadBatchesResponse]:
         for offset in range(request.from_offset, 100):
-            yield data_pb2.ReadResponse(next_offset=offset)
+            yield data_pb2.ReadBatchesResponse(next_offset=offset)
 
-    gateway.data.answers["Read"] = read
-    call = MeshDataServiceStub(channel).Read(data_pb2.ReadRequest(stream="d/l", from_offset=40))
+    gateway.data.answers["ReadBatches"] = read
+    call = MeshDataServiceStub(channel).ReadBatches(data_pb2.ReadBatchesRequest(stream="d/l", from_offset=40))
     assert [answer.next_offset async for answer in call] == list(range(40, 100))
 
 
 async def test_a_stream_both_ways_with_half_close(gateway: Gateway, channel: grpc.aio.Channel) -> None:
-    async def publish(requests: Any, _context: Any) -> AsyncIterator[data_pb2.PublishResponse]:
+    async def publish(requests: Any, _context: Any) -> AsyncIterator[data_pb2.PublishBatchResponse]:
         count = 0
         async for request in requests:
             count += 1
-            yield data_pb2.PublishResponse(base_offset=request.base_sequence)
-        yield data_pb2.PublishResponse(count=count)
+            yield data_pb2.PublishBatchResponse(base_offset=request.stream_id)
+        yield data_pb2.PublishBatchResponse(count=count)
 
-    async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
+    async def requests() -> AsyncIterator[data_pb2.PublishBatchRequest]:
         for sequence in range(50):
-            yield data_pb2.PublishRequest(base_sequence=sequence)
+            yield data_pb2.PublishBatchRequest(stream_id=sequence)
 
-    gateway.data.answers["Publish"] = publish
-    answers = [answer async for answer in MeshDataServiceStub(channel).Publish(requests())]
+    gateway.data.answers["PublishBatch"] = publish
+    answers = [answer async for answer in MeshDataServiceStub(channel).PublishBatch(requests())]
     assert [answer.base_offset for answer in answers[:-1]] == list(range(50))
     assert answers[-1].count == 50
 
@@ -150,12 +152,12 @@ async def test_refusals_come_back_with_status_details_and_error_detail(
 
 
 async def test_a_refusal_after_some_answers(gateway: Gateway, channel: grpc.aio.Channel) -> None:
-    async def read(_request: Any, _context: Any) -> AsyncIterator[data_pb2.ReadResponse]:
-        yield data_pb2.ReadResponse(next_offset=1)
+    async def read(_request: Any, _context: Any) -> AsyncIterator[data_pb2.ReadBatchesResponse]:
+        yield data_pb2.ReadBatchesResponse(next_offset=1)
         raise MeshError(ErrorCode.OFFSET_BELOW_FLOOR, "Gone.", {"floor_offset": "9"})
 
-    gateway.data.answers["Read"] = read
-    call = MeshDataServiceStub(channel).Read(data_pb2.ReadRequest())
+    gateway.data.answers["ReadBatches"] = read
+    call = MeshDataServiceStub(channel).ReadBatches(data_pb2.ReadBatchesRequest())
     answers = aiter(call)
     assert (await anext(answers)).next_offset == 1
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -188,13 +190,13 @@ async def test_a_backend_that_is_down_is_named(gateway: Gateway, channel: grpc.a
     await gateway.data.server.server.stop(None)
     stub = MeshDataServiceStub(channel)
 
-    async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
-        yield data_pb2.PublishRequest()
+    async def requests() -> AsyncIterator[data_pb2.PublishBatchRequest]:
+        yield data_pb2.PublishBatchRequest()
 
     calls: dict[str, Any] = {
         "unary": lambda: stub.Ping(data_pb2.PingRequest()),
-        "answers": lambda: anext(aiter(stub.Read(data_pb2.ReadRequest()))),
-        "both": lambda: anext(aiter(stub.Publish(requests()))),
+        "answers": lambda: anext(aiter(stub.ReadBatches(data_pb2.ReadBatchesRequest()))),
+        "both": lambda: anext(aiter(stub.PublishBatch(requests()))),
     }
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await calls[kind]()
@@ -230,28 +232,28 @@ async def test_the_time_that_is_left_is_passed_on(gateway: Gateway, channel: grp
 
 
 class Endless:
-    """A Read or Publish that never ends by itself, and tells when it was cancelled."""
+    """A ReadBatches or PublishBatch that never ends by itself, and tells when it was cancelled."""
 
     def __init__(self) -> None:
         self.cancelled = asyncio.Event()
         self.begun = asyncio.Event()
         self.sent = 0
 
-    async def read(self, _request: Any, _context: Any) -> AsyncIterator[data_pb2.ReadResponse]:
-        record = data_pb2.ReadRecord(value=b"x" * 100_000)
+    async def read(self, _request: Any, _context: Any) -> AsyncIterator[data_pb2.ReadBatchesResponse]:
+        batch = data_pb2.ReadBatch(batch=b"x" * 100_000)
         self.begun.set()
         try:
             while True:
-                yield data_pb2.ReadResponse(records=[record])
+                yield data_pb2.ReadBatchesResponse(batches=[batch])
                 self.sent += 1
         finally:
             self.cancelled.set()
 
-    async def publish(self, requests: Any, _context: Any) -> AsyncIterator[data_pb2.PublishResponse]:
+    async def publish(self, requests: Any, _context: Any) -> AsyncIterator[data_pb2.PublishBatchResponse]:
         self.begun.set()
         try:
             async for _ in requests:
-                yield data_pb2.PublishResponse()
+                yield data_pb2.PublishBatchResponse()
         finally:
             self.cancelled.set()
 
@@ -268,17 +270,17 @@ async def test_a_caller_that_cancels_cancels_the_backend(
     gateway: Gateway, channel: grpc.aio.Channel, kind: str
 ) -> None:
     endless = Endless()
-    gateway.data.answers |= {"Ping": endless.silent, "Read": endless.read, "Publish": endless.publish}
+    gateway.data.answers |= {"Ping": endless.silent, "ReadBatches": endless.read, "PublishBatch": endless.publish}
     stub = MeshDataServiceStub(channel)
 
-    async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
-        yield data_pb2.PublishRequest()
+    async def requests() -> AsyncIterator[data_pb2.PublishBatchRequest]:
+        yield data_pb2.PublishBatchRequest()
         await asyncio.Event().wait()
 
     calls: dict[str, Any] = {
         "unary": lambda: stub.Ping(data_pb2.PingRequest()),
-        "answers": lambda: stub.Read(data_pb2.ReadRequest(follow=True)),
-        "both": lambda: stub.Publish(requests()),
+        "answers": lambda: stub.ReadBatches(data_pb2.ReadBatchesRequest(follow=True)),
+        "both": lambda: stub.PublishBatch(requests()),
     }
     call = calls[kind]()
     waiting = asyncio.ensure_future(call if kind == "unary" else anext(aiter(call)))
@@ -297,14 +299,14 @@ async def test_a_backend_that_ends_ends_the_call_of_a_caller_that_still_sends(
             await context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
         yield None
 
-    async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
-        yield data_pb2.PublishRequest()
+    async def requests() -> AsyncIterator[data_pb2.PublishBatchRequest]:
+        yield data_pb2.PublishBatchRequest()
         await asyncio.Event().wait()
 
-    gateway.data.answers["Publish"] = ends
+    gateway.data.answers["PublishBatch"] = ends
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async with asyncio.timeout(10):
-            await anext(aiter(MeshDataServiceStub(channel).Publish(requests())))
+            await anext(aiter(MeshDataServiceStub(channel).PublishBatch(requests())))
     error = mesh_error(caught.value, "gateway")
     assert (error.code, error.retryable) == (ErrorCode.UNAVAILABLE, True)
 
@@ -312,8 +314,8 @@ async def test_a_backend_that_ends_ends_the_call_of_a_caller_that_still_sends(
 async def test_i6_a_slow_caller_slows_the_backend(gateway: Gateway, channel: grpc.aio.Channel) -> None:
     """I6: nothing is queued in between, so a backend that could send for ever stops by itself."""
     endless = Endless()
-    gateway.data.answers["Read"] = endless.read
-    call = MeshDataServiceStub(channel).Read(data_pb2.ReadRequest(follow=True))
+    gateway.data.answers["ReadBatches"] = endless.read
+    call = MeshDataServiceStub(channel).ReadBatches(data_pb2.ReadBatchesRequest(follow=True))
     await anext(aiter(call))
     assert await settled(lambda: endless.sent) < 400
     call.cancel()
@@ -334,3 +336,23 @@ async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(b"")
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_metadata_without_end_is_not_passed_on(gateway: Gateway, channel: grpc.aio.Channel) -> None:
+    gateway.control.answer("GetStatus", mesh_pb2.GetStatusResponse(name="a"))
+    stub = MeshServiceStub(channel)
+    pairs = tuple((f"x-{number}", "a") for number in range(METADATA_PAIRS_MAX + 1))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetStatus(mesh_pb2.GetStatusRequest(), metadata=pairs)
+    assert mesh_error(caught.value, "gateway").code is ErrorCode.INVALID_ARGUMENT
+    assert gateway.control.asked == []
+    await stub.GetStatus(mesh_pb2.GetStatusRequest(), metadata=pairs[:20])
+    assert gateway.control.asked[-1].metadata["x-19"] == "a"
+
+
+async def test_a_correlation_id_that_could_forge_a_log_is_replaced(gateway: Gateway, channel: grpc.aio.Channel) -> None:
+    gateway.control.answer("GetStatus", mesh_pb2.GetStatusResponse(name="a"))
+    for given in ("a b", "x" * 65, '{"event": "forged"}'):
+        await MeshServiceStub(channel).GetStatus(mesh_pb2.GetStatusRequest(), metadata=(("x-correlation-id", given),))
+        passed = gateway.control.asked[-1].metadata["x-correlation-id"]
+        assert passed == usable_correlation_id(passed) != given

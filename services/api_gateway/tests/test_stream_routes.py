@@ -38,8 +38,8 @@ class PublishLog:
 
     def __init__(self, gateway: Gateway, response: data_pb2.PublishResponse | None = None) -> None:
         self.requests: list[data_pb2.PublishRequest] = []
-        self.response = response or data_pb2.PublishResponse(base_offset=40, count=2)
-        gateway.data.answers["Publish"] = self.publish
+        self.response = response or data_pb2.PublishResponse(base_offset=40, count=2, stream_id=7)
+        gateway.data.answer_publishes(self.publish)
 
     async def publish(self, requests: Any, _context: Any) -> AsyncIterator[data_pb2.PublishResponse]:
         async for request in requests:
@@ -94,11 +94,19 @@ async def test_delete(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("body", [None, {}, {"producer_name": "meter"}])
 async def test_producer(gateway: Gateway, body: dict[str, str] | None) -> None:
-    answer = data_pb2.InitProducerResponse(producer_id=5, producer_epoch=2, next_sequence=8, last_offset_next=9)
+    answer = data_pb2.InitProducerResponse(
+        producer_id=5, producer_epoch=2, next_sequence=8, last_offset_next=9, stream_id=7
+    )
     gateway.data.answer("InitProducer", answer)
     response = await gateway.http.post("/v1/streams/demo/lines/producers", json=body)
     assert response.status_code == 201
-    assert response.json() == {"producer_id": 5, "producer_epoch": 2, "next_sequence": 8, "last_offset_next": 9}
+    assert response.json() == {
+        "producer_id": 5,
+        "producer_epoch": 2,
+        "next_sequence": 8,
+        "last_offset_next": 9,
+        "stream_id": 7,
+    }
     name = (body or {}).get("producer_name", "")
     assert gateway.data.asked[-1].request == data_pb2.InitProducerRequest(stream="demo/lines", producer_name=name)
 
@@ -113,15 +121,19 @@ async def test_publish_json_with_text_base64_keys_and_a_producer(gateway: Gatewa
         ],
         "producer": {"id": 5, "epoch": 2, "base_sequence": 8},
     }
-    answer = await gateway.http.post(RECORDS, json=body)
-    assert (answer.status_code, answer.json()) == (200, {"base_offset": 40, "count": 2, "is_duplicate": False})
+    answer = await gateway.http.post(RECORDS, json=body, headers={"x-correlation-id": "order-17"})
+    context = [data_pb2.RecordHeader(name="correlation-id", value=b"order-17")]
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"base_offset": 40, "count": 2, "is_duplicate": False, "stream_id": 7},
+    )
     assert log.requests == [
         data_pb2.PublishRequest(
             stream="demo/lines",
             wait=data_pb2.PUBLISH_WAIT_COMMITTED,
             records=[
-                data_pb2.PublishRecord(value="grüße".encode(), key=b"k"),
-                data_pb2.PublishRecord(value=b"\x00\xff", key=b""),
+                data_pb2.PublishRecord(value="grüße".encode(), key=b"k", headers=context),
+                data_pb2.PublishRecord(value=b"\x00\xff", key=b"", headers=context),
             ],
             producer_id=5,
             producer_epoch=2,
@@ -205,7 +217,7 @@ async def test_a_body_above_the_limit_is_413_with_the_limit(gateway: Gateway) ->
         assert (answer.status_code, answer.json()["code"]) == (413, "MESSAGE_TOO_LARGE")
         assert answer.json()["details"] == {"limit": "2097152"}
     assert log.requests == []
-    answer = await gateway.http.post(f"{RECORDS}?wait=committed", content=too_large[:-1], headers=headers)
+    answer = await gateway.http.post(f"{RECORDS}?wait=committed", content=too_large[: 1024 * 1024], headers=headers)
     assert answer.status_code == 200
 
 
@@ -229,12 +241,13 @@ async def test_a_publish_that_breaks_says_whether_a_retry_may_double(
             await context.abort(grpc.StatusCode.UNAVAILABLE, "killed")
         yield None
 
-    gateway.data.answers["Publish"] = breaks
+    gateway.data.answer_publishes(breaks)
     body: dict[str, Any] = {"wait": "committed", "records": [{"value": "x"}]}
     if producer is not None:
         body["producer"] = {**producer, "base_sequence": 0}
     answer = await gateway.http.post(RECORDS, json=body)
     assert (answer.status_code, answer.json()["code"]) == (503, code)
+    assert answer.json()["retryable"] == (producer is not None)
 
 
 async def test_a_publish_that_was_never_sent_is_plainly_unavailable(gateway: Gateway) -> None:
@@ -248,7 +261,7 @@ async def test_a_publish_without_an_answer_is_unknown(gateway: Gateway) -> None:
         for answer in list[data_pb2.PublishResponse]():
             yield answer
 
-    gateway.data.answers["Publish"] = silent
+    gateway.data.answer_publishes(silent)
     answer = await gateway.http.post(RECORDS, json={"wait": "committed", "records": [{"value": "x"}]})
     assert answer.json()["code"] == "OUTCOME_UNKNOWN"
 
@@ -258,10 +271,12 @@ def readable(gateway: Gateway, values: list[bytes], floor: int = 0) -> None:
         last = min(len(values), request.from_offset + request.records_max)
         for offset in range(request.from_offset, last):
             record = data_pb2.ReadRecord(offset=offset, value=values[offset], key=b"k", timestamp_ms=6)
-            yield data_pb2.ReadResponse(records=[record], next_offset=len(values))
+            yield data_pb2.ReadResponse(records=[record], next_offset=len(values), stream_id=4)
+        if request.from_offset >= last:
+            yield data_pb2.ReadResponse(next_offset=len(values), stream_id=4)
 
-    gateway.data.answers["Read"] = read
-    gateway.data.answer("DescribeStream", data_pb2.DescribeStreamResponse(floor_offset=floor))
+    gateway.data.answer_reads(read)
+    gateway.data.answer("DescribeStream", data_pb2.DescribeStreamResponse(floor_offset=floor, stream_id=4))
 
 
 async def test_read_pages_through_text_and_bytes(gateway: Gateway) -> None:
@@ -274,11 +289,80 @@ async def test_read_pages_through_text_and_bytes(gateway: Gateway) -> None:
         ],
         "next_offset": 3,
         "continue_from": 2,
+        "stream_id": 4,
     }
     answer = await gateway.http.get(RECORDS, params={"from": 2})
     assert (len(answer.json()["records"]), answer.json()["continue_from"]) == (1, 3)
     answer = await gateway.http.get(RECORDS, params={"from": 3})
-    assert answer.json() == {"records": [], "next_offset": 3, "continue_from": 3}
+    assert answer.json() == {"records": [], "next_offset": 3, "continue_from": 3, "stream_id": 4}
+
+
+class TestIncarnations:
+    """What REST says of streams that were deleted and made again: ids go through as they are, refusals come back whole."""
+
+    error = MeshError(ErrorCode.STREAM_REPLACED, "Another one.", {"stream": "demo/lines", "stream_id": "9"})
+
+    async def test_a_page_of_another_stream_is_refused(self, gateway: Gateway) -> None:
+        asked: list[data_pb2.ReadBatchesRequest] = []
+
+        async def refuse(request: data_pb2.ReadBatchesRequest, _context: Any) -> AsyncIterator[Any]:
+            asked.append(request)
+            if asked:
+                raise self.error
+            yield data_pb2.ReadResponse()
+
+        gateway.data.answer_reads(refuse)
+        answer = await gateway.http.get(RECORDS, params={"from": 9, "stream_id": 4})
+        assert (answer.status_code, answer.json()["code"]) == (409, "STREAM_REPLACED")
+        assert answer.json()["details"] == {"stream": "demo/lines", "stream_id": "9"}
+        assert asked[0].stream_id == 4
+
+    async def test_a_page_from_the_floor_is_of_the_stream_whose_floor_it_is(self, gateway: Gateway) -> None:
+        readable(gateway, [b"0", b"1"], floor=1)
+        assert (await gateway.http.get(RECORDS, params={"stream_id": 4})).json()["stream_id"] == 4
+        assert gateway.data.asked[0].request == data_pb2.DescribeStreamRequest(stream="demo/lines", stream_id=4)
+
+    @pytest.mark.parametrize(("query", "body"), [(7, None), (None, 7), (7, 7)])
+    async def test_a_publish_names_the_stream_in_the_query_or_the_body(
+        self, gateway: Gateway, query: int | None, body: int | None
+    ) -> None:
+        log = PublishLog(gateway)
+        given: dict[str, Any] = {"wait": "committed", "records": [{"value": "x"}]}
+        given |= {} if body is None else {"stream_id": body}
+        answer = await gateway.http.post(RECORDS, params={} if query is None else {"stream_id": query}, json=given)
+        assert (answer.status_code, answer.json()["stream_id"]) == (200, 7)
+        assert log.requests[0].stream_id == 7
+
+    async def test_two_different_ids_are_refused(self, gateway: Gateway) -> None:
+        log = PublishLog(gateway)
+        body = {"wait": "committed", "records": [{"value": "x"}], "stream_id": 7}
+        answer = await gateway.http.post(RECORDS, params={"stream_id": 8}, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_ARGUMENT")
+        assert log.requests == []
+
+    async def test_a_producer_of_another_stream_is_refused(self, gateway: Gateway) -> None:
+        gateway.data.answer("InitProducer", self.error)
+        answer = await gateway.http.post("/v1/streams/demo/lines/producers", json={"stream_id": 4})
+        assert (answer.status_code, answer.json()["code"]) == (409, "STREAM_REPLACED")
+        assert gateway.data.asked[-1].request.stream_id == 4
+
+    async def test_one_stream_by_its_id(self, gateway: Gateway) -> None:
+        know_node_a(gateway)
+        gateway.control.answer("GetStream", mesh_pb2.GetStreamResponse(stream=stream()))
+        gateway.data.answer("DescribeStream", data_pb2.DescribeStreamResponse(next_offset=7, stream_id=4))
+        found = await gateway.http.get("/v1/streams/demo/lines", params={"stream_id": 4})
+        assert found.json()["live"]["next_offset"] == 7
+        refused = await gateway.http.get("/v1/streams/demo/lines", params={"stream_id": 3})
+        assert (refused.status_code, refused.json()["code"]) == (409, "STREAM_REPLACED")
+        assert (refused.json()["details"]["stream_id"], refused.json()["retryable"]) == ("4", False)
+        ahead = await gateway.http.get("/v1/streams/demo/lines", params={"stream_id": 5})
+        assert (ahead.status_code, ahead.json()["retryable"]) == (409, True), "this site may lag behind"
+        others = [view_pb2.StreamView(stream_id=5, name="demo/words")]
+        known = mesh_pb2.GetStatusResponse(view=view_pb2.MeshView(streams=others, next_stream_id=7))
+        gateway.control.answer("GetStatus", known)
+        for stream_id in (5, 6):
+            refused = await gateway.http.get("/v1/streams/demo/lines", params={"stream_id": stream_id})
+            assert (refused.status_code, refused.json()["retryable"]) == (409, False), "it will never be that stream"
 
 
 async def test_read_without_from_begins_at_the_floor(gateway: Gateway) -> None:
@@ -305,12 +389,14 @@ async def test_read_refusals(gateway: Gateway, code: ErrorCode, status: int) -> 
             raise MeshError(code, "It is so.")
         yield data_pb2.ReadResponse()
 
-    gateway.data.answers["Read"] = refuse
+    gateway.data.answer_reads(refuse)
     answer = await gateway.http.get(RECORDS, params={"from": 9})
     assert (answer.status_code, answer.json()["code"]) == (status, str(code))
 
 
-@pytest.mark.parametrize("query", ["from=-1", "from=x", "max=0", "max=1001", f"from={2**63}"])
+@pytest.mark.parametrize(
+    "query", ["from=-1", "from=x", "max=0", "max=1001", f"from={2**63}", "stream_id=-1", f"stream_id={2**63}"]
+)
 async def test_bad_numbers_are_400(gateway: Gateway, query: str) -> None:
     answer = await gateway.http.get(f"{RECORDS}?{query}")
     assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_ARGUMENT")
@@ -319,7 +405,7 @@ async def test_bad_numbers_are_400(gateway: Gateway, query: str) -> None:
 
 @pytest.mark.parametrize("age_ms", [None, 12])
 async def test_read_that_may_be_stale_says_how_old_it_is(gateway: Gateway, age_ms: int | None) -> None:
-    asked: list[data_pb2.ReadRequest] = []
+    asked: list[data_pb2.ReadBatchesRequest] = []
 
     async def read(request: Any, _context: Any) -> AsyncIterator[data_pb2.ReadResponse]:
         asked.append(request)
@@ -327,7 +413,7 @@ async def test_read_that_may_be_stale_says_how_old_it_is(gateway: Gateway, age_m
             yield data_pb2.ReadResponse(next_offset=1, view=data_pb2.ReplicaView(applied_index=7, age_ms_max=age_ms))
         yield data_pb2.ReadResponse(records=[data_pb2.ReadRecord(offset=0, value=b"x")], next_offset=1)
 
-    gateway.data.answers["Read"] = read
+    gateway.data.answer_reads(read)
     path = "/v1/streams/demo/lines/records"
     answer = await gateway.http.get(path, params={"from": 0, "consistency": "stale_ok"})
     view = {"applied_index": 7} if age_ms is None else {"applied_index": 7, "age_ms_max": age_ms}

@@ -33,6 +33,26 @@ def add(name: str, number: int, address: str = "", **fields: Any) -> mcg_pb2.Com
     return mcg_pb2.Command(add_node=node, **fields)
 
 
+def activate(node_id: int) -> mcg_pb2.Command:
+    return mcg_pb2.Command(activate_node=mcg_pb2.ActivateNode(node_id=node_id))
+
+
+def expire(node_id: int, **fields: Any) -> mcg_pb2.Command:
+    return mcg_pb2.Command(expire_node=mcg_pb2.ExpireNode(node_id=node_id), **fields)
+
+
+def forget(node_id: int, *, risk: bool = False) -> mcg_pb2.Command:
+    return mcg_pb2.Command(forget_node=mcg_pb2.ForgetNode(node_id=node_id, accept_risk=risk))
+
+
+def announce(node_id: int, version: int) -> mcg_pb2.Command:
+    return mcg_pb2.Command(announce_version=mcg_pb2.AnnounceVersion(node_id=node_id, mesh_version=version))
+
+
+def raise_version(version: int) -> mcg_pb2.Command:
+    return mcg_pb2.Command(raise_mesh_version=mcg_pb2.RaiseMeshVersion(mesh_version=version))
+
+
 def remove(node_id: int) -> mcg_pb2.Command:
     return mcg_pb2.Command(remove_node=mcg_pb2.RemoveNode(node_id=node_id))
 
@@ -97,6 +117,14 @@ def accept(state: McgState, command: mcg_pb2.Command) -> int:
     result = apply(state, command)
     assert result.refusal is None, result.refusal
     return result.allocated_id
+
+
+def grow(state: McgState, names: str, first_number: int = 2) -> list[int]:
+    """Admits a node for each letter, and has it heard."""
+    node_ids = [accept(state, add(name, number)) for number, name in enumerate(names, first_number)]
+    for node_id in node_ids:
+        accept(state, activate(node_id))
+    return node_ids
 
 
 def refusal(state: McgState, command: mcg_pb2.Command) -> MeshError:

@@ -8,7 +8,9 @@ import secrets
 import time
 from typing import Final
 
+from mesh_control.core.leaderless import LeaderlessStreams
 from mesh_control.core.timing import TIMINGS
+from mesh_control.shell import metrics
 from mesh_control.shell.data_client import DataClient
 from mesh_control.shell.gauges import Gauges
 from mesh_control.shell.group_watch import GroupWatch
@@ -16,28 +18,35 @@ from mesh_control.shell.join_service import JoinService
 from mesh_control.shell.lifecycle import Lifecycle
 from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.mesh_service import MeshService
-from mesh_control.shell.overlay_client import OverlayClient
 from mesh_control.shell.peer_calls import PeerCalls
 from mesh_control.shell.projection import Projection
-from mesh_control.shell.proposals import Proposals
+from mesh_control.shell.proposer import Proposer
 from mesh_control.shell.renewal import Renewal
 from mesh_control.shell.routing_client import RoutingClient
 from mesh_control.shell.settings import ControlSettings
+from mesh_control.shell.standing_check import StandingCheck
+from mesh_control.shell.store_watch import Jobs, watches
+from mesh_control.shell.token_desk import TokenDesk
+from mesh_control.shell.version_watch import VersionWatch
 from meshapi.supervisor.v1 import mesh_pb2_grpc
-from meshcommon.admin import Readiness, admin_app, serve_asgi
+from meshcommon.admin import Readiness, serve_admin
 from meshcommon.datadir import DataDir
 from meshcommon.grpc_client import open_channel
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.ids import NodeId
 from meshcommon.lifecycle import Stop
 from meshcommon.logging import configure_logging, get_logger
+from meshcommon.overlay_attachment import OverlayAttachment, QueueLimits
 from meshcommon.postgres import create_engine
-from meshcommon.settings import load_sections
+from meshcommon.settings import NodeSettings, load_sections
 from meshcommon.telemetry import configure_telemetry
 from meshraft import CLASS_CONTROL
 from meshwire.packet import Protocol, TrafficClass
 
 SERVICE: Final = "mesh-control"
+QUEUE_LIMITS: Final = QueueLimits(bytes_max=16 * 1024 * 1024, destination_bytes_max=8 * 1024 * 1024)
+"""For one destination: a snapshot of the control group has to fit."""
+_log = get_logger(__name__)
 
 
 async def main(stop: Stop) -> None:
@@ -45,11 +54,10 @@ async def main(stop: Stop) -> None:
     settings, own, is_insecure = load_sections("control", ControlSettings)
     configure_logging(SERVICE, settings.name, settings.log_level)
     configure_telemetry(SERVICE, settings.name, settings.otlp_endpoint)
-    log = get_logger(__name__)
     readiness = Readiness()
     data_dir = DataDir.open(settings.data_dir / "control", "control", settings.name)
     data_channel, routing_channel = open_channel(own.data_target), open_channel(own.routing_target)
-    overlay = OverlayClient(data_channel)
+    overlay = OverlayAttachment("control_overlay", data_channel, QUEUE_LIMITS, metrics.PACKETS_DROPPED)
 
     def send_raft(peer: NodeId, frame_class: int, data: bytes) -> None:
         traffic_class = TrafficClass.CONTROL if frame_class == CLASS_CONTROL else TrafficClass.BULK
@@ -66,16 +74,18 @@ async def main(stop: Stop) -> None:
         seed=rng.getrandbits(63),
     )
     calls = PeerCalls(overlay, first_id=rng.getrandbits(62))
-    proposals = Proposals(node, calls, rng)
-    JoinService(node, calls, proposals)
-    data, routing = DataClient(data_channel, node, readiness), RoutingClient(routing_channel, node, readiness)
-    lifecycle = Lifecycle(node, data, calls, proposals, (data.push, routing.push))
+    proposer = Proposer(node, calls, rng)
+    JoinService(node, calls, proposer)
+    leaderless = LeaderlessStreams(node.timing.leaderless_after_s)
+    data = DataClient(data_channel, node, readiness, leaderless)
+    routing = RoutingClient(routing_channel, node, readiness)
+    lifecycle = Lifecycle(node, data, calls, proposer, (data.push, routing.push))
     overlay.handle(Protocol.RAFT_MCG, lambda packet: node.receive_raft(NodeId(packet.source), packet.payload))
-    overlay.handle(Protocol.JOIN, calls.receive)
+    overlay.handle(Protocol.JOIN, calls.receive_packet)
     server = GrpcServer()
-    mesh_service = MeshService(node, lifecycle, proposals, readiness, is_insecure=is_insecure)
+    tokens = TokenDesk(node, proposer, secrets.token_bytes)
+    mesh_service = MeshService(node, lifecycle, tokens, proposer, readiness, leaderless)
     mesh_pb2_grpc.add_MeshServiceServicer_to_server(mesh_service, server.server)
-
     jobs = {
         "replica": node.run(),
         "overlay": overlay.run(),
@@ -83,30 +93,39 @@ async def main(stop: Stop) -> None:
         "lifecycle": lifecycle.run(),
         "data plane": data.run(),
         "routing": routing.run(),
-        "group watch": GroupWatch(node, data, proposals).run(),
+        "group watch": GroupWatch(node, data, proposer).run(),
         "renewal": Renewal(node, calls, readiness, rng).run(),
+        "standing": StandingCheck(node, data, calls, rng).run(),
+        "version watch": VersionWatch(node, readiness).run(),
         "gauges": Gauges(node).run(),
-        "admin": serve_asgi(admin_app(readiness), own.admin_listen, "The control plane's admin page"),
+        "admin": serve_admin(readiness, own.admin_listen, hosts=settings.admin_hosts, is_insecure_dev=is_insecure),
     }
-    if settings.postgres_url:
-        engine = create_engine(settings.postgres_url)
-        jobs["projection"] = Projection(engine, own.migrations_dir, node, readiness).run()
-    else:
-        readiness.warn("postgres", "No Postgres is set (MESH_NODE_POSTGRES_URL): nothing can be queried there.")
+    jobs |= _jobs_of_stores(settings, own, node, readiness)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(job, name=name) for name, job in jobs.items()]
-            await server.start(own.grpc_listen, "The control plane's API")
+            await server.start(own.grpc_listen, "The control plane's API", is_insecure_dev=is_insecure)
             await server.set_serving(True)
             readiness.clear("starting")
-            log.info("started", node_id=node.node_id, grpc=own.grpc_listen)
+            _log.info("started", node_id=node.node_id, grpc=own.grpc_listen)
             await stop.wait()
             await server.stop()
-            await node.hand_over()
+            await node.transfer_leadership()
             for task in tasks:
                 task.cancel()
     finally:
         await data_channel.close()
         await routing_channel.close()
         data_dir.close()
-    log.info("stopped")
+    _log.info("stopped")
+
+
+def _jobs_of_stores(settings: NodeSettings, own: ControlSettings, node: LocalNode, readiness: Readiness) -> Jobs:
+    """What works with the stores of this site, and tells when one is away."""
+    jobs = watches(settings.postgres_url, settings.redis_url, readiness)
+    if settings.postgres_url:
+        engine = create_engine(settings.postgres_url)
+        jobs["projection"] = Projection(engine, own.migrations_dir, node, readiness).run()
+    else:
+        readiness.warn("postgres", "No Postgres is set (MESH_NODE_POSTGRES_URL): nothing can be queried there.")
+    return jobs

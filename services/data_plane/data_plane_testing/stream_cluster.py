@@ -9,20 +9,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from mesh_data.core.disk_room import RoomLimits
+from mesh_data.core.replica_report import ReplicaState
 from mesh_data.core.stream_timing import StreamTiming
-from mesh_data.core.view import Member, Node, NodeState, Retiring, Stream, StreamState, View
-from mesh_data.shell.data_api import StreamsApi
-from mesh_data.shell.group_reports import ReplicaState
-from mesh_data.shell.groups import Groups
-from mesh_data.shell.raft_api import RaftApi
-from mesh_data.shell.raft_serving import RaftServing
-from mesh_data.shell.replica import Replica
-from mesh_data.shell.streams_catalogue import StreamsCatalogue
-from mesh_data.shell.streams_serving import StreamsServing
+from mesh_data.core.view import Member, Node, NodeState, Retiring, Stream, StreamPhase, View
+from mesh_data.shell.groups.groups import Groups
+from mesh_data.shell.groups.replica import Replica
+from mesh_data.shell.streams.data_api import StreamsApi
+from mesh_data.shell.streams.raft_api import RaftApi
+from mesh_data.shell.streams.raft_serving import RaftServing
+from mesh_data.shell.streams.stream_budgets import StreamBudgets
+from mesh_data.shell.streams.streams_catalogue import StreamsCatalogue
+from mesh_data.shell.streams.streams_serving import StreamsServing
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.admin import Readiness
 from meshcommon.ids import MemberId, NodeId, StreamId
 from meshtest.fake_overlay import FakeNetwork, FakeOverlay
+from meshwire.records import Record, encode_batch, iter_values
 
 TIMING = StreamTiming(
     tick_s=0.02,
@@ -41,7 +43,7 @@ A, B, C, D = NodeId(1), NodeId(2), NodeId(3), NodeId(4)
 
 def make_view(
     revision: int = 1,
-    state: StreamState = StreamState.FORMING,
+    state: StreamPhase = StreamPhase.FORMING,
     members: Iterable[NodeId] = (A, B, C),
     *,
     retiring: Iterable[Retiring] = (),
@@ -78,9 +80,10 @@ class Site:
             room=RoomLimits(),
         )
         self.catalogue = StreamsCatalogue(self.overlay, self.groups)
-        self.serving = StreamsServing(self.catalogue)
+        self.budgets = StreamBudgets()
+        self.serving = StreamsServing(self.catalogue, self.budgets.read_room)
         self.raft_serving = RaftServing(self.catalogue)
-        self.api = StreamsApi(self.catalogue)
+        self.api = StreamsApi(self.catalogue, self.budgets)
         self.raft_api = RaftApi(self.catalogue)
         self._running = asyncio.create_task(self.groups.run(), name=f"groups of {node}")
 
@@ -132,7 +135,7 @@ class Cluster:
         """The group has formed and the catalogue says so."""
         await until(lambda: self.leaders() == [A])
         await until(lambda: all(site.groups.reports()[0].state is ReplicaState.OPEN for site in self.sites.values()))
-        self.set_view(make_view(2, StreamState.ACTIVE))
+        self.set_view(make_view(2, StreamPhase.ACTIVE))
 
     async def converged(self) -> bytes:
         """Waits until all members applied the same and returns the hash chain (I4)."""
@@ -170,45 +173,53 @@ async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
             await asyncio.sleep(0.01)
 
 
-def request(values: Iterable[bytes], producer: tuple[int, int, int] = (0, 0, 0)) -> data_pb2.PublishRequest:
-    return data_pb2.PublishRequest(
-        stream=NAME,
-        wait=COMMITTED,
-        records=[data_pb2.PublishRecord(value=value) for value in values],
-        producer_id=producer[0],
-        producer_epoch=producer[1],
-        base_sequence=producer[2],
-    )
+def request(values: Iterable[bytes], producer: tuple[int, int, int] = (0, 0, 0)) -> data_pb2.PublishBatchRequest:
+    batch = encode_batch([Record(value) for value in values], *producer)
+    return data_pb2.PublishBatchRequest(stream=NAME, wait=COMMITTED, batch=batch)
 
 
-async def publish(site: Site, requests: Iterable[data_pb2.PublishRequest]) -> list[data_pb2.PublishResponse]:
-    async def stream() -> AsyncIterator[data_pb2.PublishRequest]:
+async def publish(site: Site, requests: Iterable[data_pb2.PublishBatchRequest]) -> list[data_pb2.PublishBatchResponse]:
+    async def stream() -> AsyncIterator[data_pb2.PublishBatchRequest]:
         for item in requests:
             yield item
 
-    return [response async for response in site.api.Publish(stream(), None)]
+    return [response async for response in site.api.PublishBatch(stream(), None)]
 
 
-async def publish_values(site: Site, values: Iterable[bytes]) -> list[data_pb2.PublishResponse]:
+async def publish_values(site: Site, values: Iterable[bytes]) -> list[data_pb2.PublishBatchResponse]:
     return await publish(site, [request([value]) for value in values])
 
 
+def opened(response: data_pb2.ReadBatchesResponse, from_offset: int = 0) -> list[tuple[int, bytes]]:
+    """Offset and value of each record of an answer from `from_offset` on."""
+    return [
+        (offset, value)
+        for batch in response.batches
+        for offset, value in enumerate(iter_values(batch.batch), batch.base_offset)
+        if offset >= from_offset
+    ]
+
+
 async def read(site: Site, from_offset: int = 0, records_max: int = 0, *, follow: bool = False) -> list[bytes]:
-    asked = data_pb2.ReadRequest(stream=NAME, from_offset=from_offset, records_max=records_max, follow=follow)
+    asked = data_pb2.ReadBatchesRequest(stream=NAME, from_offset=from_offset, records_max=records_max, follow=follow)
     values: list[bytes] = []
-    async for response in site.api.Read(asked, None):
-        assert response.records[0].offset == from_offset + len(values)
-        values += [record.value for record in response.records]
-    return values
+    async for response in site.api.ReadBatches(asked, None):
+        records = opened(response, from_offset)
+        assert [offset for offset, _ in records] == [from_offset + len(values) + at for at in range(len(records))]
+        assert response.stream_id == STREAM
+        values += [value for _, value in records]
+    return values[:records_max] if records_max else values
 
 
 async def read_stale(site: Site, from_offset: int = 0) -> tuple[list[bytes], data_pb2.ReplicaView]:
     """What the site's replica has, and how new that is."""
-    asked = data_pb2.ReadRequest(stream=NAME, from_offset=from_offset, consistency=data_pb2.READ_CONSISTENCY_STALE_OK)
-    first, *others = [response async for response in site.api.Read(asked, None)]
-    assert not first.records
+    asked = data_pb2.ReadBatchesRequest(
+        stream=NAME, from_offset=from_offset, consistency=data_pb2.READ_CONSISTENCY_STALE_OK
+    )
+    first, *others = [response async for response in site.api.ReadBatches(asked, None)]
+    assert not first.batches
     assert not any(response.HasField("view") for response in others)
-    return [record.value for response in others for record in response.records], first.view
+    return [value for response in others for _, value in opened(response, from_offset)], first.view
 
 
 def numbered(count: int, start: int = 0) -> list[bytes]:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import secrets
 import time
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import REGISTRY
@@ -13,35 +14,42 @@ from prometheus_client import REGISTRY
 from mesh_data.core.disk_room import RoomLimits
 from mesh_data.core.stream_timing import StreamTiming
 from mesh_data.core.timing import PRESETS
-from mesh_data.shell.client_listener import ClientListener
-from mesh_data.shell.data_api import StreamsApi
+from mesh_data.core.view import View
+from mesh_data.shell.clients.client_listener import ClientListener
 from mesh_data.shell.data_service import Configurator, DataPlaneServicer
-from mesh_data.shell.forwarding_api import ForwardingApi
-from mesh_data.shell.groups import Groups
-from mesh_data.shell.listener import PeerListener
-from mesh_data.shell.metrics import OverlayCollector
-from mesh_data.shell.overlay import Overlay
-from mesh_data.shell.overlay_service import OverlayServicer
-from mesh_data.shell.raft_api import RaftApi
-from mesh_data.shell.raft_serving import RaftServing
+from mesh_data.shell.groups.groups import Groups
+from mesh_data.shell.overlay.forwarding_api import ForwardingApi
+from mesh_data.shell.overlay.listener import PeerListener
+from mesh_data.shell.overlay.metrics import OverlayCollector
+from mesh_data.shell.overlay.overlay import Overlay
+from mesh_data.shell.overlay.overlay_service import OverlayServicer
 from mesh_data.shell.settings import DataSettings
 from mesh_data.shell.state_store import StateStore
-from mesh_data.shell.streams_catalogue import StreamsCatalogue
-from mesh_data.shell.streams_serving import StreamsServing
+from mesh_data.shell.streams.data_api import StreamsApi
+from mesh_data.shell.streams.raft_api import RaftApi
+from mesh_data.shell.streams.raft_serving import RaftServing
+from mesh_data.shell.streams.stream_budgets import StreamBudgets
+from mesh_data.shell.streams.streams_catalogue import StreamsCatalogue
+from mesh_data.shell.streams.streams_serving import StreamsServing
 from meshapi.data.v1 import data_pb2_grpc
 from meshapi.overlay.v1 import overlay_pb2_grpc
 from meshapi.supervisor.v1 import data_pb2_grpc as supervisor_pb2_grpc
 from meshcommon.address import check_listen
-from meshcommon.admin import Readiness, admin_app, serve_asgi
-from meshcommon.datadir import DataDir
+from meshcommon.admin import Readiness, serve_admin
+from meshcommon.boot_certificate import BootCertificate
+from meshcommon.datadir import DATA_FORMAT_VERSION, DataDir
+from meshcommon.delegated_keys import DelegatedKeys
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.lifecycle import Stop
 from meshcommon.logging import configure_logging, get_logger
+from meshcommon.peer_text import printable
 from meshcommon.settings import NodeSettings, load_sections, require_insecure_dev
 from meshcommon.telemetry import configure_telemetry
+from meshcommon.tls_files import TlsFiles
 
 SERVICE: Final = "mesh-data"
-HAND_OVER_S: Final = 0.5
+TRANSFER_S: Final = 0.5
+_NAMES_MAX: Final = 5
 _YOUNG_OBJECTS_MAX: Final = 20_000
 """New objects after which Python looks for cycles among them. Cost: as many that are garbage may linger, some MB."""
 
@@ -49,8 +57,8 @@ _YOUNG_OBJECTS_MAX: Final = 20_000
 class MeshDataServicer(StreamsApi, RaftApi, ForwardingApi, supervisor_pb2_grpc.MeshDataServiceServicer):
     """MeshDataService: streams, their groups, and forwarding together."""
 
-    def __init__(self, catalogue: StreamsCatalogue, overlay: Overlay) -> None:
-        StreamsApi.__init__(self, catalogue)
+    def __init__(self, catalogue: StreamsCatalogue, budgets: StreamBudgets, overlay: Overlay) -> None:
+        StreamsApi.__init__(self, catalogue, budgets)
         RaftApi.__init__(self, catalogue)
         ForwardingApi.__init__(self, overlay)
 
@@ -60,26 +68,36 @@ async def main(stop: Stop) -> None:
     node, settings, is_insecure_dev = load_sections("data", DataSettings)
     configure_logging(SERVICE, node.name, node.log_level)
     configure_telemetry(SERVICE, node.name, node.otlp_endpoint)
-    require_insecure_dev(is_insecure_dev, "Traffic between nodes")
+    if not settings.peer_tls:
+        require_insecure_dev(is_insecure_dev, "Traffic between nodes without TLS (MESH_DATA_PEER_TLS=false)")
     if settings.client_listen:
         check_listen(settings.client_listen, "The client listener", is_insecure_dev=is_insecure_dev)
-    data_dir = DataDir.open(node.data_dir / "data", "data", node.name)
+    data_dir = open_data_dir(node.data_dir / "data", node.name)
     try:
-        await _serve(stop, node, settings, data_dir)
+        await _serve(stop, node, settings, data_dir, is_insecure_dev=is_insecure_dev)
     finally:
         data_dir.close()
 
 
-async def _serve(stop: Stop, node: NodeSettings, settings: DataSettings, data_dir: DataDir) -> None:
+def open_data_dir(path: Path, node_name: str) -> DataDir:
+    """The data plane's directory. A log of batches of format 1 is refused (ADR 0014).
+
+    Raises:
+        MeshError: as `DataDir.open`.
+    """
+    return DataDir.open(path, "data", node_name, format_version=DATA_FORMAT_VERSION, changed=("raft/*/*.raftlog",))
+
+
+async def _serve(
+    stop: Stop, node: NodeSettings, settings: DataSettings, data_dir: DataDir, *, is_insecure_dev: bool
+) -> None:
     log = get_logger(__name__)
+    tls = TlsFiles.of_settings(settings.client_tls_certificate, settings.client_tls_key, "MESH_DATA_CLIENT_TLS")
     readiness = Readiness()
-    readiness.warn("insecure", "Lanes run in clear (MESH_INSECURE_DEV=1): use this only on a network that you trust.")
-    log.warning("lanes_in_clear", hint="MESH_INSECURE_DEV=1 is set: use this only on a network that you trust")
-    listener = PeerListener(settings.peer_listen) if settings.peer_listen else None
-    overlay = Overlay(PRESETS[node.preset], settings.dial, listener)
-    REGISTRY.register(OverlayCollector(overlay, listener))
+    overlay = _open_overlay(node, settings, readiness)
     store = StateStore(data_dir.path, readiness)
-    configurator = Configurator(overlay, store)
+    keys = DelegatedKeys.load(data_dir.path)
+    configurator = Configurator(overlay, store, keys)
     groups = Groups(
         overlay,
         data_dir.path / "raft",
@@ -90,20 +108,21 @@ async def _serve(stop: Stop, node: NodeSettings, settings: DataSettings, data_di
         room=RoomLimits(settings.disk_pressure_percent / 100, settings.disk_plenty_bytes),
     )
     catalogue = StreamsCatalogue(overlay, groups)
-    StreamsServing(catalogue)
+    budgets = StreamBudgets()
+    StreamsServing(catalogue, budgets.read_room)
     RaftServing(catalogue)
-    clients = ClientListener(settings.client_listen, catalogue) if settings.client_listen else None
+    clients = ClientListener(settings.client_listen, catalogue, budgets, tls) if settings.client_listen else None
     server = GrpcServer()
-    attachments, configuration = OverlayServicer(overlay), DataPlaneServicer(configurator, groups)
+    attachments, configuration = OverlayServicer(overlay, keys), DataPlaneServicer(configurator, groups, keys)
     overlay_pb2_grpc.add_OverlayServiceServicer_to_server(attachments, server.server)
     data_pb2_grpc.add_DataPlaneServiceServicer_to_server(configuration, server.server)
-    public = MeshDataServicer(catalogue, overlay)
+    public = MeshDataServicer(catalogue, budgets, overlay)
     supervisor_pb2_grpc.add_MeshDataServiceServicer_to_server(public, server.server)
     # Identity, view and routes of the last run: lanes and groups come up without the control plane.
     configurator.restore()
     async with asyncio.TaskGroup() as tasks:
-        await server.start(settings.grpc_listen, "The data plane's API")
-        admin = serve_asgi(admin_app(readiness), settings.admin_listen, "The data plane's admin page")
+        await server.start(settings.grpc_listen, "The data plane's API", is_insecure_dev=is_insecure_dev)
+        admin = serve_admin(readiness, settings.admin_listen, hosts=node.admin_hosts, is_insecure_dev=is_insecure_dev)
         running = [
             tasks.create_task(overlay.run(), name="overlay"),
             tasks.create_task(groups.run(), name="stream groups"),
@@ -112,6 +131,8 @@ async def _serve(stop: Stop, node: NodeSettings, settings: DataSettings, data_di
         ]
         if clients is not None:
             running.append(tasks.create_task(clients.run(), name="clients"))
+        if tls is not None:
+            running.append(tasks.create_task(tls.run(readiness), name="TLS files"))
         _collect_rarely()
         await server.set_serving(True)
         readiness.clear("starting")
@@ -125,7 +146,7 @@ async def _serve(stop: Stop, node: NodeSettings, settings: DataSettings, data_di
         await stop.wait()
         log.info("stopping")
         readiness.block("stopping", "The service is stopping.")
-        await groups.hand_over(HAND_OVER_S)
+        await groups.transfer_leaderships(TRANSFER_S)
         await overlay.say_goodbye()
         attachments.close()
         configuration.close()
@@ -137,6 +158,34 @@ async def _serve(stop: Stop, node: NodeSettings, settings: DataSettings, data_di
             task.cancel()
     await store.flush()
     log.info("stopped")
+
+
+def _open_overlay(node: NodeSettings, settings: DataSettings, readiness: Readiness) -> Overlay:
+    """Binds the peer listener and makes the overlay; says loudly when its lanes are in clear."""
+    if not settings.peer_tls:
+        hint = "Lanes run in clear (MESH_DATA_PEER_TLS=false): use this only on a network that you trust."
+        readiness.warn("insecure", hint)
+        get_logger(__name__).warning("lanes_in_clear", hint=hint)
+    certificate = BootCertificate() if settings.peer_tls else None
+    listener = PeerListener(settings.peer_listen, certificate) if settings.peer_listen else None
+    overlay = Overlay(PRESETS[node.preset], settings.dial, listener, allows_clear=not settings.peer_tls)
+    REGISTRY.register(OverlayCollector(overlay, listener))
+    overlay.on_view(lambda view, _: _warn_of_addresses(readiness, overlay, view))
+    return overlay
+
+
+def _warn_of_addresses(readiness: Readiness, overlay: Overlay, view: View | None) -> None:
+    """Names the members that are not dialled, because what an older version let them advertise is no address."""
+    names = sorted(view.name_of(node) for node in overlay.undiallable) if view is not None else []
+    if not names:
+        readiness.clear("addresses")
+        return
+    more = f" and {len(names) - _NAMES_MAX} more" if len(names) > _NAMES_MAX else ""
+    readiness.warn(
+        "addresses",
+        f"What {', '.join(map(printable, names[:_NAMES_MAX]))}{more} advertise is no address, so they are not dialled: "
+        "correct MESH_CONTROL_PEER_ADDRESS there, or set MESH_DATA_DIAL here.",
+    )
 
 
 def _collect_rarely() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 from redis.asyncio import Redis
 
@@ -20,8 +21,10 @@ from mesh_routing.shell.topology_service import TopologyService
 from mesh_routing.shell.view_store import ViewStore
 from meshapi.routing.v1 import routing_pb2_grpc
 from meshapi.supervisor.v1 import topology_pb2_grpc
-from meshcommon.admin import Readiness, admin_app, serve_asgi
+from meshcommon.admin import Readiness, serve_admin
 from meshcommon.datadir import DataDir
+from meshcommon.delegated_keys import DelegatedKeys
+from meshcommon.delegation import Delegations
 from meshcommon.grpc_client import open_channel
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.lifecycle import Stop, run_service
@@ -35,27 +38,31 @@ SERVICE = "mesh-routing"
 
 async def main(stop: Stop) -> None:
     """Serves until `stop` is requested."""
-    node, settings, _ = load_sections("routing", RoutingSettings)
+    node, settings, is_insecure_dev = load_sections("routing", RoutingSettings)
     configure_logging(SERVICE, node.name, node.log_level)
     configure_telemetry(SERVICE, node.name, node.otlp_endpoint)
     data_dir = DataDir.open(node.data_dir / "routing", "routing", node.name)
     try:
-        await _serve(stop, node, settings, data_dir)
+        await _serve(stop, node, settings, data_dir, is_insecure_dev=is_insecure_dev)
     finally:
         data_dir.close()
 
 
-async def _serve(stop: Stop, node: NodeSettings, settings: RoutingSettings, data_dir: DataDir) -> None:
+async def _serve(
+    stop: Stop, node: NodeSettings, settings: RoutingSettings, data_dir: DataDir, *, is_insecure_dev: bool
+) -> None:
     log = get_logger(__name__)
     readiness = Readiness()
     metrics = RoutingMetrics()
-    driver = RoutingDriver(Router(preset(node.preset), data_dir.marker.boot, random.Random()), metrics)
+    router = Router(preset(node.preset), data_dir.marker.boot, random.Random(), Delegations(time.time))
+    driver = RoutingDriver(router, metrics)
     engine = create_engine(node.postgres_url) if node.postgres_url else None
     redis = Redis.from_url(node.redis_url, socket_timeout=2, socket_connect_timeout=2) if node.redis_url else None
     channel = open_channel(settings.data_target)
     pusher = RoutesPusher(channel, driver, readiness, metrics)
     overlay = OverlayClient(channel, driver, readiness, metrics, pusher.resynchronise)
-    service = RoutingService(driver, ViewStore(data_dir), readiness)
+    keys = DelegatedKeys.load(data_dir.path)
+    service = RoutingService(driver, ViewStore(data_dir, keys), readiness, keys)
     server = GrpcServer()
     routing_pb2_grpc.add_RoutingServiceServicer_to_server(service, server.server)
     topology_pb2_grpc.add_TopologyServiceServicer_to_server(TopologyService(driver), server.server)
@@ -63,9 +70,12 @@ async def _serve(stop: Stop, node: NodeSettings, settings: RoutingSettings, data
     service.restore()
     try:
         async with asyncio.TaskGroup() as tasks:
-            await server.start(settings.grpc_listen, "Routing")
+            await server.start(settings.grpc_listen, "Routing", is_insecure_dev=is_insecure_dev)
+            admin = serve_admin(
+                readiness, settings.admin_listen, hosts=node.admin_hosts, is_insecure_dev=is_insecure_dev
+            )
             running = [
-                tasks.create_task(serve_asgi(admin_app(readiness), settings.admin_listen, "Admin pages"), name="admin"),
+                tasks.create_task(admin, name="admin"),
                 tasks.create_task(driver.run(), name="routing timer"),
                 tasks.create_task(overlay.run(), name="overlay connection"),
                 tasks.create_task(pusher.run(), name="route pushes"),

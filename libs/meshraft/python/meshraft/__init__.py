@@ -1,9 +1,23 @@
-"""Many Raft groups over one log: the typed face of the native module.
+"""Many Raft groups over one log: the typed face of the native module, and the driver of what it leaves to its caller.
 
-Everything is documented in `_native.pyi`; this package only re-exports it. It leaves out sockets, clocks and the event
-loop, which are the caller's.
+Everything native is documented in `_native.pyi` and re-exported here. The driver is pure Python without sockets, clocks or an
+event loop; only `host_loop` knows asyncio, and nothing here imports it.
 
 Source: Ongaro's thesis; TiKV `raft` 0.7 and `raft-engine` 0.4.
+
+Files:
+
+    configuration  The members of one group as its leader sees them: who votes, who is heard, who has caught up, what is
+                   witnessed
+    driver         The driver of one Raft host: its groups, and the one order in which what a turn produces is acted
+                   upon
+    group          One member of one group, as its node drives it: role, terms, proposals, read points, steps of the
+                   configuration
+    host_loop      The asyncio shell of a Raft driver: its ticks, the wake-ups of the log, and one turn for all that
+                   came since the last
+    proposals      Proposals of one group that this member has appended and that are not decided, and who waits for them
+    read_points    Read points of one group: what its leader confirms to be committed, so that a read sees all that was
+                   acknowledged
 """
 
 from __future__ import annotations
@@ -11,11 +25,11 @@ from __future__ import annotations
 from meshraft._native import (
     CLASS_BULK,
     CLASS_CONTROL,
-    KIND_CONF,
-    KIND_EMPTY,
-    KIND_NORMAL,
+    ENTRY_CONF_CHANGE,
+    ENTRY_EMPTY,
+    ENTRY_NORMAL,
+    AppliedStateRefused,
     Backpressure,
-    BookmarkRefused,
     Committed,
     EngineDisk,
     Entries,
@@ -40,18 +54,17 @@ from meshraft._native import (
     Role,
     SimDisk,
     UnknownGroup,
-    is_sound_batch,
     publish_runs,
 )
 
 __all__ = [
     "CLASS_BULK",
     "CLASS_CONTROL",
-    "KIND_CONF",
-    "KIND_EMPTY",
-    "KIND_NORMAL",
+    "ENTRY_CONF_CHANGE",
+    "ENTRY_EMPTY",
+    "ENTRY_NORMAL",
+    "AppliedStateRefused",
     "Backpressure",
-    "BookmarkRefused",
     "Committed",
     "EngineDisk",
     "Entries",
@@ -76,6 +89,5 @@ __all__ = [
     "Role",
     "SimDisk",
     "UnknownGroup",
-    "is_sound_batch",
     "publish_runs",
 ]

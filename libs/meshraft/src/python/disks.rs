@@ -44,8 +44,9 @@ impl SimDisk {
         self.0.crash();
     }
 
-    fn cut(&self, batches: usize) -> PyResult<()> {
-        if self.0.cut(batches) {
+    #[pyo3(signature = (groups, *, as_one=false))]
+    fn cut(&self, groups: usize, as_one: bool) -> PyResult<()> {
+        if self.0.cut(groups, as_one) {
             return Ok(());
         }
         Err(PyValueError::new_err("only a disk that keeps its history can be cut"))
@@ -93,6 +94,10 @@ impl EngineDisk {
             unknown => return Err(PyValueError::new_err(format!("unknown operation {unknown:?}"))),
         }
         Ok(())
+    }
+
+    fn cancel_failure(&self) -> bool {
+        self.0.cancel_failure()
     }
 
     #[pyo3(signature = (kept="nothing"))]

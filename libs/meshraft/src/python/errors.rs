@@ -15,7 +15,7 @@ create_exception!(meshraft, GroupPoisoned, RaftError, "The group was closed afte
 create_exception!(meshraft, HostPoisoned, RaftError, "The log cannot be written; every group is closed.");
 create_exception!(meshraft, LogCorrupt, RaftError, "The log on disk does not parse or has a hole.");
 create_exception!(meshraft, LogCompacted, RaftError, "Entries below the first index were asked for.");
-create_exception!(meshraft, BookmarkRefused, RaftError, "The group cannot be opened at that bookmark.");
+create_exception!(meshraft, AppliedStateRefused, RaftError, "The group cannot be opened at that applied state.");
 create_exception!(meshraft, InvalidFrame, RaftError, "A frame is malformed, misdirected or of a forbidden type.");
 create_exception!(meshraft, Backpressure, RaftError, "A bound is reached; retry after the next pump.");
 
@@ -26,11 +26,11 @@ impl From<Fault> for PyErr {
             Fault::NotLeader(_) => NotLeader::new_err(text),
             Fault::UnknownGroup(_) => UnknownGroup::new_err(text),
             Fault::GroupExists(_) => GroupExists::new_err(text),
-            Fault::GroupPoisoned(..) => GroupPoisoned::new_err(text),
+            Fault::GroupPoisoned(..) | Fault::LostSyncedData(..) => GroupPoisoned::new_err(text),
             Fault::HostPoisoned(_) => HostPoisoned::new_err(text),
             Fault::LogCorrupt(_) => LogCorrupt::new_err(text),
             Fault::LogCompacted { .. } => LogCompacted::new_err(text),
-            Fault::BookmarkRefused(_) => BookmarkRefused::new_err(text),
+            Fault::AppliedStateRefused(_) => AppliedStateRefused::new_err(text),
             Fault::InvalidFrame(_) => InvalidFrame::new_err(text),
             Fault::Backpressure(_) => Backpressure::new_err(text),
             Fault::BadArgument(_) => PyValueError::new_err(text),
@@ -49,7 +49,7 @@ pub fn fill(module: &Bound<'_, PyModule>) -> PyResult<()> {
         (py.get_type::<HostPoisoned>(), "HOST_POISONED"),
         (py.get_type::<LogCorrupt>(), "LOG_CORRUPT"),
         (py.get_type::<LogCompacted>(), "LOG_COMPACTED"),
-        (py.get_type::<BookmarkRefused>(), "BOOKMARK_REFUSED"),
+        (py.get_type::<AppliedStateRefused>(), "APPLIED_STATE_REFUSED"),
         (py.get_type::<InvalidFrame>(), "INVALID_FRAME"),
         (py.get_type::<Backpressure>(), "BACKPRESSURE"),
     ];

@@ -12,16 +12,16 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::batches;
-use crate::birth::Founders;
+use crate::bootstrap::InitialMembers;
 use crate::conf::Change;
 use crate::config::GroupSettings;
 use crate::engine_log::EngineLog;
 use crate::errors::{panic_text, Fault};
-use crate::group::KnownIds;
 use crate::host::Host;
 use crate::python::batches::{contiguous, PublishRun};
 use crate::python::disks::AnyDisk;
-use crate::python::values::{Entry, GroupConfig, GroupStatus, Installed, Pump};
+use crate::python::entries::Entry;
+use crate::python::values::{GroupConfig, GroupStatus, Installed, Pump};
 use crate::reader::Reads;
 
 #[pyclass(frozen, module = "meshraft")]
@@ -71,6 +71,14 @@ impl RaftHost {
         self.0.damage()
     }
 
+    fn retirement(&self) -> Option<String> {
+        self.0.retirement()
+    }
+
+    fn forget_retirement(&mut self) -> PyResult<()> {
+        Ok(self.call(Host::forget_retirement)?)
+    }
+
     fn stored_groups(&mut self) -> PyResult<Vec<u64>> {
         Ok(self.call(|host| host.stored_groups())?)
     }
@@ -87,32 +95,28 @@ impl RaftHost {
         snapshot: Vec<u8>,
         config: Option<&GroupConfig>,
     ) -> PyResult<()> {
-        let founders = Founders { voters, learners, snapshot };
-        Ok(self.call(|host| host.create_group(group, member, peers, &founders, settings(config)))?)
+        let initial = InitialMembers { voters, learners, snapshot };
+        Ok(self.call(|host| host.create_group(group, member, peers, &initial, settings(config)))?)
     }
 
-    #[pyo3(signature = (group, member, peers, *, bookmark=None, config=None))]
+    #[pyo3(signature = (group, member, peers, *, applied_state=None, config=None))]
     fn open_group(
         &mut self,
         py: Python<'_>,
         group: u64,
         member: u64,
         peers: BTreeMap<u64, u64>,
-        bookmark: Option<&[u8]>,
+        applied_state: Option<&[u8]>,
         config: Option<&GroupConfig>,
     ) -> PyResult<Installed> {
         let settings = settings(config);
-        let bookmark = bookmark.map(Bytes::copy_from_slice);
-        let opened = py.detach(|| self.call(|host| host.open_group(group, member, peers, bookmark, settings)))?;
+        let applied_state = applied_state.map(Bytes::copy_from_slice);
+        let opened = py.detach(|| self.call(|host| host.open_group(group, member, peers, applied_state, settings)))?;
         Ok(Installed::new(py, &opened))
     }
 
-    fn know_nodes(&mut self, group: u64, nodes: Vec<u64>) -> PyResult<()> {
-        Ok(self.call(|host| host.know_nodes(group, nodes))?)
-    }
-
-    fn bookmark(&mut self, py: Python<'_>, group: u64) -> PyResult<Option<Py<PyBytes>>> {
-        let made = self.call(|host| Ok(host.group(group)?.bookmark()))?;
+    fn applied_state(&mut self, py: Python<'_>, group: u64) -> PyResult<Option<Py<PyBytes>>> {
+        let made = self.call(|host| Ok(host.group(group)?.applied_state()))?;
         Ok(made.map(|data| PyBytes::new(py, &data).unbind()))
     }
 
@@ -124,20 +128,12 @@ impl RaftHost {
         Ok(self.call(|host| host.destroy_group(group))?)
     }
 
-    #[pyo3(signature = (group, peers, *, known_members=0, known_nodes=0))]
-    fn set_peers(
-        &mut self,
-        group: u64,
-        peers: BTreeMap<u64, u64>,
-        known_members: u64,
-        known_nodes: u64,
-    ) -> PyResult<()> {
-        let known = KnownIds { members: known_members, nodes: known_nodes };
-        Ok(self.call(|host| host.set_peers(group, peers, known))?)
+    fn set_peers(&mut self, group: u64, peers: BTreeMap<u64, u64>) -> PyResult<()> {
+        Ok(self.call(|host| host.set_peers(group, peers))?)
     }
 
-    fn is_asleep(&self, group: u64) -> PyResult<bool> {
-        Ok(self.0.group(group)?.sleep.is_asleep)
+    fn is_quiesced(&self, group: u64) -> PyResult<bool> {
+        Ok(self.0.group(group)?.quiescence.is_quiesced)
     }
 
     fn tick(&mut self) -> PyResult<()> {
@@ -186,6 +182,10 @@ impl RaftHost {
         Ok(self.call(|host| host.propose_conf_change(group, &change))?)
     }
 
+    fn recover(&mut self, group: u64, survivors: BTreeMap<u64, u64>) -> PyResult<()> {
+        Ok(self.call(|host| host.recover(group, &survivors))?)
+    }
+
     fn transfer_leader(&mut self, group: u64, member: u64) -> PyResult<()> {
         Ok(self.call(|host| host.transfer_leader(group, member))?)
     }
@@ -228,8 +228,8 @@ impl RaftHost {
         GroupStatus::new(py, self.0.group(group)?)
     }
 
-    fn feeding(&self) -> Vec<(u64, u64, u64, usize)> {
-        self.0.feeding()
+    fn log_transfers(&self) -> Vec<(u64, u64, u64, usize)> {
+        self.0.log_transfers()
     }
 
     fn disk_bytes(&mut self) -> PyResult<u64> {

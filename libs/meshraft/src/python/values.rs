@@ -8,8 +8,8 @@ use crate::config::GroupSettings;
 use crate::frame;
 use crate::group::Group;
 use crate::host::Output;
-use crate::python::batches::Entries;
-use crate::ready::{self, role_name};
+use crate::python::entries::{bytes, Committed, Entries};
+use crate::turn::{self, role_name};
 
 #[pyclass(get_all, set_all, module = "meshraft")]
 pub struct GroupConfig {
@@ -18,21 +18,21 @@ pub struct GroupConfig {
     pub max_bytes_per_append: u64,
     pub max_inflight_appends: usize,
     pub max_uncommitted_bytes: u64,
-    pub sleeps: bool,
+    pub quiesces: bool,
 }
 
 #[pymethods]
 impl GroupConfig {
     #[new]
     #[pyo3(signature = (*, election_ticks=10, heartbeat_ticks=1, max_bytes_per_append=262_144, max_inflight_appends=16,
-        max_uncommitted_bytes=67_108_864, sleeps=false))]
+        max_uncommitted_bytes=67_108_864, quiesces=false))]
     fn new(
         election_ticks: usize,
         heartbeat_ticks: usize,
         max_bytes_per_append: u64,
         max_inflight_appends: usize,
         max_uncommitted_bytes: u64,
-        sleeps: bool,
+        quiesces: bool,
     ) -> PyResult<Self> {
         let config = GroupConfig {
             election_ticks,
@@ -40,7 +40,7 @@ impl GroupConfig {
             max_bytes_per_append,
             max_inflight_appends,
             max_uncommitted_bytes,
-            sleeps,
+            quiesces,
         };
         config.settings().check()?;
         Ok(config)
@@ -55,26 +55,9 @@ impl GroupConfig {
             max_bytes_per_append: self.max_bytes_per_append,
             max_inflight_appends: self.max_inflight_appends,
             max_uncommitted_bytes: self.max_uncommitted_bytes,
-            sleeps: self.sleeps,
+            quiesces: self.quiesces,
         }
     }
-}
-
-#[pyclass(frozen, get_all, module = "meshraft")]
-pub struct Committed {
-    group: u64,
-    index: u64,
-    term: u64,
-    kind: u8,
-    data: Py<PyBytes>,
-}
-
-#[pyclass(frozen, get_all, module = "meshraft")]
-pub struct Entry {
-    index: u64,
-    term: u64,
-    kind: u8,
-    data: Py<PyBytes>,
 }
 
 #[pyclass(frozen, get_all, module = "meshraft")]
@@ -125,7 +108,7 @@ pub struct Progress {
     matched: u64,
     commit: u64,
     voter: bool,
-    in_doubt: bool,
+    on_probation: bool,
     state: &'static str,
     quiet_ticks: u64,
 }
@@ -142,31 +125,19 @@ pub struct GroupStatus {
     applied: u64,
     first_index: u64,
     last_index: u64,
+    last_term: u64,
     persisted: u64,
     conf_index: u64,
-    in_doubt: bool,
-    asleep: bool,
-    silent: Vec<u64>,
+    member_state: &'static str,
+    quiesced: bool,
+    waits_for: Vec<u64>,
     voters: Vec<u64>,
     learners: Vec<u64>,
     progress: Py<PyList>,
 }
 
-impl Committed {
-    pub fn new(py: Python<'_>, value: &ready::Committed) -> Self {
-        let data = bytes(py, &value.data);
-        Committed { group: value.group, index: value.index, term: value.term, kind: value.kind, data }
-    }
-}
-
-impl Entry {
-    pub fn new(py: Python<'_>, entry: &ready::Committed) -> Self {
-        Entry { index: entry.index, term: entry.term, kind: entry.kind, data: bytes(py, &entry.data) }
-    }
-}
-
 impl Installed {
-    pub fn new(py: Python<'_>, value: &ready::Installed) -> Self {
+    pub fn new(py: Python<'_>, value: &turn::Installed) -> Self {
         Installed { group: value.group, index: value.index, term: value.term, data: bytes(py, &value.data) }
     }
 }
@@ -175,14 +146,15 @@ impl Pump {
     pub fn new(py: Python<'_>, output: Output) -> PyResult<Self> {
         let frame = |f: frame::Frame| Py::new(py, Frame { peer: f.peer, cls: f.class, data: bytes(py, &f.data) });
         let role =
-            |r: ready::RoleChange| Py::new(py, Role { group: r.group, role: r.role, term: r.term, leader: r.leader });
+            |r: turn::RoleChange| Py::new(py, Role { group: r.group, role: r.role, term: r.term, leader: r.leader });
         Ok(Pump {
             frames: list(py, output.frames, frame)?,
             installed: list(py, output.installed, |i| Py::new(py, Installed::new(py, &i)))?,
             entries: Py::new(py, Entries::new(output.committed))?,
             roles: list(py, output.roles, role)?,
             reads: PyList::new(py, output.reads)?.unbind(),
-            closed: PyList::new(py, output.closed)?.unbind(),
+            closed: PyList::new(py, output.closed.into_iter().map(|(id, reason, why)| (id, reason.name(), why)))?
+                .unbind(),
             committed: PyOnceLock::new(),
         })
     }
@@ -192,7 +164,7 @@ impl Pump {
 impl Pump {
     #[getter]
     fn committed(&self, py: Python<'_>) -> PyResult<Py<PyList>> {
-        let make = |entry: &ready::Committed| Py::new(py, Committed::new(py, entry));
+        let make = |entry: &turn::Committed| Py::new(py, Committed::new(py, entry));
         let made = self.committed.get_or_try_init(py, || list(py, self.entries.get().all().iter().collect(), make))?;
         Ok(made.clone_ref(py))
     }
@@ -223,11 +195,12 @@ impl GroupStatus {
             applied: group.applied,
             first_index: store.first(),
             last_index: log.last_index() + group.proposals.len() as u64,
+            last_term: log.last_term(),
             persisted: log.persisted,
             conf_index: group.confs.last().expect("the snapshot's configuration is always there").index,
-            in_doubt: group.in_doubt(),
-            asleep: group.sleep.is_asleep,
-            silent: group.silent(),
+            member_state: group.member_state.name(),
+            quiesced: group.quiescence.is_quiesced,
+            waits_for: group.waits_for(),
             voters,
             learners,
             progress: list(py, members, progress)?,
@@ -245,7 +218,7 @@ impl Progress {
             matched: found.map_or(0, |p| p.matched),
             commit: found.map_or(0, |p| p.committed_index),
             voter: group.conf().voters.contains(&member),
-            in_doubt: group.doubts(member),
+            on_probation: group.probation_tracker.has(member, &group.node.raft),
             state: match found.map(|p| p.state) {
                 Some(raft::ProgressState::Replicate) => "replicate",
                 Some(raft::ProgressState::Snapshot) => "snapshot",
@@ -256,10 +229,6 @@ impl Progress {
     }
 }
 
-fn bytes(py: Python<'_>, data: &[u8]) -> Py<PyBytes> {
-    PyBytes::new(py, data).unbind()
-}
-
 fn list<T, V>(py: Python<'_>, items: Vec<T>, make: impl Fn(T) -> PyResult<Py<V>>) -> PyResult<Py<PyList>> {
     let made = items.into_iter().map(make).collect::<PyResult<Vec<_>>>()?;
     Ok(PyList::new(py, made)?.unbind())
@@ -267,8 +236,6 @@ fn list<T, V>(py: Python<'_>, items: Vec<T>, make: impl Fn(T) -> PyResult<Py<V>>
 
 pub fn fill(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<GroupConfig>()?;
-    module.add_class::<Committed>()?;
-    module.add_class::<Entry>()?;
     module.add_class::<Installed>()?;
     module.add_class::<Role>()?;
     module.add_class::<Frame>()?;

@@ -1,42 +1,13 @@
-"""Errors as problem documents (RFC 9457), and the framework's own refusals as our errors."""
+"""Refusals of the web framework itself as our errors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
-from meshcommon.error_meanings import MEANINGS
 from meshcommon.errors import ErrorCode, MeshError
 
-MEDIA_TYPE: Final = "application/problem+json"
 _VALUE_CHARACTERS_MAX: Final = 80
-
-
-class Problem(TypedDict):
-    """A problem document. `type` is a name, not an address: it is never looked up."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    retryable: bool
-    details: dict[str, str]
-    correlation_id: str
-
-
-def problem_of(error: MeshError, correlation_id: str) -> Problem:
-    """The document for `error`; `details` are the error's values for programs."""
-    return {
-        "type": f"urn:mesh:error:{error.code}",
-        "title": MEANINGS[error.code],
-        "status": error.mapping.http,
-        "detail": error.message,
-        "code": str(error.code),
-        "retryable": error.retryable,
-        "details": error.details,
-        "correlation_id": correlation_id,
-    }
 
 
 def from_status(status: int, method: str, path: str) -> MeshError:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from starlette.exceptions import HTTPException
 
-from mesh_gateway.core.problem import MEDIA_TYPE, from_status, from_validation, problem_of
+from mesh_gateway.core.byte_budget import ByteBudget
+from mesh_gateway.core.problem import from_status, from_validation
 from mesh_gateway.shell.backends import Backends
 from mesh_gateway.shell.calls import Calls
 from mesh_gateway.shell.docs_page import add_docs
 from mesh_gateway.shell.envelope import Envelope
 from mesh_gateway.shell.follow import follow_router
+from mesh_gateway.shell.join_routes import join_router
+from mesh_gateway.shell.known_query import known_query
 from mesh_gateway.shell.mesh_routes import mesh_router, topology_router
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.openapi import add_schema
@@ -23,12 +27,19 @@ from mesh_gateway.shell.raft_routes import raft_router
 from mesh_gateway.shell.stream_routes import catalogue_router, records_router
 from meshcommon.errors import MeshError
 from meshcommon.logging import correlation_id
+from meshcommon.problem import MEDIA_TYPE, problem_of
 
 TITLE: Final = "Mesh gateway"
 
 
 def build_app(
-    node: str, backends: Backends, metrics: GatewayMetrics, timeout_s: float, *, is_insecure_dev: bool
+    node: str,
+    backends: Backends,
+    metrics: GatewayMetrics,
+    timeout_s: float,
+    opened: ByteBudget,
+    *,
+    hosts: Iterable[str] = (),
 ) -> FastAPI:
     """The application.
 
@@ -37,7 +48,8 @@ def build_app(
         backends: Channels to the other services.
         metrics: Counters.
         timeout_s: Time limit of a request, seconds.
-        is_insecure_dev: Whether any host name may be used to reach it.
+        opened: Bounds the batches that are open at a time, over all callers of the gateway.
+        hosts: Names under which it is reached, besides loopback names and its own address.
     """
     app = FastAPI(
         title=TITLE,
@@ -47,16 +59,17 @@ def build_app(
         openapi_url="/openapi.json",
         generate_unique_id_function=lambda route: route.name,
     )
-    calls = Calls(backends, timeout_s)
+    calls = Calls(backends, timeout_s, opened)
     for router in (
         mesh_router(calls),
+        join_router(calls),
         topology_router(calls),
         catalogue_router(calls),
         raft_router(calls),
         records_router(calls),
-        follow_router(calls, metrics),
     ):
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(known_query)])
+    app.include_router(follow_router(calls, metrics))
     add_schema(app, node)
     add_docs(app, f"{TITLE} of node {node}")
     app.add_exception_handler(MeshError, _on_mesh_error)
@@ -64,7 +77,7 @@ def build_app(
     app.add_exception_handler(HTTPException, _on_http_error)
     FastAPIInstrumentor.instrument_app(app, excluded_urls="/docs.*,/openapi.json")
     # Added last: the outermost.
-    app.add_middleware(Envelope, metrics=metrics, is_insecure_dev=is_insecure_dev)
+    app.add_middleware(Envelope, metrics=metrics, hosts=frozenset(hosts))
     return app
 
 

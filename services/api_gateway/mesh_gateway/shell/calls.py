@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
 import grpc.aio
 
+from mesh_gateway.core.byte_budget import ByteBudget
 from mesh_gateway.shell.backends import Backend, Backends
+from mesh_gateway.shell.record_exchanges import ReadExchange, batch_request, context_headers
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import call_metadata, from_detail, is_broken, mesh_error
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     Method = grpc.aio.UnaryUnaryMultiCallable[RequestT, ResultT]
 
 PAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+PAGES_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Pages that are being read at a time, over all requests."""
 _CONNECT_TIMEOUT_S: Final = 1.0
 _AUDIT_EXTRA_S: Final = 600.0
 
@@ -34,28 +39,53 @@ class Page:
 
     records: list[data_pb2.ReadRecord]
     next_offset: int
+    stream_id: int
     view: data_pb2.ReplicaView | None = None
 
 
 class Calls:
     """Calls for REST. Every method raises MeshError: the other side's refusal, UNAVAILABLE or DEADLINE_EXCEEDED."""
 
-    def __init__(self, backends: Backends, timeout_s: float) -> None:
+    def __init__(self, backends: Backends, timeout_s: float, opened: ByteBudget) -> None:
+        """`opened` bounds the batches that are open at a time, over all callers of the gateway."""
         self._backends = backends
+        self._opened = opened
         self._timeout_s = timeout_s
+        self.pages = ByteBudget(PAGES_BYTES_MAX, "pages that are being read")
 
-    async def seed(self) -> mesh_pb2.SeedResponse:
+    async def seed(self, request: mesh_pb2.SeedRequest) -> mesh_pb2.SeedResponse:
         """Founds a mesh."""
-        return await self._control(self._backends.mesh_service.Seed, mesh_pb2.SeedRequest())
+        return await self._control(self._backends.mesh_service.Seed, request)
 
-    async def join(self, address: str, mesh_id: str) -> mesh_pb2.JoinResponse:
+    async def join(self, request: mesh_pb2.JoinRequest) -> mesh_pb2.JoinResponse:
         """Joins a mesh."""
-        request = mesh_pb2.JoinRequest(address=address, mesh_id=mesh_id)
         return await self._control(self._backends.mesh_service.Join, request)
+
+    async def issue_token(self, request: mesh_pb2.IssueTokenRequest) -> mesh_pb2.IssueTokenResponse:
+        """Makes a join token."""
+        return await self._control(self._backends.mesh_service.IssueToken, request)
+
+    async def list_tokens(self) -> mesh_pb2.ListTokensResponse:
+        """Join tokens that the mesh knows."""
+        return await self._control(self._backends.mesh_service.ListTokens, mesh_pb2.ListTokensRequest())
+
+    async def revoke_token(self, token_id: str) -> None:
+        """Makes a join token worthless."""
+        request = mesh_pb2.RevokeTokenRequest(token_id=token_id)
+        await self._control(self._backends.mesh_service.RevokeToken, request)
+
+    async def set_join_policy(self, request: mesh_pb2.SetJoinPolicyRequest) -> None:
+        """Changes who may become a member."""
+        await self._control(self._backends.mesh_service.SetJoinPolicy, request)
 
     async def leave(self) -> None:
         """Leaves the mesh."""
         await self._control(self._backends.mesh_service.Leave, mesh_pb2.LeaveRequest())
+
+    async def forget_node(self, name: str, *, accept_risk: bool) -> mesh_pb2.ForgetNodeResponse:
+        """Removes a node that is lost."""
+        request = mesh_pb2.ForgetNodeRequest(name=name, accept_risk=accept_risk)
+        return await self._control(self._backends.mesh_service.ForgetNode, request)
 
     async def stop(self) -> None:
         """Stops the node."""
@@ -125,22 +155,24 @@ class Calls:
         # The data plane's own time limit comes first, so that its better-informed error is the one that is told.
         return await self._data(self._backends.data_service.Ping, request, extra_s=timeout_ms / 1000)
 
-    async def describe(self, stream: str) -> data_pb2.DescribeStreamResponse:
-        """Live state of a stream."""
-        request = data_pb2.DescribeStreamRequest(stream=stream)
+    async def describe(self, stream: str, stream_id: int = 0) -> data_pb2.DescribeStreamResponse:
+        """Live state of a stream; of that id, unless it is 0."""
+        request = data_pb2.DescribeStreamRequest(stream=stream, stream_id=stream_id)
         return await self._data(self._backends.data_service.DescribeStream, request)
 
-    async def init_producer(self, stream: str, producer_name: str) -> data_pb2.InitProducerResponse:
+    async def init_producer(self, stream: str, producer_name: str, stream_id: int = 0) -> data_pb2.InitProducerResponse:
         """Gets a producer id."""
-        request = data_pb2.InitProducerRequest(stream=stream, producer_name=producer_name)
+        request = data_pb2.InitProducerRequest(stream=stream, producer_name=producer_name, stream_id=stream_id)
         return await self._data(self._backends.data_service.InitProducer, request)
 
-    async def publish(self, request: data_pb2.PublishRequest) -> data_pb2.PublishResponse:
-        """Publishes one batch.
+    async def publish(self, request: data_pb2.PublishRequest) -> data_pb2.PublishBatchResponse:
+        """Publishes one batch of records.
 
         Raises:
-            MeshError: Also OUTCOME_UNKNOWN, when without a producer id a retry could double the records.
+            MeshError: Also EMPTY_BATCH, MESSAGE_TOO_LARGE and INVALID_ARGUMENT for what cannot be encoded; OUTCOME_UNKNOWN,
+                when without a producer id a retry could double the records.
         """
+        encoded = batch_request(request, context_headers())
         data = self._backends.data
         try:
             # Once connected, a fault leaves the outcome open; before that nothing was sent, which is worth knowing.
@@ -150,56 +182,74 @@ class Calls:
             raise MeshError(
                 ErrorCode.UNAVAILABLE, f"The {data.name} of this site does not answer; it may be restarting."
             ) from None
-        call = self._backends.data_service.Publish(_only(request), timeout=self._timeout_s, metadata=call_metadata())
+        call = self._backends.data_service.PublishBatch(
+            _only(encoded), timeout=self._timeout_s, metadata=call_metadata()
+        )
         try:
             async for answer in call:
                 if answer.HasField("error"):
                     raise from_detail(answer.error)
                 return answer
-            raise MeshError(ErrorCode.OUTCOME_UNKNOWN, _OUTCOME_UNKNOWN)
+            raise _outcome_unknown(request)
         except grpc.aio.AioRpcError as error:
             if request.producer_id == 0 and (is_broken(error) or error.code() == grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise MeshError(ErrorCode.OUTCOME_UNKNOWN, _OUTCOME_UNKNOWN) from error
+                raise _outcome_unknown(request) from error
             raise mesh_error(error, data.name) from error
         finally:
             call.cancel()
 
-    async def read(self, stream: str, from_offset: int, records_max: int, *, is_stale_ok: bool = False) -> Page:
-        """One page, without waiting for records to come; it ends early at PAGE_BYTES_MAX."""
-        request = data_pb2.ReadRequest(stream=stream, from_offset=from_offset, records_max=records_max)
+    async def read(
+        self, stream: str, from_offset: int, records_max: int, *, stream_id: int = 0, is_stale_ok: bool = False
+    ) -> Page:
+        """One page, without waiting for records to come; it ends early at PAGE_BYTES_MAX, and before an unreadable batch."""
+        request = data_pb2.ReadRequest(
+            stream=stream, from_offset=from_offset, records_max=records_max, stream_id=stream_id
+        )
         if is_stale_ok:
             request.consistency = data_pb2.READ_CONSISTENCY_STALE_OK
-        call = self._backends.data_service.Read(request, timeout=self._timeout_s, metadata=call_metadata())
+        exchange = ReadExchange(request, self._opened)
+        call = self._backends.data_service.ReadBatches(
+            exchange.request, timeout=self._timeout_s, metadata=call_metadata()
+        )
         records: list[data_pb2.ReadRecord] = []
         view: data_pb2.ReplicaView | None = None
         next_offset = from_offset
-        size = 0
         try:
-            async for answer in call:
-                records.extend(answer.records)
-                if answer.HasField("view"):
-                    view = answer.view
-                next_offset = max(next_offset, answer.next_offset)
-                size += answer.ByteSize()
-                if size >= PAGE_BYTES_MAX:
-                    break
+            with self.pages.share() as share:
+                async with aclosing(exchange.answers(call)) as answers:
+                    async for answer in answers:
+                        share.take(answer.ByteSize())
+                        records.extend(answer.records)
+                        if answer.HasField("view"):
+                            view = answer.view
+                        next_offset = max(next_offset, answer.next_offset)
+                        stream_id = answer.stream_id or stream_id
+                        if share.bytes >= PAGE_BYTES_MAX:
+                            break
+        except MeshError as error:
+            # The next page begins at that batch, and tells.
+            if error.code is not ErrorCode.BATCH_UNREADABLE or not records:
+                raise
         except grpc.aio.AioRpcError as error:
             raise mesh_error(error, self._backends.data.name) from error
         finally:
             call.cancel()
-        return Page(records, next_offset, view)
+        return Page(records, next_offset, stream_id, view)
 
-    async def first_offset(self, stream: str) -> int:
-        """First retained offset."""
-        return (await self.describe(stream)).floor_offset
+    async def beginning(self, stream: str, stream_id: int = 0) -> tuple[int, int]:
+        """The stream's id and its first retained offset: a read from there is of that stream."""
+        found = await self.describe(stream, stream_id)
+        return found.stream_id, found.floor_offset
 
-    async def follow(self, stream: str, from_offset: int) -> AsyncGenerator[data_pb2.ReadResponse]:
-        """Batches as they come, without end and without a deadline. Closing the iterator cancels the read."""
-        request = data_pb2.ReadRequest(stream=stream, from_offset=from_offset, follow=True)
-        call = self._backends.data_service.Read(request, metadata=call_metadata())
+    async def follow(self, stream: str, from_offset: int, stream_id: int = 0) -> AsyncGenerator[data_pb2.ReadResponse]:
+        """Records as they come, without end and without a deadline. Closing the iterator cancels the read."""
+        request = data_pb2.ReadRequest(stream=stream, from_offset=from_offset, follow=True, stream_id=stream_id)
+        exchange = ReadExchange(request, self._opened)
+        call = self._backends.data_service.ReadBatches(exchange.request, metadata=call_metadata())
         try:
-            async for answer in call:
-                yield answer
+            async with aclosing(exchange.answers(call)) as answers:
+                async for answer in answers:
+                    yield answer
         except grpc.aio.AioRpcError as error:
             raise mesh_error(error, self._backends.data.name) from error
         finally:
@@ -223,11 +273,14 @@ class Calls:
             raise mesh_error(error, backend.name) from error
 
 
-_OUTCOME_UNKNOWN: Final = (
-    "The data plane did not say whether the records were committed; sending them again may double them. "
-    "Publish with a producer to make a retry safe."
-)
+def _outcome_unknown(request: data_pb2.PublishRequest) -> MeshError:
+    return MeshError(
+        ErrorCode.OUTCOME_UNKNOWN,
+        "The data plane did not say whether the records were committed; without a producer sending them again may double "
+        "them. Publish with a producer to make a retry safe.",
+        retryable=request.producer_id != 0,
+    )
 
 
-async def _only(request: data_pb2.PublishRequest) -> AsyncIterator[data_pb2.PublishRequest]:
+async def _only(request: data_pb2.PublishBatchRequest) -> AsyncIterator[data_pb2.PublishBatchRequest]:
     yield request

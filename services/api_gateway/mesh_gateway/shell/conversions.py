@@ -38,6 +38,8 @@ def status_model(answer: mesh_pb2.GetStatusResponse) -> models.MeshStatus:
             "is_running": answer.is_running,
             "has_quorum": answer.has_quorum,
             "mesh_id": view.mesh_id if view else None,
+            "mesh_name": answer.mesh_name if view else None,
+            "join_policy": _policy_name(answer.join_policy),
             "mesh_epoch": view.mesh_epoch if view else None,
             "status": status,
             "revision": view.revision if view else None,
@@ -48,6 +50,26 @@ def status_model(answer: mesh_pb2.GetStatusResponse) -> models.MeshStatus:
             "mcg_applied": answer.mcg_applied,
             "warnings": list(answer.warnings),
         }
+    )
+
+
+def _policy_name(policy: view_pb2.JoinPolicy.ValueType) -> str | None:
+    return view_pb2.JoinPolicy.Name(policy).removeprefix("JOIN_POLICY_") if policy else None
+
+
+def policy_value(name: models.JoinPolicy) -> view_pb2.JoinPolicy.ValueType:
+    """The policy of a request."""
+    return view_pb2.JoinPolicy.Value(f"JOIN_POLICY_{name}")
+
+
+def token_model(token: mesh_pb2.TokenInfo) -> models.Token:
+    """A join token."""
+    return models.Token(
+        token_id=token.token_id,
+        uses_left=token.uses_left,
+        expires_at_ms=token.expires_at_ms,
+        name=token.name,
+        is_expired=token.is_expired,
     )
 
 
@@ -90,6 +112,7 @@ def live_model(answer: data_pb2.DescribeStreamResponse) -> models.StreamLive:
         members=_progress(answer.members),
         retained_bytes=answer.retained_bytes,
         change=answer.change,
+        reason=answer.reason,
     )
 
 

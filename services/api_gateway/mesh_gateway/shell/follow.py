@@ -1,7 +1,10 @@
 """WebSocket: follow a stream, one JSON message a batch.
 
-Message: `{"records": [...], "next_offset": N}`, records as REST reads them. An error is one message with the problem
-document, then a close with 1008 (the request is wrong) or 1011 (try again later). Nothing is queued here: the next batch
+Message: `{"records": [...], "next_offset": N, "stream_id": N}`, records as REST reads them. With `stream_id=N` the offset is
+one of that stream, and another one of its name refuses the follow. One that was followed to its deletion ends with
+STREAM_NOT_FOUND or STREAM_REPLACED; at a batch that cannot be opened with BATCH_UNREADABLE, whose details tell where to
+follow again. An error is one message with the problem document, then a close with 1008 (the request is wrong) or 1011 (try
+again later). Nothing is queued here: the next batch
 is taken from the data plane when the last one has been handed to the connection, so a slow reader slows only its own
 read. What the client sends is dropped; its close ends the read.
 """
@@ -16,17 +19,19 @@ import orjson
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from mesh_gateway.core.problem import problem_of
 from mesh_gateway.shell.calls import Calls
+from mesh_gateway.shell.known_query import check_query
 from mesh_gateway.shell.metrics import GatewayMetrics
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.logging import correlation_id, get_logger
+from meshcommon.problem import problem_of
 from meshcommon.record_json import record_json
 
 CLOSE_POLICY: Final = 1008
 CLOSE_INTERNAL: Final = 1011
 
+_QUERY: Final = frozenset({"from", "stream_id"})
 _log = get_logger(__name__)
 
 
@@ -70,10 +75,15 @@ class _Follower:
             _log.debug("follower_gone", stream=self._stream)
 
     async def _send_batches(self) -> None:
-        first = _first_offset(self._websocket.query_params.get("from"))
+        query = self._websocket.query_params
+        check_query(query, _QUERY)
+        first = _first_offset(query.get("from"))
+        stream_id = (
+            _number(query.get("stream_id"), "stream_id", "a stream's id: give the number that an answer told") or 0
+        )
         if first is None:
-            first = await self._calls.first_offset(self._stream)
-        async with aclosing(self._calls.follow(self._stream, first)) as batches:
+            stream_id, first = await self._calls.beginning(self._stream, stream_id)
+        async with aclosing(self._calls.follow(self._stream, first, stream_id)) as batches:
             async for batch in batches:
                 await self._websocket.send_text(_message(batch))
         raise MeshError(ErrorCode.UNAVAILABLE, "The data plane ended the read; follow again from the next offset.")
@@ -93,16 +103,18 @@ class _Follower:
 
 def _message(batch: data_pb2.ReadResponse) -> str:
     records = [record_json(record) for record in batch.records]
-    return orjson.dumps({"records": records, "next_offset": batch.next_offset}).decode()
+    message = {"records": records, "next_offset": batch.next_offset, "stream_id": batch.stream_id}
+    return orjson.dumps(message).decode()
 
 
 def _first_offset(given: str | None) -> int | None:
+    return _number(given, "from", "an offset: give a number from 0, or leave it out for the first retained one")
+
+
+def _number(given: str | None, field: str, what: str) -> int | None:
+    """A number of the query, None when it was not given. Raises INVALID_ARGUMENT."""
     if given is None:
         return None
     if not (given.isascii() and given.isdigit()) or int(given[:20]) >= 2**63:
-        raise MeshError(
-            ErrorCode.INVALID_ARGUMENT,
-            f"from={given[:40]!r} is not an offset: give a number from 0, or leave it out for the first retained one.",
-            {"field": "from"},
-        )
+        raise MeshError(ErrorCode.INVALID_ARGUMENT, f"{field}={given[:40]!r} is not {what}.", {"field": field})
     return int(given)

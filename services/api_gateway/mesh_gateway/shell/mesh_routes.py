@@ -8,7 +8,8 @@ from fastapi import APIRouter, Path, Query, status
 
 from mesh_gateway.shell import models
 from mesh_gateway.shell.calls import Calls
-from mesh_gateway.shell.conversions import forwarding_model, node_model, status_model
+from mesh_gateway.shell.conversions import forwarding_model, node_model, policy_value, status_model
+from meshapi.supervisor.v1 import mesh_pb2
 
 NodeName = Annotated[str, Path(description="Name of the node.")]
 
@@ -23,24 +24,39 @@ def mesh_router(calls: Calls) -> APIRouter:
         return status_model(await calls.status())
 
     @router.post("/mesh/seed", summary="Found a mesh", status_code=status.HTTP_201_CREATED)
-    async def seed() -> models.Membership:
-        """Founds a new mesh with this node as its first. Errors: ALREADY_MEMBER."""
-        answer = await calls.seed()
-        return models.Membership(mesh_id=answer.mesh_id, node_id=answer.node_id)
+    async def seed(body: models.SeedBody | None = None) -> models.Founded:
+        """Founds a new mesh with this node as its first; repeated, it answers the same with a new token.
+
+        Errors: ALREADY_MEMBER, ILLEGAL_NAME.
+        """
+        wish = body or models.SeedBody()
+        answer = await calls.seed(mesh_pb2.SeedRequest(name=wish.name, policy=policy_value(wish.policy)))
+        return models.Founded(mesh_id=answer.mesh_id, node_id=answer.node_id, token=answer.token or None)
 
     @router.post("/mesh/join", summary="Join a mesh")
     async def join(body: models.JoinBody) -> models.Membership:
-        """Joins the mesh of the node at `address`.
+        """Joins the mesh that issued `token`, or the OPEN mesh of the node at `address`.
 
-        Errors: ALREADY_MEMBER, MESH_ID_MISMATCH, ADDRESS_UNREACHABLE, WRONG_PROTOCOL, NAME_TAKEN, NO_QUORUM.
+        Errors: ALREADY_MEMBER, MESH_ID_MISMATCH, ADDRESS_UNREACHABLE, WRONG_PROTOCOL, NAME_TAKEN, KEY_MISMATCH, MESH_FULL,
+        UPDATE_REQUIRED, NO_QUORUM, TOKEN_REQUIRED, TOKEN_UNKNOWN, TOKEN_EXPIRED, TOKEN_USED_UP, TOKEN_FOR_ANOTHER_NAME,
+        JOIN_CLOSED, BACKPRESSURE.
         """
-        answer = await calls.join(body.address, body.mesh_id)
+        answer = await calls.join(mesh_pb2.JoinRequest(**body.model_dump()))
         return models.Membership(mesh_id=answer.mesh_id, node_id=answer.node_id)
 
     @router.post("/mesh/leave", summary="Leave the mesh", status_code=status.HTTP_204_NO_CONTENT)
     async def leave() -> None:
         """Leaves the mesh for good and forgets it. Errors: NOT_A_MEMBER, STREAMS_AT_RISK, LAST_NODE, NO_QUORUM."""
         await calls.leave()
+
+    @router.post("/mesh/nodes/{name}/forget", summary="Forget a lost node")
+    async def forget_node(name: NodeName, body: models.ForgetBody | None = None) -> models.Forgotten:
+        """Removes a node that is lost, so that its name is free and it no longer counts; also in a CRITICAL mesh.
+
+        Errors: UNKNOWN_NODE, NODE_IS_HEARD, STREAMS_AT_RISK (unless accepted), LAST_NODE, NO_QUORUM.
+        """
+        answer = await calls.forget_node(name, accept_risk=body is not None and body.accept_risk)
+        return models.Forgotten(streams=list(answer.streams))
 
     @router.post("/mesh/stop", summary="Stop this node", status_code=status.HTTP_204_NO_CONTENT)
     async def stop() -> None:

@@ -6,6 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+StreamIdField = Annotated[
+    int,
+    Field(
+        ge=0,
+        lt=2**63,
+        description="Id of the stream that is meant: another one of that name refuses (STREAM_REPLACED). 0: whichever there "
+        "is now.",
+    ),
+]
 StreamName = Annotated[str, Field(description="`namespace/name`.", examples=["demo/lines"])]
 
 
@@ -22,15 +31,90 @@ class Membership(BaseModel):
     node_id: int = Field(description="Id of this node in it.")
 
 
+class Founded(Membership):
+    """A mesh that this node has founded."""
+
+    token: str | None = Field(
+        description="With KEY_REQUIRED: a join token for one node, valid for 15 minutes; a secret."
+    )
+
+
+JoinPolicy = Literal["OPEN", "KEY_REQUIRED", "CLOSED"]
+TokenName = Annotated[str, Field(max_length=63, description="Name of the node that it is for; empty for any.")]
+
+
+class SeedBody(Body):
+    """The new mesh."""
+
+    name: str = Field(default="mesh", max_length=63, description="Name of the mesh, a DNS label.", examples=["plant"])
+    policy: JoinPolicy = Field(default="KEY_REQUIRED", description="Who may become a member.")
+
+
 class JoinBody(Body):
-    """Which mesh to join."""
+    """Which mesh to join: by a token, or by an address of an OPEN mesh and `trust_first`."""
 
     address: str = Field(
-        description="`ws://host:port` or `wss://host:port` of any member that listens for peers.",
-        examples=["ws://127.0.0.1:7400"],
-        min_length=1,
+        default="",
+        description="`wss://host:port` of any member that listens for peers; asked in place of the token's addresses.",
+        examples=["wss://127.0.0.1:7400"],
     )
     mesh_id: str = Field(default="", description="Expected id of the mesh; empty accepts whichever answers.")
+    token: str = Field(default="", max_length=4096, description="Join token, as a member issued it.")
+    trust_first: bool = Field(
+        default=False, description="Without a token: accept that nothing shows which mesh answers."
+    )
+
+
+class IssueTokenBody(Body):
+    """A new join token."""
+
+    uses: int = Field(default=1, ge=1, le=1_000, description="How many nodes it admits.")
+    ttl_s: int = Field(default=900, ge=1, le=2_592_000, description="How long it is valid, seconds.")
+    name: TokenName = ""
+
+
+class IssuedToken(BaseModel):
+    """A join token. Its text is told here only."""
+
+    token: str = Field(description="One line, to be given to the node that joins; a secret.")
+    token_id: str = Field(description="Id, no secret.")
+
+
+class Token(BaseModel):
+    """A join token without its secret."""
+
+    token_id: str = Field(description="Id.")
+    uses_left: int = Field(description="Nodes that it can still admit.")
+    expires_at_ms: int = Field(description="When it ends, milliseconds since 1970, by the mesh's time.")
+    name: TokenName
+    is_expired: bool = Field(description="Whether it admits nobody any more.")
+
+
+class Tokens(BaseModel):
+    """Join tokens that the mesh knows."""
+
+    tokens: list[Token] = Field(description="The oldest first; expired ones stay until another is issued.")
+
+
+class PolicyBody(Body):
+    """The policy from now on."""
+
+    policy: JoinPolicy = Field(description="Who may become a member.")
+
+
+class ForgetBody(Body):
+    """How far forgetting a node may go."""
+
+    accept_risk: bool = Field(
+        default=False,
+        description="Accept that streams lose their quorum; those not formed, or whose last member it is, are deleted.",
+    )
+
+
+class Forgotten(BaseModel):
+    """What a forgotten node held."""
+
+    streams: list[str] = Field(description="Streams that it was a member of.")
 
 
 class Node(BaseModel):
@@ -40,7 +124,9 @@ class Node(BaseModel):
     name: str = Field(description="Name, unique in the mesh.", examples=["a"])
     public_key: str = Field(description="Ed25519 public key, hexadecimal.")
     peer_address: str = Field(description="Address at which peers can dial it; empty when it only dials.")
-    state: Literal["UNSPECIFIED", "ACTIVE", "STOPPED"] = Field(description="STOPPED: stopped on purpose.")
+    state: Literal["UNSPECIFIED", "ACTIVE", "STOPPED", "JOINING"] = Field(
+        description="STOPPED: stopped on purpose. JOINING: admitted, and not heard yet."
+    )
     is_reachable: bool = Field(description="Whether the leader of the mesh control group reaches it.")
     is_voter: bool = Field(description="Whether it votes in the mesh control group.")
 
@@ -53,6 +139,8 @@ class MeshStatus(BaseModel):
     is_running: bool = Field(description="False: stopped on purpose, or in no mesh.")
     has_quorum: bool = Field(description="Whether it is in touch with a leader that has a quorum.")
     mesh_id: str | None = Field(description="Id of the mesh.")
+    mesh_name: str | None = Field(description="Name of the mesh; empty when it was founded without one.")
+    join_policy: JoinPolicy | None = Field(description="Who may become a member; null while not known yet.")
     mesh_epoch: int | None = Field(description="Raised only by attested recovery.")
     status: Literal["UNSPECIFIED", "HEALTHY", "DEGRADED", "CRITICAL"] | None = Field(description="Health of the mesh.")
     revision: int | None = Field(description="Raised by every committed change of the mesh.")
@@ -214,6 +302,9 @@ class StreamLive(BaseModel):
     change: str = Field(
         description="What the leader does, or waits for, to bring the group to its members; empty when nothing is left."
     )
+    reason: str = Field(
+        description="Why the replica that answers applies nothing more until its node is updated; empty while it does."
+    )
 
 
 class StreamInfo(Stream):
@@ -231,6 +322,7 @@ class InitProducerBody(Body):
         max_length=255,
         description="Stable name: the same name gets the same id with a higher epoch. Empty for an anonymous producer.",
     )
+    stream_id: StreamIdField = 0
 
 
 class Producer(BaseModel):
@@ -240,6 +332,17 @@ class Producer(BaseModel):
     producer_epoch: int = Field(description="Epoch, from 1.")
     next_sequence: int = Field(description="Sequence that its next record must have.")
     last_offset_next: int = Field(description="Offset of its last committed record plus one, 0 when it has none.")
+    stream_id: int = Field(
+        description="Id of the stream that gave it out: send it with every publish of this producer."
+    )
+
+
+class HeaderBody(Body):
+    """One header of a record: exactly one of `value` and `value_base64`."""
+
+    name: str = Field(min_length=1, max_length=255, description="Name, once in a record.", examples=["traceparent"])
+    value: str | None = Field(default=None, description="Value as text.")
+    value_base64: str | None = Field(default=None, description="Value as base64.")
 
 
 class RecordBody(Body):
@@ -251,6 +354,12 @@ class RecordBody(Body):
     value_base64: str | None = Field(default=None, description="Value as base64.")
     key: str | None = Field(default=None, description="Key as text.")
     key_base64: str | None = Field(default=None, description="Key as base64.")
+    headers: list[HeaderBody] = Field(
+        default=[],
+        max_length=64,
+        description="At most 16 KiB in all. `traceparent`, `tracestate` and `correlation-id` of the request are added where "
+        "they are missing.",
+    )
 
 
 class ProducerRef(Body):
@@ -271,6 +380,7 @@ class PublishBody(Body):
     producer: ProducerRef | None = Field(
         default=None, description="Without it the publish is at-least-once: a retry may double the records."
     )
+    stream_id: StreamIdField = 0
 
 
 class Published(BaseModel):
@@ -281,6 +391,15 @@ class Published(BaseModel):
     is_duplicate: bool = Field(
         description="True when it had been committed before: the offset is that of the first time."
     )
+    stream_id: int = Field(description="Id of the stream that has it.")
+
+
+class Header(BaseModel):
+    """A header: exactly one of `value` and `value_base64`."""
+
+    name: str = Field(description="Name.")
+    value: str | None = Field(default=None, description="Value, if it is valid UTF-8.")
+    value_base64: str | None = Field(default=None, description="Value, if it is not.")
 
 
 class ReadRecord(BaseModel):
@@ -292,6 +411,7 @@ class ReadRecord(BaseModel):
     value_base64: str | None = Field(default=None, description="Value, if it is not.")
     key: str | None = Field(default=None, description="Key, if it is valid UTF-8.")
     key_base64: str | None = Field(default=None, description="Key, if it is not.")
+    headers: list[Header] | None = Field(default=None, description="Headers, if it has any.")
 
 
 class ReplicaView(BaseModel):
@@ -312,6 +432,7 @@ class Records(BaseModel):
         description="Offset that the stream's next new record will get, as known where it was read."
     )
     continue_from: int = Field(description="`from` of the next page.")
+    stream_id: int = Field(description="`stream_id` of the next page: the offset belongs to this stream.")
     view: ReplicaView | None = Field(None, description="With `consistency=stale_ok`: what was read.")
 
 

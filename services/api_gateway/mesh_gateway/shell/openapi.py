@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from mesh_gateway.core.problem import MEDIA_TYPE
 from mesh_gateway.shell.models import ProblemBody, PublishBody
+from meshcommon.problem import MEDIA_TYPE
 
 _REF: Final = "#/components/schemas/{model}"
 _FRAMEWORK_SCHEMAS: Final = ("HTTPValidationError", "ValidationError")

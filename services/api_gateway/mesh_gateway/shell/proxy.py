@@ -1,16 +1,19 @@
 """The public gRPC services, passed to the service that implements them without looking into a message.
 
 Handlers are built from the services' descriptors, with bytes in and bytes out, so a new call of the proto is passed on
-without a change here. Passed on: metadata (the correlation id among it), the time that is left, each message, half-close,
+without a change here. Two calls speak of records, which the data plane does not know: `Publish` and `Read` go on as
+`PublishBatch` and `ReadBatches` (`record_exchanges`). Passed on: metadata (the correlation id among it), the time that is left, each message, half-close,
 cancellation both ways, status, details and trailing metadata. One message a direction is in hand at any time, so the
-windows of HTTP/2 carry the backpressure through. Left out: initial metadata of answers; no service sends any.
+windows of HTTP/2 carry the backpressure through. Metadata is bounded: the server refuses more than METADATA_BYTES_MAX, and
+more than METADATA_PAIRS_MAX are refused here. Left out: initial metadata of answers; no service sends any.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Final, TypeAlias
 
 import grpc
 import grpc.aio
@@ -18,12 +21,16 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from opentelemetry import propagate
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from mesh_gateway.core.byte_budget import ByteBudget
 from mesh_gateway.shell.backends import Backend, Backends
 from mesh_gateway.shell.metrics import GatewayMetrics
+from mesh_gateway.shell.record_exchanges import PublishExchange, ReadExchange
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import is_broken, mesh_error
 from meshcommon.logging import CORRELATION_METADATA, correlation_id
 
+METADATA_PAIRS_MAX: Final = 64
 _HOP_METADATA: Final = frozenset({"user-agent", "content-type", "te"})
 _HANDLERS: Final[dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -33,43 +40,74 @@ _HANDLERS: Final[dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any
 }
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+Handlers: TypeAlias = "Mapping[str, grpc.RpcMethodHandler[Any, Any]]"
 
 
-def pass_through(server: grpc.aio.Server, backends: Backends, metrics: GatewayMetrics) -> None:
-    """Adds the three public services to `server`."""
+def pass_through(server: grpc.aio.Server, backends: Backends, metrics: GatewayMetrics, opened: ByteBudget) -> None:
+    """Adds the three public services to `server`. `opened` bounds the batches that are open at a time."""
     for file, name, backend in (
         (mesh_pb2, "MeshService", backends.control),
         (topology_pb2, "TopologyService", backends.routing),
         (data_pb2, "MeshDataService", backends.data),
     ):
-        server.add_generic_rpc_handlers((service_handler(file.DESCRIPTOR.services_by_name[name], backend, metrics),))
+        service = file.DESCRIPTOR.services_by_name[name]
+        own = _record_handlers(service, backends, metrics, opened) if backend is backends.data else {}
+        server.add_generic_rpc_handlers((service_handler(service, backend, metrics, own),))
 
 
-def service_handler(service: ServiceDescriptor, backend: Backend, metrics: GatewayMetrics) -> grpc.GenericRpcHandler:
-    """Handlers for every method of `service`, passing to `backend`."""
-    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+def service_handler(
+    service: ServiceDescriptor, backend: Backend, metrics: GatewayMetrics, own: Handlers | None = None
+) -> grpc.GenericRpcHandler:
+    """Handlers for every method of `service`: those in `own`, and for the others such as pass to `backend`."""
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = dict(own or {})
     for method in service.methods:
+        if method.name in methods:
+            continue
         passer = _Passer(method, backend, metrics)
         behaviour = passer.pass_stream if method.server_streaming else passer.pass_unary
         methods[method.name] = _HANDLERS[method.client_streaming, method.server_streaming](behaviour)
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
+def _record_handlers(
+    service: ServiceDescriptor, backends: Backends, metrics: GatewayMetrics, opened: ByteBudget
+) -> Handlers:
+    """Handlers of the two calls that speak of records."""
+    publish = _PublishPasser(service.methods_by_name["Publish"], backends, metrics)
+    read = _ReadPasser(service.methods_by_name["Read"], backends, metrics, opened)
+    return {
+        "Publish": grpc.stream_stream_rpc_method_handler(
+            publish.pass_stream,
+            request_deserializer=data_pb2.PublishRequest.FromString,
+            response_serializer=data_pb2.PublishResponse.SerializeToString,
+        ),
+        "Read": grpc.unary_stream_rpc_method_handler(
+            read.pass_stream,
+            request_deserializer=data_pb2.ReadRequest.FromString,
+            response_serializer=data_pb2.ReadResponse.SerializeToString,
+        ),
+    }
+
+
 class _Passer:
     """Passes the calls of one method."""
 
-    def __init__(self, method: MethodDescriptor, backend: Backend, metrics: GatewayMetrics) -> None:
+    def __init__(self, method: MethodDescriptor, backend: Backend, metrics: GatewayMetrics, call: Any = None) -> None:
+        """`call` is what it passes to, when that is another method."""
         self._backend = backend
         self._metrics = metrics
         self._label = f"{method.containing_service.name}/{method.name}"
-        channel = backend.channel
+        self._call = call or self._same(method, backend.channel)
+
+    @staticmethod
+    def _same(method: MethodDescriptor, channel: grpc.aio.Channel) -> Any:
         make: dict[tuple[bool, bool], Callable[[str], Any]] = {
             (False, False): channel.unary_unary,
             (False, True): channel.unary_stream,
             (True, False): channel.stream_unary,
             (True, True): channel.stream_stream,
         }
-        self._call = make[method.client_streaming, method.server_streaming](
+        return make[method.client_streaming, method.server_streaming](
             f"/{method.containing_service.full_name}/{method.name}"
         )
 
@@ -88,19 +126,26 @@ class _Passer:
             await self._count(call, started)
         return answer
 
-    async def pass_stream(self, request: Any, context: Any) -> AsyncIterator[bytes]:
+    async def pass_stream(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """Answers as they come; `request` is a message or an iterator of messages."""
         started = time.perf_counter()
+        request, translate = self._translated(request)
         call = self._open(request, context)
         try:
-            async for answer in call:
-                yield answer
+            # Closed here and now when the caller goes: what an exchange holds open is given back.
+            async with aclosing(translate(call)) as answers:
+                async for answer in answers:
+                    yield answer
             context.set_trailing_metadata(_passable(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
             await self._fail(context, error)
         finally:
             call.cancel()
             await self._count(call, started)
+
+    def _translated(self, request: Any) -> tuple[Any, Callable[[Any], AsyncGenerator[Any]]]:
+        """The request for the backend, and what becomes of the backend's answers."""
+        return request, _as_they_are
 
     def _open(self, request: Any, context: Any) -> Any:
         # No client span: the instrumentation would lose cancellation of unary calls, and the span of the server above
@@ -120,11 +165,44 @@ class _Passer:
         await context.abort(error.code(), error.details() or "", _passable(error.trailing_metadata()))
 
 
+class _PublishPasser(_Passer):
+    """Publish: records in, batches on."""
+
+    def __init__(self, method: MethodDescriptor, backends: Backends, metrics: GatewayMetrics) -> None:
+        super().__init__(method, backends.data, metrics, backends.data_service.PublishBatch)
+
+    def _translated(self, request: Any) -> tuple[Any, Callable[[Any], AsyncGenerator[Any]]]:
+        exchange = PublishExchange()
+        return exchange.requests(request), exchange.answers
+
+
+class _ReadPasser(_Passer):
+    """Read: batches in, records out."""
+
+    def __init__(
+        self, method: MethodDescriptor, backends: Backends, metrics: GatewayMetrics, opened: ByteBudget
+    ) -> None:
+        super().__init__(method, backends.data, metrics, backends.data_service.ReadBatches)
+        self._opened = opened
+
+    def _translated(self, request: Any) -> tuple[Any, Callable[[Any], AsyncGenerator[Any]]]:
+        exchange = ReadExchange(request, self._opened)
+        return exchange.request, exchange.answers
+
+
+async def _as_they_are(answers: Any) -> AsyncGenerator[Any]:
+    async for answer in answers:
+        yield answer
+
+
 def _forwarded(context: Any) -> Metadata:
     """The caller's metadata without what belongs to one hop, with the correlation id that this call has here."""
     own: dict[str, str] = {CORRELATION_METADATA: correlation_id.get()}
     propagate.inject(own)
     given = _passable(context.invocation_metadata())
+    if len(given) > METADATA_PAIRS_MAX:
+        text = f"The call has {len(given)} pairs of metadata, the limit is {METADATA_PAIRS_MAX}: send fewer."
+        raise MeshError(ErrorCode.INVALID_ARGUMENT, text, {"limit": str(METADATA_PAIRS_MAX)})
     return (*((key, value) for key, value in given if key not in _HOP_METADATA and key not in own), *own.items())
 
 

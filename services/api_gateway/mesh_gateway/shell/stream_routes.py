@@ -15,14 +15,25 @@ from mesh_gateway.shell.calls import Calls
 from mesh_gateway.shell.conversions import live_model, node_names, stream_model
 from meshapi.common.v1 import view_pb2
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2
+from meshcommon import ids
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.record_json import record_json
+from meshcommon.stream_ids import stream_replaced
 
 Namespace = Annotated[str, Path(description="Namespace of the stream.", examples=["demo"])]
 Name = Annotated[str, Path(description="Name of the stream within its namespace.", examples=["lines"])]
 From = Annotated[
     int | None,
     Query(alias="from", ge=0, lt=2**63, description="First offset; without it the first retained one."),
+]
+StreamId = Annotated[
+    int,
+    Query(
+        ge=0,
+        lt=2**63,
+        description="Id of the stream that is meant: another one of that name refuses (STREAM_REPLACED). Without it "
+        "whichever there is now.",
+    ),
 ]
 
 _JSON: Final = "application/json"
@@ -77,15 +88,17 @@ def catalogue_router(calls: Calls) -> APIRouter:
         return models.CreatedStream(**stream.model_dump(), warnings=list(answer.warnings))
 
     @router.get("/{namespace}/{name}", summary="One stream")
-    async def get_stream(namespace: Namespace, name: Name) -> models.StreamInfo:
-        """A stream of the catalogue with its live state. Errors: STREAM_NOT_FOUND."""
+    async def get_stream(namespace: Namespace, name: Name, stream_id: StreamId = 0) -> models.StreamInfo:
+        """A stream of the catalogue with its live state. Errors: STREAM_NOT_FOUND, STREAM_REPLACED."""
         stream_name = f"{namespace}/{name}"
         found = await calls.get_stream(stream_name)
+        if stream_id not in (0, found.stream.stream_id):
+            raise _replaced((await calls.status()).view, found.stream, stream_id)
         stream = await _named(found.stream)
         live: models.StreamLive | None = None
         warnings: list[str] = []
         try:
-            live = live_model(await calls.describe(stream_name))
+            live = live_model(await calls.describe(stream_name, found.stream.stream_id))
         except MeshError as error:
             # The catalogue's part is worth having while the group has no leader.
             warnings.append(f"{error.code}: {error.message}")
@@ -105,7 +118,12 @@ def catalogue_router(calls: Calls) -> APIRouter:
 def records_router(calls: Calls) -> APIRouter:
     """Routes that publish and read, answered by the data plane."""
     router = APIRouter(prefix="/v1/streams/{namespace}/{name}", tags=["records"])
+    _add_publishing(router, calls)
+    _add_reading(router, calls)
+    return router
 
+
+def _add_publishing(router: APIRouter, calls: Calls) -> None:
     @router.post("/producers", summary="Get a producer id", status_code=status.HTTP_201_CREATED)
     async def init_producer(
         namespace: Namespace, name: Name, body: models.InitProducerBody | None = None
@@ -113,30 +131,47 @@ def records_router(calls: Calls) -> APIRouter:
         """With a producer id a repeated publish is recognised for ever.
 
         The same non-empty name gets the same id with a higher epoch, which fences the earlier holder.
-        Errors: STREAM_NOT_FOUND, NO_QUORUM.
+        Errors: STREAM_NOT_FOUND, STREAM_REPLACED, NO_QUORUM.
         """
-        answer = await calls.init_producer(f"{namespace}/{name}", body.producer_name if body else "")
+        given = body or models.InitProducerBody()
+        answer = await calls.init_producer(f"{namespace}/{name}", given.producer_name, given.stream_id)
         return models.Producer(
             producer_id=answer.producer_id,
             producer_epoch=answer.producer_epoch,
             next_sequence=answer.next_sequence,
             last_offset_next=answer.last_offset_next,
+            stream_id=answer.stream_id,
         )
 
     @router.post("/records", summary="Publish", openapi_extra=_PUBLISH_BODY)
-    async def publish(request: Request, namespace: Namespace, name: Name) -> models.Published:
+    async def publish(request: Request, namespace: Namespace, name: Name, stream_id: StreamId = 0) -> models.Published:
         """Publishes a batch of records (JSON) or one record (binary), and answers when it is complete.
 
         `wait` is required. Without a producer a publish is at-least-once: repeating it may double the records.
-        Errors: WAIT_REQUIRED, STREAM_NOT_FOUND, EMPTY_BATCH, MESSAGE_TOO_LARGE, BACKPRESSURE, STREAM_UNAVAILABLE,
+        `stream_id` may stand in the query or in a JSON body.
+        Errors: WAIT_REQUIRED, STREAM_NOT_FOUND, STREAM_REPLACED, EMPTY_BATCH, MESSAGE_TOO_LARGE, BACKPRESSURE, STREAM_UNAVAILABLE,
         OUTCOME_UNKNOWN; with a producer also PRODUCER_FENCED, PRODUCER_EXPIRED, SEQUENCE_GAP.
         """
         message = await _publish_request(request)
         message.stream = f"{namespace}/{name}"
         message.wait = data_pb2.PUBLISH_WAIT_COMMITTED
+        if stream_id and message.stream_id not in (0, stream_id):
+            raise MeshError(
+                ErrorCode.INVALID_ARGUMENT,
+                f"The query names stream {stream_id}, the body stream {message.stream_id}: name one.",
+                {"field": "stream_id"},
+            )
+        message.stream_id = message.stream_id or stream_id
         answer = await calls.publish(message)
-        return models.Published(base_offset=answer.base_offset, count=answer.count, is_duplicate=answer.is_duplicate)
+        return models.Published(
+            base_offset=answer.base_offset,
+            count=answer.count,
+            is_duplicate=answer.is_duplicate,
+            stream_id=answer.stream_id,
+        )
 
+
+def _add_reading(router: APIRouter, calls: Calls) -> None:
     @router.get("/records", summary="Read", response_model_exclude_none=True)
     async def read(
         namespace: Namespace,
@@ -150,22 +185,33 @@ def records_router(calls: Calls) -> APIRouter:
                 "confirms that in time. `stale_ok`: what this site's replica has; `view` says how old that is at most."
             ),
         ] = "linearizable",
+        stream_id: StreamId = 0,
     ) -> models.Records:
         """Reads committed records in order; an empty page means that the end is reached.
 
-        Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR, STREAM_UNAVAILABLE.
+        An offset belongs to one stream: give `stream_id` of the last page with its `continue_from`.
+        Errors: STREAM_NOT_FOUND, STREAM_REPLACED, OFFSET_PAST_END, OFFSET_BELOW_FLOOR, STREAM_UNAVAILABLE, BATCH_UNREADABLE
+        (`next_offset` in the details is where to go on).
         """
         stream = f"{namespace}/{name}"
-        first = await calls.first_offset(stream) if from_offset is None else from_offset
-        page = await calls.read(stream, first, records_max, is_stale_ok=consistency == "stale_ok")
+        if from_offset is None:
+            stream_id, first = await calls.beginning(stream, stream_id)
+        else:
+            first = from_offset
+        page = await calls.read(stream, first, records_max, stream_id=stream_id, is_stale_ok=consistency == "stale_ok")
         return models.Records(
             records=[models.ReadRecord.model_validate(record_json(record)) for record in page.records],
             next_offset=page.next_offset,
             continue_from=page.records[-1].offset + 1 if page.records else first,
+            stream_id=page.stream_id,
             view=None if page.view is None else _view(page.view),
         )
 
-    return router
+
+def _replaced(view: view_pb2.MeshView, stream: view_pb2.StreamView, expected: int) -> MeshError:
+    names = {ids.StreamId(item.stream_id): item.name for item in view.streams}
+    present = ids.StreamId(stream.stream_id)
+    return stream_replaced(stream.name, present, ids.StreamId(expected), names, view.next_stream_id)
 
 
 def _view(view: data_pb2.ReplicaView) -> models.ReplicaView:
@@ -192,7 +238,8 @@ async def _publish_request(request: Request) -> data_pb2.PublishRequest:
     except pydantic.ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False)) from None
     message = data_pb2.PublishRequest(
-        records=[publish_record(record, position) for position, record in enumerate(given.records)]
+        records=[publish_record(record, position) for position, record in enumerate(given.records)],
+        stream_id=given.stream_id,
     )
     if given.producer is not None:
         message.producer_id = given.producer.id

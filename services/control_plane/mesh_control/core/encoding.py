@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from mesh_control.core.model import Member, MeshStatus, Node, NodeState, Retiring, Stream, StreamState
+from mesh_control.core.model import Member, MeshStatus, Node, NodeState, Retiring, Stream, StreamPhase
+from mesh_control.core.versions import stated_version
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import mcg_pb2
 from meshcommon.ids import MemberId, NodeId, StreamId
@@ -22,9 +23,10 @@ def view(
     nodes: Iterable[Node],
     streams: Iterable[Stream],
     *,
-    next_member_id: int,
+    next_ids: tuple[int, int],
+    mesh_version: int,
 ) -> view_pb2.MeshView:
-    """The MeshView of these values."""
+    """The MeshView of these values; `next_ids` are the first free ids of a stream and of a stream's member."""
     return view_pb2.MeshView(
         revision=revision,
         mesh_id=mesh_id,
@@ -32,7 +34,9 @@ def view(
         status=view_pb2.MeshStatus.ValueType(status),
         nodes=[node_view(node) for node in sorted(nodes, key=lambda node: node.node_id)],
         streams=[stream_view(stream) for stream in sorted(streams, key=lambda stream: stream.stream_id)],
-        next_member_id=next_member_id,
+        next_member_id=next_ids[1],
+        mesh_version=mesh_version,
+        next_stream_id=next_ids[0],
     )
 
 
@@ -47,6 +51,8 @@ def node_view(node: Node) -> view_pb2.NodeView:
         is_reachable=node.is_reachable,
         mcg_member=node.mcg_member,
         is_voter=node.is_voter,
+        mesh_version=node.mesh_version,
+        admitted_at_ms=node.admitted_at_ms,
     )
 
 
@@ -71,6 +77,16 @@ def stream_view(stream: Stream) -> view_pb2.StreamView:
         ],
         is_sealed=stream.is_sealed,
     )
+
+
+def node_bytes(node: Node) -> int:
+    """What the node takes in a view."""
+    return node_view(node).ByteSize()
+
+
+def stream_bytes(stream: Stream) -> int:
+    """What the stream takes in a view."""
+    return stream_view(stream).ByteSize()
 
 
 def read_view(
@@ -102,6 +118,8 @@ def read_node(message: view_pb2.NodeView) -> Node:
         NodeState(message.state),
         message.is_reachable,
         message.is_voter,
+        stated_version(message.mesh_version),
+        message.admitted_at_ms,
     )
 
 
@@ -110,7 +128,7 @@ def _stream(message: view_pb2.StreamView, destroyed: frozenset[NodeId]) -> Strea
         StreamId(message.stream_id),
         message.name,
         tuple(Member(NodeId(item.node_id), MemberId(item.member_id), item.is_voter) for item in message.members),
-        StreamState(message.state),
+        StreamPhase(message.state),
         message.revision,
         message.retained_bytes_max,
         message.created_at_ms,

@@ -2,39 +2,50 @@
 
 `apply` is deterministic: it reads only the command and the state (architecture §7), so replicas that applied the same
 entries are equal; `digest` is what they compare. Ids are allocated here and never used again. A proposal that is
-committed twice takes effect once. Leaves out: who may propose, Raft itself, and time (a command carries its leader's
-stamp).
+committed twice takes effect once. Leaves out: who may propose, Raft itself, time (a command carries its leader's stamp),
+and commands that newer software introduced (`replica` stops before them).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from mesh_control.core import encoding, member_changes, rules
+from mesh_control.core import encoding, join_rules, member_changes, refusals, rules
+from mesh_control.core.encoding import node_bytes, stream_bytes
+from mesh_control.core.limits import (
+    JOINING_TIME_MS_MAX,
+    REMEMBERED_PROPOSALS_MAX,
+    RENEWAL_BYTES_MAX,
+    TIME_MS_MAX,
+    VIEW_BYTES_MAX,
+)
 from mesh_control.core.model import (
     RETAINED_BYTES_DEFAULT,
     STREAM_VOTERS_MAX,
+    JoinPolicy,
+    JoinToken,
     Member,
     MeshStatus,
     Node,
     NodeState,
     Stream,
-    StreamState,
+    StreamPhase,
 )
 from mesh_control.core.status import mesh_status
+from mesh_control.core.versions import FIRST_VERSION, INTRODUCED, Beyond, stated_version, version_of
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import mcg_pb2
-from meshcommon.errors import ErrorCode, MeshError, parse_code
-from meshcommon.ids import LogIndex, MemberId, NodeId, StreamId
+from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import LogIndex, MemberId, NodeId, StreamId, check_mesh_id, check_mesh_name
 
-REMEMBERED_PROPOSALS_MAX: Final = 1024
+_WISHES: Final[dict[int, NodeState]] = {state: state for state in (NodeState.ACTIVE, NodeState.STOPPED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +75,17 @@ class _Catalogue:
     time_ms: int = 0
     revision: int = 0
     mesh_id: str = ""
+    mesh_name: str = ""
+    join_policy: JoinPolicy = JoinPolicy.UNSPECIFIED
+    tokens: dict[str, JoinToken] = field(default_factory=dict)
     mesh_epoch: int = 0
+    mesh_version: int = FIRST_VERSION
     nodes: dict[NodeId, Node] = field(default_factory=dict)
     streams: dict[StreamId, Stream] = field(default_factory=dict)
     counters: _Counters = field(default_factory=_Counters)
     recent: OrderedDict[int, Result] = field(default_factory=OrderedDict)
+    view_bytes: int = 0
+    """Encoded size of nodes and streams, kept up to date; follows from them."""
 
 
 class McgState:
@@ -77,21 +94,9 @@ class McgState:
     def __init__(self) -> None:
         self._now = _Catalogue()
         self._view: view_pb2.MeshView | None = None
+        # A kind without a method of its name fails here, in every test.
         self._handlers: Final[dict[str, Callable[[mcg_pb2.Command], int]]] = {
-            "found_mesh": self._found_mesh,
-            "add_node": self._add_node,
-            "remove_node": self._remove_node,
-            "set_node_state": self._set_node_state,
-            "set_reachability": self._set_reachability,
-            "set_voters": self._set_voters,
-            "create_stream": self._create_stream,
-            "stream_formed": self._stream_formed,
-            "delete_stream": self._delete_stream,
-            "replica_destroyed": self._replica_destroyed,
-            "change_members": self._change_members,
-            "member_out": self._member_out,
-            "stream_sealed": self._stream_sealed,
-            "renew_member": self._renew_member,
+            kind: getattr(self, f"_{kind}") for kind in INTRODUCED
         }
 
     @property
@@ -110,9 +115,34 @@ class McgState:
         return self._now.mesh_id
 
     @property
+    def mesh_name(self) -> str:
+        """Empty for a mesh that was founded at version 1."""
+        return self._now.mesh_name
+
+    @property
+    def join_policy(self) -> JoinPolicy:
+        """Who may become a member; OPEN for a mesh that is older than policies."""
+        return self._now.join_policy or JoinPolicy.OPEN
+
+    @property
+    def tokens(self) -> Mapping[str, JoinToken]:
+        """Join tokens by id, the oldest first."""
+        return MappingProxyType(self._now.tokens)
+
+    @property
     def mesh_epoch(self) -> int:
         """Raised only by attested recovery."""
         return self._now.mesh_epoch
+
+    @property
+    def mesh_version(self) -> int:
+        """Version that the mesh runs at: every member supports it."""
+        return self._now.mesh_version
+
+    @property
+    def view_bytes(self) -> int:
+        """Encoded size of the view's nodes and streams."""
+        return self._now.view_bytes
 
     @property
     def time_ms(self) -> int:
@@ -155,7 +185,8 @@ class McgState:
                 self.status,
                 now.nodes.values(),
                 now.streams.values(),
-                next_member_id=now.counters.member_id,
+                next_ids=(now.counters.stream_id, now.counters.member_id),
+                mesh_version=now.mesh_version,
             )
         return self._view
 
@@ -170,15 +201,17 @@ class McgState:
         """
         now = self._now
         now.applied_index = index
-        now.time_ms = max(now.time_ms, command.stamp_ms)
+        now.time_ms = max(now.time_ms, min(command.stamp_ms, TIME_MS_MAX))
         if command.proposal_id and (known := now.recent.get(command.proposal_id)):
             return known
         try:
             result = self._execute(command)
         except MeshError as refusal:
             result = Result(now.revision, 0, refusal)
-        if command.proposal_id:
-            now.recent[command.proposal_id] = result
+        # A join is the same however often it is applied (after a removal it asks anew, and is JOINING again), and strangers may
+        # not push out what must be remembered.
+        if command.proposal_id and not command.HasField("add_node"):
+            now.recent[command.proposal_id] = replace(result, refusal=refusals.in_short(result.refusal))
             if len(now.recent) > REMEMBERED_PROPOSALS_MAX:
                 now.recent.popitem(last=False)
         return result
@@ -194,9 +227,15 @@ class McgState:
             next_mcg_member=now.counters.mcg_member,
             next_stream_id=now.counters.stream_id,
             next_member_id=now.counters.member_id,
+            mesh_name=now.mesh_name,
+            join_policy=join_rules.policy_value(now.join_policy),
+            tokens=join_rules.write_tokens(now.tokens),
         )
         for proposal_id, result in now.recent.items():
-            message.recent.append(_proposal_result(proposal_id, result))
+            remembered = message.recent.add(
+                proposal_id=proposal_id, revision=result.revision, allocated_id=result.allocated_id
+            )
+            refusals.write_refusal(remembered, result.refusal)
         for stream in now.streams.values():
             for node_id in sorted(stream.destroyed):
                 message.destroyed.add(stream_id=stream.stream_id, node_id=node_id)
@@ -211,6 +250,7 @@ class McgState:
         try:
             message = mcg_pb2.McgSnapshot.FromString(data)
             nodes, streams = encoding.read_view(message.view, message.destroyed)
+            join_policy = JoinPolicy(message.join_policy)
         except (DecodeError, ValueError) as error:
             raise MeshError(
                 ErrorCode.STORAGE_FAILED,
@@ -221,7 +261,11 @@ class McgState:
             time_ms=message.time_ms,
             revision=message.view.revision,
             mesh_id=message.view.mesh_id,
+            mesh_name=message.mesh_name,
+            join_policy=join_policy,
+            tokens=join_rules.read_tokens(message.tokens),
             mesh_epoch=message.view.mesh_epoch,
+            mesh_version=stated_version(message.view.mesh_version),
             nodes=nodes,
             streams=streams,
             counters=_Counters(
@@ -230,7 +274,11 @@ class McgState:
                 max(message.next_stream_id, 1),
                 max(message.next_member_id, 1),
             ),
-            recent=OrderedDict((item.proposal_id, _result(item)) for item in message.recent),
+            recent=OrderedDict(
+                (item.proposal_id, Result(item.revision, item.allocated_id, refusals.read_refusal(item)))
+                for item in message.recent
+            ),
+            view_bytes=sum(map(node_bytes, nodes.values())) + sum(map(stream_bytes, streams.values())),
         )
         self._view = None
 
@@ -242,10 +290,8 @@ class McgState:
         kind = command.WhichOneof("kind") or ""
         handler = self._handlers.get(kind)
         if handler is None:
-            raise MeshError(
-                ErrorCode.INVALID_ARGUMENT,
-                "The command is of a kind that this version does not know: update this node.",
-            )
+            # From the log none comes here: `replica` stops before it.
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, "The command is of no kind: say what to do.")
         if kind != "found_mesh" and not self._now.mesh_id:
             raise MeshError(ErrorCode.NOT_A_MEMBER, "There is no mesh yet: seed one, or join one.")
         allocated_id = handler(command)
@@ -258,56 +304,133 @@ class McgState:
         return self._now.revision
 
     def _put_node(self, node: Node) -> None:
-        if self._now.nodes.get(node.node_id) != node:
+        before = self._now.nodes.get(node.node_id)
+        if before != node:
+            self._now.view_bytes += node_bytes(node) - (node_bytes(before) if before else 0)
             self._now.nodes[node.node_id] = node
             self._changed()
 
     def _found_mesh(self, command: mcg_pb2.Command) -> int:
-        founder = command.found_mesh.node
+        founder, needed = command.found_mesh.node, version_of(command)
         if self._now.mesh_id:
             raise MeshError(ErrorCode.ALREADY_MEMBER, "The mesh is founded already: nothing to do.")
-        if not command.found_mesh.mesh_id:
-            raise MeshError(ErrorCode.INVALID_ARGUMENT, "A mesh needs an id: send a UUID.")
+        check_mesh_id(command.found_mesh.mesh_id)
         rules.find_place(self._now.nodes, founder.name, founder.public_key)
-        rules.check_peer_address(founder.peer_address)
+        address = rules.check_peer_address(founder.peer_address)
+        if needed > FIRST_VERSION:
+            name = check_mesh_name(command.found_mesh.mesh_name)
+            policy = join_rules.read_policy(command.found_mesh.join_policy)
+            self._now.mesh_name, self._now.join_policy = name, policy
         self._now.mesh_id = command.found_mesh.mesh_id
         self._now.mesh_epoch = 1
-        return self._admit(founder.name, founder.public_key, founder.peer_address, is_voter=True)
+        # Older software must not read the snapshot of a mesh that may turn newcomers away.
+        self._now.mesh_version = needed
+        node = self._newcomer(founder.name, founder.public_key, address, is_voter=True)
+        return self._admit(replace(node, mesh_version=stated_version(founder.mesh_version)))
 
     def _add_node(self, command: mcg_pb2.Command) -> int:
-        add = command.add_node
-        known = rules.find_place(self._now.nodes, add.name, add.public_key)
-        rules.check_peer_address(add.peer_address)
+        add, now = command.add_node, self._now
+        known = rules.find_place(now.nodes, add.name, add.public_key)
         if known is not None:
-            self._put_node(replace(known, peer_address=add.peer_address))
+            # Whoever repeats a request may not change anything by it, its address least of all.
             return known.node_id
+        version = stated_version(add.mesh_version)
+        if version < now.mesh_version:
+            raise Beyond(now.mesh_version).refusal(version)
+        join_rules.check_admission(self.join_policy, now.tokens, add.token_id, add.name, now.time_ms)
+        address = rules.check_peer_address(add.peer_address)
         rules.check_not_critical(self.status)
-        return self._admit(add.name, add.public_key, add.peer_address, is_voter=False)
-
-    def _admit(self, name: str, public_key: bytes, peer_address: str, *, is_voter: bool) -> int:
-        counters = self._now.counters
-        node = Node(
-            NodeId(counters.node_id),
-            name,
-            public_key,
-            peer_address,
-            MemberId(counters.mcg_member),
-            is_voter=is_voter,
+        node = replace(
+            self._newcomer(add.name, add.public_key, address),
+            state=NodeState.JOINING,
+            is_reachable=False,
+            mesh_version=version,
+            admitted_at_ms=now.time_ms,
         )
-        counters.node_id += 1
-        counters.mcg_member += 1
+        rules.check_room(now.nodes, now.view_bytes + node_bytes(node))
+        now.tokens = join_rules.take_use(now.tokens, add.token_id)
+        return self._admit(node)
+
+    def _issue_token(self, command: mcg_pb2.Command) -> int:
+        rules.check_not_critical(self.status)
+        return self._set_tokens(join_rules.issue(self._now.tokens, command.issue_token, self._now.time_ms))
+
+    def _revoke_token(self, command: mcg_pb2.Command) -> int:
+        return self._set_tokens(join_rules.revoke(self._now.tokens, command.revoke_token.token_id))
+
+    def _set_tokens(self, tokens: dict[str, JoinToken]) -> int:
+        self._now.tokens = tokens
+        self._changed()
+        return 0
+
+    def _set_join_policy(self, command: mcg_pb2.Command) -> int:
+        rules.check_not_critical(self.status)
+        policy = join_rules.read_policy(command.set_join_policy.join_policy)
+        if policy is not self._now.join_policy:
+            self._now.join_policy = policy
+            self._changed()
+        return 0
+
+    def _newcomer(self, name: str, public_key: bytes, peer_address: str, *, is_voter: bool = False) -> Node:
+        counters = self._now.counters
+        member = MemberId(counters.mcg_member)
+        return Node(NodeId(counters.node_id), name, public_key, peer_address, member, is_voter=is_voter)
+
+    def _admit(self, node: Node) -> int:
+        self._now.counters.node_id += 1
+        self._now.counters.mcg_member += 1
         self._put_node(node)
         return node.node_id
 
+    def _activate_node(self, command: mcg_pb2.Command) -> int:
+        node = rules.check_node(self._now.nodes, NodeId(command.activate_node.node_id))
+        # One that is behind the mesh could not apply what comes next: it announces a newer version first, or expires.
+        if node.state is NodeState.JOINING and node.mesh_version >= self._now.mesh_version:
+            self._put_node(replace(node, state=NodeState.ACTIVE, is_reachable=True))
+        return 0
+
+    def _expire_node(self, command: mcg_pb2.Command) -> int:
+        node = self._now.nodes.get(NodeId(command.expire_node.node_id))
+        if node is not None and node.state is NodeState.JOINING and has_expired(node, self._now.time_ms):
+            self._drop_node(node.node_id)
+        return 0
+
     def _remove_node(self, command: mcg_pb2.Command) -> int:
         node = rules.check_removable(self._now.nodes, self._now.streams, NodeId(command.remove_node.node_id))
-        del self._now.nodes[node.node_id]
+        self._drop_node(node.node_id)
+        return 0
+
+    def _forget_node(self, command: mcg_pb2.Command) -> int:
+        forget, now = command.forget_node, self._now
+        node = member_changes.check_forgettable(
+            now.nodes, now.streams, NodeId(forget.node_id), is_risk_accepted=forget.accept_risk
+        )
+        for stream in list(now.streams.values()):
+            dropped = member_changes.drop_node(stream, node.node_id, now.revision + 1)
+            if dropped != stream:
+                self._put_stream(dropped)
+        self._drop_node(node.node_id)
+        return 0
+
+    def _drop_node(self, node_id: NodeId) -> None:
+        self._now.view_bytes -= node_bytes(self._now.nodes.pop(node_id))
         self._changed()
         for stream in list(self._now.streams.values()):
-            forgotten = member_changes.forget_node(stream, node.node_id, self._now.nodes)
+            forgotten = member_changes.forget_node(stream, node_id, self._now.nodes)
             if forgotten != stream:
                 self._put_stream(forgotten)
             self._bury(self._now.streams[stream.stream_id])
+
+    def _announce_version(self, command: mcg_pb2.Command) -> int:
+        node = rules.check_node(self._now.nodes, NodeId(command.announce_version.node_id))
+        self._put_node(replace(node, mesh_version=stated_version(command.announce_version.mesh_version)))
+        return 0
+
+    def _raise_mesh_version(self, command: mcg_pb2.Command) -> int:
+        version = command.raise_mesh_version.mesh_version
+        if self._now.mesh_version < version <= supported_by_all(self._now.nodes.values()):
+            self._now.mesh_version = version
+            self._changed()
         return 0
 
     def _renew_member(self, command: mcg_pb2.Command) -> int:
@@ -319,10 +442,11 @@ class McgState:
 
     def _set_node_state(self, command: mcg_pb2.Command) -> int:
         node = rules.check_node(self._now.nodes, NodeId(command.set_node_state.node_id))
-        try:
-            state = NodeState(command.set_node_state.state)
-        except ValueError:
-            raise MeshError(ErrorCode.INVALID_ARGUMENT, "A node is ACTIVE or STOPPED: name one of the two.") from None
+        state = _WISHES.get(command.set_node_state.state)
+        if state is None:
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, "A node is ACTIVE or STOPPED: name one of the two.")
+        if node.state is NodeState.JOINING:
+            return 0  # it becomes ACTIVE when the leader has heard it, and by no detour
         # A node that starts is speaking: it is reachable until its silence says otherwise.
         is_reachable = node.is_reachable or state is NodeState.ACTIVE
         self._put_node(replace(node, state=state, is_reachable=is_reachable))
@@ -337,9 +461,8 @@ class McgState:
     def _set_voters(self, command: mcg_pb2.Command) -> int:
         voters = set(command.set_voters.node_ids)
         nodes = {node.node_id: replace(node, is_voter=node.node_id in voters) for node in self._now.nodes.values()}
-        if nodes != self._now.nodes:
-            self._now.nodes = nodes
-            self._changed()
+        for node in nodes.values():
+            self._put_node(node)
         return 0
 
     def _create_stream(self, command: mcg_pb2.Command) -> int:
@@ -356,34 +479,37 @@ class McgState:
             StreamId(now.counters.stream_id),
             create.name,
             members,
-            StreamState.FORMING,
-            self._changed(),
+            StreamPhase.FORMING,
+            now.revision + 1,
             create.retained_bytes_max or RETAINED_BYTES_DEFAULT,
             now.time_ms,
         )
+        rules.check_view_bytes(now.view_bytes + stream_bytes(stream), VIEW_BYTES_MAX)
         now.counters.stream_id += 1
         now.counters.member_id += len(members)
-        now.streams[stream.stream_id] = stream
+        self._put_stream(stream)
         return stream.stream_id
 
     def _stream_formed(self, command: mcg_pb2.Command) -> int:
         stream = rules.check_stream(self._now.streams, StreamId(command.stream_formed.stream_id))
-        if stream.state is StreamState.FORMING:
-            self._put_stream(replace(stream, state=StreamState.ACTIVE))
+        if stream.state is StreamPhase.FORMING:
+            self._put_stream(replace(stream, state=StreamPhase.ACTIVE))
         return 0
 
     def _delete_stream(self, command: mcg_pb2.Command) -> int:
         rules.check_not_critical(self.status)
         stream = rules.check_stream(self._now.streams, StreamId(command.delete_stream.stream_id))
-        if stream.state is not StreamState.DELETING:
-            # A group that never formed may never have a quorum that could seal it, and has acknowledged nothing.
-            is_sealed = stream.state is StreamState.FORMING
-            self._put_stream(replace(stream, state=StreamState.DELETING, is_sealed=is_sealed))
+        if stream.state is not StreamPhase.DELETING:
+            # A group that never formed may never have a quorum that could seal it, and has acknowledged nothing; one whose
+            # quorum was forgotten has none any more.
+            is_forming = stream.state is StreamPhase.FORMING
+            is_sealed = is_forming or member_changes.has_lost_quorum(stream, self._now.nodes)
+            self._put_stream(replace(stream, state=StreamPhase.DELETING, is_sealed=is_sealed))
         return 0
 
     def _stream_sealed(self, command: mcg_pb2.Command) -> int:
         stream = self._now.streams.get(StreamId(command.stream_sealed.stream_id))
-        if stream is not None and stream.state is StreamState.DELETING and not stream.is_sealed:
+        if stream is not None and stream.state is StreamPhase.DELETING and not stream.is_sealed:
             self._put_stream(replace(stream, is_sealed=True))
         return 0
 
@@ -402,6 +528,8 @@ class McgState:
             stream, now.nodes, wish, now.revision + 1, now.counters.member_id
         )
         if changed != stream:
+            bytes_max = RENEWAL_BYTES_MAX if wish.renew else VIEW_BYTES_MAX
+            rules.check_view_bytes(now.view_bytes + stream_bytes(changed) - stream_bytes(stream), bytes_max)
             now.counters.member_id = next_member
             self._put_stream(changed)
         return 0
@@ -425,39 +553,34 @@ class McgState:
             if changed != stream:
                 self._put_stream(changed)
             return 0
-        if stream.state is not StreamState.DELETING:
+        if stream.state is not StreamPhase.DELETING:
             raise MeshError(ErrorCode.INVALID_ARGUMENT, f"{stream.name!r} is not being deleted: nothing to confirm.")
         self._bury(replace(stream, destroyed=stream.destroyed | {NodeId(confirmed.node_id)}))
         return 0
 
     def _put_stream(self, stream: Stream) -> None:
-        self._now.streams[stream.stream_id] = replace(stream, revision=self._changed())
+        before, put = self._now.streams.get(stream.stream_id), replace(stream, revision=self._changed())
+        self._now.view_bytes += stream_bytes(put) - (stream_bytes(before) if before else 0)
+        self._now.streams[stream.stream_id] = put
 
     def _bury(self, stream: Stream) -> None:
         """Keeps a tombstone up to date, or removes it when every member confirmed or is no longer there."""
-        if stream.state is not StreamState.DELETING:
+        if stream.state is not StreamPhase.DELETING:
             return
         missing = stream.holders & self._now.nodes.keys() - stream.destroyed
         if not missing:
-            del self._now.streams[stream.stream_id]
+            self._now.view_bytes -= stream_bytes(self._now.streams.pop(stream.stream_id))
             self._changed()
         elif self._now.streams[stream.stream_id] != stream:
             self._put_stream(stream)
 
 
-def _proposal_result(proposal_id: int, result: Result) -> mcg_pb2.ProposalResult:
-    message = mcg_pb2.ProposalResult(
-        proposal_id=proposal_id, revision=result.revision, allocated_id=result.allocated_id
-    )
-    if result.refusal is not None:
-        message.error_code = result.refusal.code
-        message.error_message = result.refusal.message
-        message.error_details.update(result.refusal.details)
-    return message
+def has_expired(node: Node, now_ms: int) -> bool:
+    """Whether a node has been JOINING for too long at state time `now_ms`."""
+    return now_ms - node.admitted_at_ms >= JOINING_TIME_MS_MAX
 
 
-def _result(message: mcg_pb2.ProposalResult) -> Result:
-    if not message.error_code:
-        return Result(message.revision, message.allocated_id)
-    refusal = MeshError(parse_code(message.error_code), message.error_message, dict(message.error_details))
-    return Result(message.revision, message.allocated_id, refusal)
+def supported_by_all(nodes: Iterable[Node]) -> int:
+    """The highest mesh version that every node supports; strangers that join and never speak hold nothing back."""
+    versions = (node.mesh_version for node in nodes if node.state is not NodeState.JOINING)
+    return min(versions, default=FIRST_VERSION)

@@ -20,11 +20,11 @@ from mesh_control.core.model import (
     NodeState,
     Retiring,
     Stream,
-    StreamState,
+    StreamPhase,
 )
-from mesh_control.core.rules import check_node
+from mesh_control.core.rules import check_node, check_not_last, check_placeable, node_is_heard
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.ids import MemberId, NodeId
+from meshcommon.ids import MemberId, NodeId, StreamId
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +104,87 @@ def forget_node(stream: Stream, node_id: NodeId, nodes: Mapping[NodeId, Node]) -
     A group that is being deleted and has lost its quorum for good can seal nothing, and needs to: it takes nothing either.
     """
     retiring = tuple(item for item in stream.retiring if item.node_id != node_id or not item.is_out)
-    voters = [member.node_id for member in stream.members if member.is_voter]
-    is_lost = len(nodes.keys() & set(voters)) <= len(voters) // 2
-    is_sealed = stream.is_sealed or (stream.state is StreamState.DELETING and is_lost)
+    is_sealed = stream.is_sealed or (stream.state is StreamPhase.DELETING and has_lost_quorum(stream, nodes))
     return replace(stream, retiring=retiring, is_sealed=is_sealed)
 
 
+def has_lost_quorum(stream: Stream, nodes: Mapping[NodeId, Node]) -> bool:
+    """Whether so many of those that may vote in the group are no longer in the mesh that it can commit nothing more."""
+    voters = [member.node_id for member in stream.members if member.is_voter]
+    voters.extend(item.node_id for item in stream.retiring if not item.is_out)
+    return 2 * sum(node_id in nodes for node_id in voters) <= len(voters)
+
+
+def check_forgettable(
+    nodes: Mapping[NodeId, Node], streams: Mapping[StreamId, Stream], node_id: NodeId, *, is_risk_accepted: bool
+) -> Node:
+    """A lost node may be forgotten when nobody hears it and its streams keep their quorum without it.
+
+    Raises:
+        MeshError: UNKNOWN_NODE, NODE_IS_HEARD, LAST_NODE, STREAMS_AT_RISK.
+    """
+    node = check_node(nodes, node_id)
+    check_not_last(nodes, node)
+    if node.state is NodeState.ACTIVE and node.is_reachable:
+        raise node_is_heard(node)
+    at_risk = sorted(item.name for item in streams.values() if _depends_on(item, node_id, nodes))
+    if at_risk and not is_risk_accepted:
+        raise MeshError(
+            ErrorCode.STREAMS_AT_RISK,
+            f"{len(at_risk)} streams would lose their quorum without {node.name!r} ({', '.join(at_risk[:5])}"
+            f"{', …' if len(at_risk) > 5 else ''}): bring other members back first, or accept the risk.",
+            {"streams": ",".join(at_risk)},
+        )
+    return node
+
+
+def _depends_on(stream: Stream, node_id: NodeId, nodes: Mapping[NodeId, Node]) -> bool:
+    """Whether the group could not take the node out by itself, or has not even formed.
+
+    Who retires may still vote until the group has committed its removal, and who takes its place not yet.
+    """
+    if stream.state is StreamPhase.DELETING:
+        return False
+    is_member = stream.has_member(node_id)
+    if is_member and (stream.state is StreamPhase.FORMING or len(stream.members) == 1):
+        return True
+    wished = [item.node_id for item in stream.members if item.is_voter]
+    present = [*wished, *(item.node_id for item in stream.retiring if not item.is_out)]
+
+    def would_be_lost(voters: list[NodeId]) -> bool:
+        there = sum(item != node_id and _is_there(nodes.get(item)) for item in voters)
+        return node_id in voters and 2 * there <= len(voters)
+
+    return would_be_lost(wished) or would_be_lost(present)
+
+
+def drop_node(stream: Stream, node_id: NodeId, revision: int) -> Stream:
+    """The stream without a node that is lost: the group's leader takes its membership out, as after a removal.
+
+    A group that has not formed yet must start with the voters that it was given, and one without members has no data left:
+    both are deleted, which the operator has accepted.
+    """
+    member = next((item for item in stream.members if item.node_id == node_id), None)
+    if stream.state is StreamPhase.DELETING or member is None:
+        return stream
+    if stream.state is StreamPhase.FORMING or len(stream.members) == 1:
+        return replace(stream, state=StreamPhase.DELETING, is_sealed=True)
+    left = [item for item in stream.members if item is not member]
+    return replace(
+        stream,
+        members=tuple(replace(item, is_voter=at < STREAM_VOTERS_MAX) for at, item in enumerate(left)),
+        retiring=(*stream.retiring, Retiring(node_id, member.member_id, revision)),
+    )
+
+
 def _check_state(stream: Stream) -> None:
-    if stream.state is StreamState.DELETING:
+    if stream.state is StreamPhase.DELETING:
         raise MeshError(
             ErrorCode.STREAM_NOT_FOUND,
             f"The stream {stream.name!r} is being deleted: create it anew when it is gone.",
             {"name": stream.name},
         )
-    if stream.state is StreamState.FORMING:
+    if stream.state is StreamPhase.FORMING:
         raise MeshError(
             ErrorCode.STREAM_NOT_FORMED,
             f"The group of {stream.name!r} has not formed yet: change its members afterwards, or delete it.",
@@ -128,7 +195,7 @@ def _check_state(stream: Stream) -> None:
 def _check_wish(stream: Stream, nodes: Mapping[NodeId, Node], wish: Wish) -> None:
     present = {member.node_id for member in stream.members}
     for node_id in wish.add:
-        check_node(nodes, node_id)
+        check_placeable(check_node(nodes, node_id))
     named = [*wish.add, *wish.remove]
     if len(set(named)) != len(named):
         raise MeshError(ErrorCode.INVALID_ARGUMENT, "A node is named twice in the change: name each once.")
@@ -149,7 +216,8 @@ def _check_wish(stream: Stream, nodes: Mapping[NodeId, Node], wish: Wish) -> Non
     if ending or len(stream.retiring) >= STREAM_MEMBERS_MAX:
         raise MeshError(
             ErrorCode.MEMBERS_CHANGING,
-            f"Former memberships of {stream.name!r} have not ended yet: look at the stream, and try again when they are gone.",
+            f"Former memberships of {stream.name!r} have not ended yet: try again when they are gone. `meshctl raft ls` "
+            "says whom the group waits for; when a member is lost for good, `meshctl raft recover` is the way out.",
             {"members": ",".join(str(item.member_id) for item in stream.retiring)},
         )
 

@@ -5,7 +5,7 @@ Leaves out: how they change (`mcg_state`) and how they travel (`encoding`). Sour
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -34,10 +34,21 @@ class NodeState(IntEnum):
 
     ACTIVE = 1
     STOPPED = 2
+    JOINING = 3
 
 
-class StreamState(IntEnum):
-    """Life of a stream; the numbers are those of `meshapi.common.v1.StreamState`."""
+class JoinPolicy(IntEnum):
+    """Who may become a member; the numbers are those of `meshapi.common.v1.JoinPolicy`."""
+
+    UNSPECIFIED = 0
+    """Of a mesh that is older than policies: it is OPEN."""
+    OPEN = 1
+    KEY_REQUIRED = 2
+    CLOSED = 3
+
+
+class StreamPhase(IntEnum):
+    """Life of a stream; the numbers are those of `meshapi.common.v1.StreamPhase`."""
 
     FORMING = 1
     ACTIVE = 2
@@ -54,9 +65,11 @@ class Node:
         public_key: Ed25519, 32 bytes, unique.
         peer_address: where peers may dial it, empty when it only dials.
         mcg_member: Raft member id in the MCG, never used again.
-        state: running, or stopped on purpose.
+        state: running, stopped on purpose, or admitted and not heard yet.
         is_reachable: whether the MCG's leader hears it.
         is_voter: whether it votes in the MCG; follows the Raft configuration.
+        mesh_version: highest mesh version that its software supports.
+        admitted_at_ms: state time at its admission, 0 if unknown.
     """
 
     node_id: NodeId
@@ -67,6 +80,27 @@ class Node:
     state: NodeState = NodeState.ACTIVE
     is_reachable: bool = True
     is_voter: bool = False
+    mesh_version: int = 1
+    admitted_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JoinToken:
+    """A join token as the mesh knows it.
+
+    Attributes:
+        token_id: 16 hexadecimal digits, follows from the verifier.
+        verifier: derived from the secret, which the mesh does not know.
+        uses_left: nodes that it can still admit; 0 keeps it until it expires, so that refusals say why.
+        expires_at_ms: state time from which on it admits nobody.
+        name: node that it is for, empty for any.
+    """
+
+    token_id: str
+    verifier: bytes = field(repr=False)
+    uses_left: int
+    expires_at_ms: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +146,7 @@ class Stream:
     stream_id: StreamId
     name: str
     members: tuple[Member, ...]
-    state: StreamState
+    state: StreamPhase
     revision: int
     retained_bytes_max: int
     created_at_ms: int

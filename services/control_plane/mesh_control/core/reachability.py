@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from mesh_control.core.model import Node
+from mesh_control.core.model import Node, NodeState
 from meshcommon.ids import NodeId
 
 
@@ -47,7 +47,7 @@ class Reachability:
         changes: list[tuple[NodeId, bool]] = []
         for node in sorted(nodes, key=lambda item: item.node_id):
             quiet = 0 if node.node_id == leader else quiet_ticks.get(node.node_id)
-            if quiet is None:
+            if quiet is None or node.state is NodeState.JOINING:
                 continue
             if (
                 node.is_reachable
@@ -57,3 +57,7 @@ class Reachability:
             elif not node.is_reachable and quiet <= self._limit_ticks // 3:
                 changes.append((node.node_id, True))
         return changes
+
+    def is_heard(self, quiet_ticks: int) -> bool:
+        """Whether a member that was silent for so long counts as heard: the edge below which it is reachable again."""
+        return quiet_ticks <= self._limit_ticks // 3

@@ -1,4 +1,7 @@
-"""The MCG's state as rows of the projection, and what changed between two such sets of rows."""
+"""The MCG's state as rows of the projection, and what changed between two such sets of rows.
+
+Every number fits its column: a state may hold what an earlier version let in, or a leader with an absurd clock stamped.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from mesh_control.core.limits import INTEGER_MAX, TIME_MS_MAX
 from mesh_control.core.mcg_state import McgState
 from mesh_control.core.model import Node, Stream
 from meshcommon.ids import NodeId
@@ -85,6 +89,6 @@ def _stream(stream: Stream) -> Row:
         ],
         "state": stream.state.name,
         "revision": stream.revision,
-        "retained_bytes_max": stream.retained_bytes_max,
-        "created_at": datetime.fromtimestamp(stream.created_at_ms / 1000, UTC),
+        "retained_bytes_max": min(stream.retained_bytes_max, INTEGER_MAX),
+        "created_at": datetime.fromtimestamp(min(stream.created_at_ms, TIME_MS_MAX) / 1000, UTC),
     }

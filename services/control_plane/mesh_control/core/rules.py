@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mesh_control.core.limits import INTEGER_MAX, JOINING_MAX, NODES_MAX, STREAMS_MAX, VIEW_BYTES_MAX
 from mesh_control.core.model import (
     PUBLIC_KEY_BYTES,
     RETAINED_BYTES_MIN,
@@ -15,9 +16,11 @@ from mesh_control.core.model import (
     STREAM_MEMBERS_MIN,
     MeshStatus,
     Node,
+    NodeState,
     Stream,
-    StreamState,
+    StreamPhase,
 )
+from meshcommon.address import parse_peer_address
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId, StreamId, check_node_name, check_stream_name
 
@@ -31,7 +34,7 @@ def check_not_critical(status: MeshStatus) -> None:
         raise MeshError(
             ErrorCode.MESH_CRITICAL,
             "The mesh is CRITICAL (half of its running nodes or more are unreachable) and accepts no changes: "
-            "bring nodes back, or remove those that are lost.",
+            "bring nodes back, or forget those that are lost (`meshctl node forget NAME`).",
         )
 
 
@@ -44,12 +47,42 @@ def check_public_key(public_key: bytes) -> None:
         )
 
 
-def check_peer_address(address: str) -> None:
-    """An address is empty or a WebSocket address."""
-    if address and not address.startswith(("ws://", "wss://")):
+def check_peer_address(address: str) -> str:
+    """The canonical text of an address, empty for a node that only dials. Raises INVALID_ARGUMENT."""
+    return str(parse_peer_address(address)) if address else ""
+
+
+def check_room(nodes: Nodes, view_bytes: int) -> None:
+    """Another node fits.
+
+    Raises:
+        MeshError: MESH_FULL, retryable while only those that have not been heard yet are too many.
+    """
+    if len(nodes) >= NODES_MAX:
         raise MeshError(
-            ErrorCode.INVALID_ARGUMENT,
-            f"{address!r} is no peer address: use ws://host:port or wss://host:port, or none for a node that only dials.",
+            ErrorCode.MESH_FULL,
+            f"The mesh has {len(nodes)} nodes, and {NODES_MAX} is the most: let one leave, or forget one that is lost.",
+            {"nodes": str(len(nodes))},
+        )
+    joining = sum(node.state is NodeState.JOINING for node in nodes.values())
+    if joining >= JOINING_MAX:
+        raise MeshError(
+            ErrorCode.MESH_FULL,
+            f"{joining} nodes are joining and have not been heard yet, and {JOINING_MAX} is the most: try again later.",
+            {"joining": str(joining)},
+            retryable=True,
+        )
+    check_view_bytes(view_bytes, VIEW_BYTES_MAX)
+
+
+def check_view_bytes(view_bytes: int, bytes_max: int) -> None:
+    """The encoded view has room. Raises MESH_FULL."""
+    if view_bytes > bytes_max:
+        raise MeshError(
+            ErrorCode.MESH_FULL,
+            f"The list of nodes and streams would take {view_bytes} bytes, and {bytes_max} is the most: "
+            "delete streams that nobody uses, or use fewer members.",
+            {"view_bytes": str(view_bytes)},
         )
 
 
@@ -68,7 +101,7 @@ def find_place(nodes: Nodes, name: str, public_key: bytes) -> Node | None:
         if node.name == name:
             raise MeshError(
                 ErrorCode.NAME_TAKEN,
-                f"Another node of this mesh is named {name!r}: choose another name (MESH_NODE_NAME).",
+                f"Another node of this mesh is named {name!r}: choose another name (MESH_NODE_NAME){_or_forget(node)}.",
                 {"name": name, "node_id": str(node.node_id)},
             )
         if node.public_key == public_key:
@@ -79,6 +112,12 @@ def find_place(nodes: Nodes, name: str, public_key: bytes) -> Node | None:
                 {"name": name, "node_id": str(node.node_id)},
             )
     return None
+
+
+def _or_forget(node: Node) -> str:
+    if node.state is NodeState.ACTIVE and node.is_reachable:
+        return f"; if this is that node with an empty disk, wait until the mesh misses it and `meshctl node forget {node.name}`"
+    return f", or, if that one is lost or this is it with an empty disk, `meshctl node forget {node.name}` at a member first"
 
 
 def check_node(nodes: Nodes, node_id: NodeId) -> Node:
@@ -93,19 +132,45 @@ def check_node(nodes: Nodes, node_id: NodeId) -> Node:
     return node
 
 
-def check_removable(nodes: Nodes, streams: Streams, node_id: NodeId) -> Node:
-    """A node may go when it is not the last and no stream would lose a replica."""
-    node = check_node(nodes, node_id)
+def check_placeable(node: Node) -> None:
+    """A node that was not heard yet gets no replica."""
+    if node.state is NodeState.JOINING:
+        raise MeshError(
+            ErrorCode.UNKNOWN_NODE,
+            f"{node.name!r} is still joining, its control plane has not been heard yet: try again when it is ACTIVE.",
+            {"node_id": str(node.node_id), "state": node.state.name},
+            retryable=True,
+        )
+
+
+def check_not_last(nodes: Nodes, node: Node) -> None:
+    """Raises LAST_NODE."""
     if len(nodes) == 1:
         raise MeshError(
             ErrorCode.LAST_NODE,
             f"{node.name!r} is the last node of this mesh, and the mesh would end with it: "
             "stop the node instead, or empty its data directory.",
         )
+
+
+def node_is_heard(node: Node) -> MeshError:
+    """Why a node is not forgotten."""
+    return MeshError(
+        ErrorCode.NODE_IS_HEARD,
+        f"The mesh hears {node.name!r}: let it leave (`meshctl leave` there), or shut it down for good and try again when the "
+        "mesh misses it.",
+        {"node_id": str(node.node_id)},
+    )
+
+
+def check_removable(nodes: Nodes, streams: Streams, node_id: NodeId) -> Node:
+    """A node may go when it is not the last and no stream would lose a replica."""
+    node = check_node(nodes, node_id)
+    check_not_last(nodes, node)
     at_risk = sorted(
         stream.name
         for stream in streams.values()
-        if stream.state is not StreamState.DELETING and _is_needed(stream, node_id)
+        if stream.state is not StreamPhase.DELETING and _is_needed(stream, node_id)
     )
     if at_risk:
         raise MeshError(
@@ -131,7 +196,7 @@ def check_new_stream(
     if taken is not None:
         what_next = (
             "it is being deleted, try again later"
-            if taken.state is StreamState.DELETING
+            if taken.state is StreamPhase.DELETING
             else "use it, or choose another name"
         )
         raise MeshError(
@@ -147,14 +212,20 @@ def check_new_stream(
             {"members": str(len(node_ids))},
         )
     for node_id in node_ids:
-        check_node(nodes, node_id)
+        check_placeable(check_node(nodes, node_id))
     if len(set(node_ids)) != len(node_ids):
         raise MeshError(ErrorCode.INVALID_ARGUMENT, "A node is named twice among the members: name each once.")
-    if retained_bytes_max and retained_bytes_max < RETAINED_BYTES_MIN:
+    if retained_bytes_max and not RETAINED_BYTES_MIN <= retained_bytes_max <= INTEGER_MAX:
         raise MeshError(
             ErrorCode.INVALID_ARGUMENT,
-            f"retained_bytes_max is {retained_bytes_max}, at least {RETAINED_BYTES_MIN} is needed: "
-            "raise it, or give 0 for the default.",
+            f"retained_bytes_max is {retained_bytes_max}, and must be between {RETAINED_BYTES_MIN} and {INTEGER_MAX}: "
+            "change it, or give 0 for the default.",
+        )
+    if len(streams) >= STREAMS_MAX:
+        raise MeshError(
+            ErrorCode.MESH_FULL,
+            f"The mesh has {len(streams)} streams, and {STREAMS_MAX} is the most: delete one that nobody uses.",
+            {"streams": str(len(streams))},
         )
 
 

@@ -1,6 +1,7 @@
 """Health of the mesh from its nodes. Source: architecture §10.
 
-Nodes that were stopped on purpose do not count: planned-down is not failure.
+Nodes that were stopped on purpose do not count: planned-down is not failure. Nor do those that were admitted and not
+heard yet: strangers that never speak make no mesh CRITICAL.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ class Timing:
         unreachable_after_s: silence after which the leader commits that a node is unreachable.
         proposal_deadline_s: how long a change may take before it is answered with NO_QUORUM.
         stream_forms_within_s: how long CreateStream waits for the group.
+        leaderless_after_s: how long a stream may be without a leader before the status says so; longer than two elections.
     """
 
     tick_s: float = 0.05
@@ -29,6 +30,7 @@ class Timing:
     unreachable_after_s: float = 3.0
     proposal_deadline_s: float = 10.0
     stream_forms_within_s: float = 10.0
+    leaderless_after_s: float = 10.0
 
     @property
     def unreachable_after_ticks(self) -> int:
@@ -44,5 +46,11 @@ class Timing:
 TIMINGS: Final[dict[str, Timing]] = {
     "lan": Timing(),
     "test": Timing(),
-    "wan": Timing(election_ticks=100, heartbeat_ticks=10, unreachable_after_s=15.0, proposal_deadline_s=30.0),
+    "wan": Timing(
+        election_ticks=100,
+        heartbeat_ticks=10,
+        unreachable_after_s=15.0,
+        proposal_deadline_s=30.0,
+        leaderless_after_s=20.0,
+    ),
 }

@@ -10,45 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 
 from mesh_control.core.model import Node, NodeState
 from meshcommon.ids import MemberId, NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """The Raft configuration as the leader sees it.
-
-    Attributes:
-        voters: members that vote.
-        learners: members that only learn.
-        leader: the leader's member.
-        caught_up: members that hold nearly all of the log, know an entry of this leader's term to be committed (before that
-            one that began blank may not vote) and were heard within an election timeout; only such a one is promoted or
-            given the leadership.
-    """
-
-    voters: frozenset[MemberId]
-    learners: frozenset[MemberId]
-    leader: MemberId
-    caught_up: frozenset[MemberId]
-
-
-@dataclass(frozen=True, slots=True)
-class ConfChange:
-    """A single-step change: "add_voter", "add_learner" (also demotes) or "remove"."""
-
-    change: str
-    member: MemberId
-    node_id: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """The leadership should go to `member`."""
-
-    member: MemberId
+from meshraft.configuration import ConfChange, Configuration, Transfer
 
 
 def voter_count(running: int) -> int:
@@ -59,7 +24,7 @@ def voter_count(running: int) -> int:
 
 
 def wanted_voters(
-    nodes: Collection[Node], departing: AbstractSet[NodeId], current: AbstractSet[MemberId], leader: MemberId
+    nodes: Collection[Node], departing: AbstractSet[NodeId], current: AbstractSet[int], leader: int
 ) -> frozenset[MemberId]:
     """Members that should vote.
 
@@ -67,7 +32,8 @@ def wanted_voters(
     """
     running = [node for node in nodes if node.state is NodeState.ACTIVE]
     staying = [node for node in running if node.node_id not in departing]
-    candidates = staying or running or list(nodes)
+    # Who has not been heard yet is no candidate, even when all others are stopped.
+    candidates = staying or running or [node for node in nodes if node.state is not NodeState.JOINING]
     candidates.sort(
         key=lambda node: (
             node.mcg_member != leader,
@@ -85,15 +51,15 @@ def next_step(
     """What the leader should do next, None when the configuration is as it should be.
 
     Order: strangers out and newcomers in as learners; then votes are given before any is taken, as far as the new voters
-    have caught up, so that the quorum rests on as many nodes as it can.
+    have caught up, so that the quorum rests on as many nodes as it can. No vote is taken that leaves too few who are heard.
     """
-    members = {node.mcg_member: node for node in nodes}
+    members: dict[int, Node] = {node.mcg_member: node for node in nodes}
     present = raft.voters | raft.learners
     for member in sorted(raft.learners - members.keys()):
         return ConfChange("remove", member, NodeId(0))
     for member in sorted(members.keys() - present):
         return ConfChange("add_learner", member, members[member].node_id)
-    wanted = wanted_voters(nodes, departing, raft.voters & members.keys(), raft.leader)
+    wanted = wanted_voters(nodes, departing, raft.voters & members.keys(), raft.own)
     for member in sorted(wanted - raft.voters):
         if member in raft.caught_up:
             return ConfChange("add_voter", member, members[member].node_id)
@@ -101,15 +67,20 @@ def next_step(
 
 
 def _take_a_vote(
-    raft: Configuration, wanted: frozenset[MemberId], members: dict[MemberId, Node]
+    raft: Configuration, wanted: frozenset[MemberId], members: dict[int, Node]
 ) -> ConfChange | Transfer | None:
     keepers = raft.voters & wanted
     if not keepers:
         return None
-    for member in sorted(raft.voters - wanted - {raft.leader}):
+    # Silent voters first: to take a live one's vote while a lost one keeps its own can end the group for good.
+    surplus = sorted(raft.voters - wanted - {raft.own}, key=lambda member: (member in raft.caught_up, member))
+    for member in surplus:
+        left = raft.voters - {member}
+        if 2 * len(left & raft.caught_up) <= len(left):
+            continue
         node = members.get(member)
         return ConfChange("add_learner", member, node.node_id) if node else ConfChange("remove", member, NodeId(0))
-    if raft.leader not in wanted:
+    if raft.own not in wanted:
         ready = sorted(keepers & raft.caught_up)
         return Transfer(ready[0]) if ready else None
     return None

@@ -1,7 +1,7 @@
 """Telling a service of this site what is in force, again whenever that or the service changes.
 
 A push is idempotent. It is due when the node changed, and when the service came back: its health stream says so, so a
-restarted service is told within a moment. Leaves out what is pushed (`data_client`, `routing_client`).
+restarted service is told within a moment. A version may also change with time, and is looked at once a minute. Leaves out what is pushed (`data_client`, `routing_client`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from grpc_health.v1 import health_pb2
 
 from mesh_control.shell.changes import Changes
 from meshcommon.admin import Readiness
-from meshcommon.errors import MeshError
+from meshcommon.barrier import barrier
+from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import mesh_error
 from meshcommon.logging import get_logger
 
 RETRY_S: Final = 0.25
 PUSH_TIMEOUT_S: Final = 3.0
+AGING_CHECK_S: Final = 60.0
+"""How often a version is looked at that no change announces: a delegation that the wall clock makes old."""
 
 _log = get_logger(__name__)
 
@@ -75,17 +78,26 @@ class ConfigPush:
         while True:
             version = self._version()
             if version == self._in_force:
-                await self._changed.wait()
+                await self._changed.wait(AGING_CHECK_S)
                 continue
+            if await self._try_to_push():
+                self._in_force = version
+                self._readiness.clear(self._service)
+                self._pushed.notify()
+            else:
+                await self._changed.wait(RETRY_S)
+
+    async def _try_to_push(self) -> bool:
+        with barrier("control_push", service=self._service):
             try:
                 await self._push()
             except grpc.aio.AioRpcError as error:
                 self._away(mesh_error(error, self._service))
-                await self._changed.wait(RETRY_S)
-            else:
-                self._in_force = version
-                self._readiness.clear(self._service)
-                self._pushed.notify()
+                return False
+            return True
+        # What cannot even be sent, for example a view that outgrew its limit, must not end the control plane.
+        self._away(MeshError(ErrorCode.INTERNAL, "it could not be sent; the log has the details."))
+        return False
 
     async def _watch_health(self) -> None:
         while True:

@@ -1,25 +1,29 @@
 """What the control plane tells this site's data plane, and what it hears of the local replicas of streams.
 
-Leaves out packets (`overlay_client`). Source: data.proto, overlay.proto; architecture §7 "Birth and death of a group".
+Leaves out packets (`OverlayAttachment`). Source: data.proto, overlay.proto; architecture §7 "Birth and death of a group".
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final
 
 import grpc
 import grpc.aio
 
 from mesh_control.core.confirmations import Report
+from mesh_control.core.delegator import Delegator
+from mesh_control.core.leaderless import LeaderlessStreams
 from mesh_control.shell.changes import Changes
 from mesh_control.shell.config_push import PUSH_TIMEOUT_S, RETRY_S, ConfigPush
 from mesh_control.shell.local_node import LocalNode
-from meshapi.common.v1 import view_pb2
 from meshapi.data.v1 import data_pb2, data_pb2_grpc
 from meshapi.overlay.v1 import overlay_pb2, overlay_pb2_grpc
 from meshcommon.admin import Readiness
+from meshcommon.barrier import barrier
+from meshcommon.delegation import Grantor, Use
 from meshcommon.grpc_client import call_metadata, mesh_error
 from meshcommon.ids import MemberId, NodeId, StreamId
 from meshcommon.logging import get_logger
@@ -38,10 +42,15 @@ _log = get_logger(__name__)
 class DataClient:
     """The data plane of this site."""
 
-    def __init__(self, channel: grpc.aio.Channel, node: LocalNode, readiness: Readiness) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, node: LocalNode, readiness: Readiness, leaderless: LeaderlessStreams
+    ) -> None:
         self._data = data_pb2_grpc.DataPlaneServiceStub(channel)
         self._overlay = overlay_pb2_grpc.OverlayServiceStub(channel)
         self._node = node
+        self._leaderless = leaderless
+        self._delegator = Delegator(Use.LANES)
+        self._joining = Delegator(Use.LANES)
         self._reports: dict[StreamId, Report] = {}
         self.reported = Changes()
         self.push = ConfigPush(SERVICE, channel, self._configure, self._version, node.changed, readiness)
@@ -63,10 +72,11 @@ class DataClient:
         Raises:
             MeshError: ADDRESS_UNREACHABLE, WRONG_PROTOCOL and others of the data plane; UNAVAILABLE when it is away.
         """
-        request = overlay_pb2.OpenJoinLaneRequest(
-            address=address, name=self._node.name, private_key=self._node.identity.private_key
-        )
+        node = self._node
         try:
+            grantor, key = Grantor(node.identity.public_key), await self._delegated_key()
+            identity = self._joining.introduce(node.identity, node.name, grantor, key, node.now_s)
+            request = overlay_pb2.OpenJoinLaneRequest(address=address, identity=identity)
             return await self._overlay.OpenJoinLane(request, timeout=DIAL_TIMEOUT_S, metadata=call_metadata())
         except grpc.aio.AioRpcError as error:
             raise mesh_error(error, SERVICE) from None
@@ -87,36 +97,53 @@ class DataClient:
             view.revision if view else 0,
             node.is_running,
             node.is_leaving,
+            self._delegator.renewals(node.now_s),
         )
 
     async def _configure(self) -> None:
-        node, view = self._node, self._node.view()
+        # Asked each time: the data plane may have another key by now.
+        key, node = await self._delegated_key(), self._node
+        view = node.view()
         request = data_pb2.ConfigureRequest(has_left=node.is_leaving)
         if view is not None:
             request.view.CopyFrom(view)
             request.is_running = node.is_running
-            request.identity.CopyFrom(
-                view_pb2.LocalIdentity(node_id=node.node_id, name=node.name, private_key=node.identity.private_key)
-            )
+            identity = self._delegator.introduce(node.identity, node.name, node.grantor, key, node.now_s)
+            request.identity.CopyFrom(identity)
         await self._data.Configure(request, timeout=PUSH_TIMEOUT_S)
+
+    async def _delegated_key(self) -> tuple[bytes, int]:
+        answer = await self._data.GetDelegatedKey(
+            data_pb2.GetDelegatedKeyRequest(), timeout=PUSH_TIMEOUT_S, metadata=call_metadata()
+        )
+        return answer.public_key, answer.made_at_s
 
     async def _watch_groups(self) -> None:
         while True:
             try:
                 async for response in self._data.WatchGroups(data_pb2.WatchGroupsRequest(), wait_for_ready=True):
-                    self._reports = {
-                        StreamId(item.stream_id): Report(
-                            _STATES.get(item.state, "other"),
-                            NodeId(item.leader_node),
-                            item.reason,
-                            MemberId(item.member_id),
-                            tuple(map(MemberId, item.members_out)),
-                            item.is_distrusted,
-                        )
-                        for item in response.groups
-                    }
-                    self.reported.notify()
+                    with barrier("control_group_reports"):
+                        self._take(_read_reports(response))
+                        self.reported.notify()
             except grpc.aio.AioRpcError as error:
                 _log.info("group_watch_ended", reason=mesh_error(error, SERVICE).message)
-            self._reports = {}
+            self._take({})
             await asyncio.sleep(RETRY_S)
+
+    def _take(self, reports: dict[StreamId, Report]) -> None:
+        self._reports = reports
+        self._leaderless.receive(reports, asyncio.get_running_loop().time(), datetime.now(UTC))
+
+
+def _read_reports(response: data_pb2.WatchGroupsResponse) -> dict[StreamId, Report]:
+    return {
+        StreamId(item.stream_id): Report(
+            _STATES.get(item.state, "other"),
+            NodeId(item.leader_node),
+            item.reason,
+            MemberId(item.member_id),
+            tuple(map(MemberId, item.members_out)),
+            item.is_distrusted,
+        )
+        for item in response.groups
+    }

@@ -21,10 +21,10 @@ class Gauges:
         while True:
             mcg = self._node.mcg
             if mcg is not None:
-                standing = mcg.standing()
-                metrics.APPLIED_INDEX.set(standing.applied)
-                metrics.TERM.set(standing.term)
-                metrics.IS_LEADER.set(standing.is_leader)
+                known = mcg.leader_view()
+                metrics.APPLIED_INDEX.set(known.applied)
+                metrics.TERM.set(known.term)
+                metrics.IS_LEADER.set(known.is_leader)
                 metrics.NODES.set(len(mcg.state.nodes))
                 metrics.STREAMS.set(len(mcg.state.streams))
             await self._node.changed.wait(EVERY_S)

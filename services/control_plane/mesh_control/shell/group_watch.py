@@ -1,4 +1,4 @@
-"""Carries what the local stream replicas say about births, ends and members to the MCG."""
+"""Carries what the local stream replicas say about groups that formed, ends and members to the MCG."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from typing import Final
 from mesh_control.core.confirmations import Confirmation, due_confirmations
 from mesh_control.shell.data_client import DataClient
 from mesh_control.shell.local_node import LocalNode
-from mesh_control.shell.proposals import Proposals
-from meshapi.control.v1 import mcg_pb2
-from meshcommon.errors import ErrorCode, MeshError
+from mesh_control.shell.proposer import Proposer
+from meshcommon.barrier import barrier
+from meshcommon.errors import MeshError, Retry
 from meshcommon.logging import get_logger
 
 RETRY_S: Final = 1.0
-_NOBODY_DECIDES: Final = frozenset({ErrorCode.NO_QUORUM, ErrorCode.NODE_STOPPED, ErrorCode.NOT_A_MEMBER})
-"""What the next proposal would be answered as well; a refusal concerns its own stream alone."""
 _log = get_logger(__name__)
 
 
 class GroupWatch:
     """Proposes what is due, one at a time; what fails is due again a second later."""
 
-    def __init__(self, node: LocalNode, data: DataClient, proposals: Proposals) -> None:
+    def __init__(self, node: LocalNode, data: DataClient, proposer: Proposer) -> None:
         self._node = node
         self._data = data
-        self._proposals = proposals
+        self._proposer = proposer
         self._look = asyncio.Event()
 
     async def run(self) -> None:
@@ -49,41 +47,29 @@ class GroupWatch:
         while True:
             await self._look.wait()
             self._look.clear()
-            mcg = self._node.mcg
-            if mcg is None or not self._node.is_running:
-                continue
-            due = due_confirmations(mcg.state.streams.values(), self._data.reports, self._node.node_id)
-            if not await self._propose_all(due):
+            is_done = False
+            with barrier("control_group_watch"):
+                is_done = await self._propose_due()
+            if not is_done:
                 # A refusal is an entry of the log too, which would wake this task at once.
                 await asyncio.sleep(RETRY_S)
+
+    async def _propose_due(self) -> bool:
+        mcg = self._node.mcg
+        if mcg is None or not self._node.is_running:
+            return True
+        due = due_confirmations(mcg.state.streams.values(), self._data.reports, self._node.node_id)
+        return await self._propose_all(due)
 
     async def _propose_all(self, due: list[Confirmation]) -> bool:
         """Whether all were committed."""
         is_done = True
         for item in due:
             try:
-                await self._proposals.propose(self._command(item))
+                await self._proposer.propose(item.command(self._node.node_id))
             except MeshError as error:
                 _log.info("confirmation_postponed", stream=item.stream_id, kind=item.kind, code=error.code)
                 is_done = False
-                if error.code in _NOBODY_DECIDES:
-                    break
+                if error.elsewhere is not Retry.FINAL:
+                    break  # nobody decides now; a refusal by the state concerns its own stream alone
         return is_done
-
-    def _command(self, item: Confirmation) -> mcg_pb2.Command:
-        stream_id, member_id = item.stream_id, item.member_id
-        match item.kind:
-            case "formed":
-                return mcg_pb2.Command(stream_formed=mcg_pb2.StreamFormed(stream_id=stream_id))
-            case "sealed":
-                return mcg_pb2.Command(stream_sealed=mcg_pb2.StreamSealed(stream_id=stream_id))
-            case "out":
-                return mcg_pb2.Command(member_out=mcg_pb2.MemberOut(stream_id=stream_id, member_id=member_id))
-            case "renew":
-                renew = mcg_pb2.ChangeMembers(stream_id=stream_id, renew_members=[member_id])
-                return mcg_pb2.Command(change_members=renew)
-            case "destroyed":
-                destroyed = mcg_pb2.ReplicaDestroyed(
-                    stream_id=stream_id, node_id=self._node.node_id, member_id=member_id
-                )
-                return mcg_pb2.Command(replica_destroyed=destroyed)

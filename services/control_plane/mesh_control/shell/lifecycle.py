@@ -11,29 +11,32 @@ import uuid
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from google.protobuf.message import DecodeError
-
-from mesh_control.core.model import NodeState
-from mesh_control.shell.join_service import check_mesh_id
+from mesh_control.core.join_plan import TRIES_MIN, JoinAttempts, JoinPlan, plan_join
+from mesh_control.core.join_rules import read_policy
+from mesh_control.core.join_tokens import prove, verifier_of
+from mesh_control.core.model import JoinPolicy, NodeState
+from mesh_control.core.peer_answers import read_join_response
+from mesh_control.shell.join_service import check_same_mesh
 from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.peer_calls import Method, PeerCalls
-from mesh_control.shell.proposals import Proposals
+from mesh_control.shell.proposer import Proposer
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import join_pb2, mcg_pb2
 from meshapi.control.v1.membership_pb2 import Membership
 from meshapi.overlay.v1 import overlay_pb2
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.ids import NodeId
+from meshcommon.ids import NodeId, check_mesh_name
 from meshcommon.logging import get_logger
 
 SETTLE_S: Final = 2.0
 """How long an operation waits for this site's own services to take the change; they are told again later anyway."""
 RECONCILE_S: Final = 2.0
-JOIN_TRIES: Final = 3
-"""A lane that dies is told to nobody here: after this part of the time a newcomer asks again over another one."""
 JOIN_RETRY_S: Final = 0.1
-_MAY_STILL_COME: Final = frozenset({ErrorCode.DEADLINE_EXCEEDED, ErrorCode.NO_QUORUM})
-_AWAY: Final = frozenset({ErrorCode.ADDRESS_UNREACHABLE, ErrorCode.UNAVAILABLE})
+JOIN_DEADLINES: Final = 2
+"""No further attempt begins after so many times the deadline of a proposal."""
+MESH_NAME: Final = "mesh"
+"""Of a mesh that is founded without one."""
+FOUNDER: Final = NodeId(1)
 
 _log = get_logger(__name__)
 
@@ -63,14 +66,14 @@ class Lifecycle:
         node: LocalNode,
         data: DataPlane,
         calls: PeerCalls,
-        proposals: Proposals,
+        proposer: Proposer,
         services: tuple[Settling, ...],
         new_mesh_id: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self._node = node
         self._data = data
         self._calls = calls
-        self._proposals = proposals
+        self._proposer = proposer
         self._services = services
         self._new_mesh_id = new_mesh_id
         self._one_at_a_time = asyncio.Lock()
@@ -83,54 +86,71 @@ class Lifecycle:
             if mcg is None or not self._node.is_running or self._one_at_a_time.locked():
                 continue
             mine = mcg.state.nodes.get(self._node.node_id)
-            if mine is not None and mine.state is NodeState.STOPPED:
-                try:
+            if mine is None or mcg.beyond is not None:
+                continue
+            try:
+                if mine.state is NodeState.STOPPED:
                     await self._commit_state(NodeState.ACTIVE)
-                except MeshError as error:
-                    _log.info("start_not_committed", code=error.code)
+                if mine.mesh_version != self._node.supported:
+                    announce = mcg_pb2.AnnounceVersion(node_id=mine.node_id, mesh_version=self._node.supported)
+                    await self._proposer.propose(mcg_pb2.Command(announce_version=announce))
+            except MeshError as error:
+                _log.info("own_state_not_committed", code=error.code)
 
-    async def seed(self) -> Membership:
-        """Founds a mesh with this node.
+    async def seed(self, name: str = MESH_NAME, policy: JoinPolicy = JoinPolicy.KEY_REQUIRED) -> Membership:
+        """Founds a mesh with this node. Where it has founded that mesh already, nothing changes.
 
         Raises:
-            MeshError: ALREADY_MEMBER.
+            MeshError: ALREADY_MEMBER, ILLEGAL_NAME, INVALID_ARGUMENT.
         """
+        check_mesh_name(name)
+        read_policy(policy)
         async with self._one_at_a_time:
-            self._check_no_member()
-            self._node.found(self._new_mesh_id())
-            membership = self._require_membership()
-            _log.info("mesh_founded", mesh_id=membership.mesh_id)
+            if not self._has_founded(name, policy):
+                self._check_no_member()
+                self._node.found(self._new_mesh_id(), name, policy)
+                _log.info("mesh_founded", mesh_id=self._require_membership().mesh_id, name=name, policy=policy.name)
             await self._settle()
             mcg = self._node.require_mcg()
-            await self._node.changed.wait_until(lambda: mcg.standing().is_leader, self._node.timing.proposal_deadline_s)
-            return membership
+            await self._node.changed.wait_until(
+                lambda: mcg.leader_view().has_quorum, self._node.timing.proposal_deadline_s
+            )
+            return self._require_membership()
 
-    async def join(self, address: str, mesh_id: str) -> Membership:
-        """Joins the mesh of the node at `address`; `mesh_id` may be empty.
+    def _has_founded(self, name: str, policy: JoinPolicy) -> bool:
+        mcg = self._node.mcg
+        if mcg is None or self._node.node_id != FOUNDER:
+            return False
+        return (mcg.state.mesh_name, mcg.state.join_policy) == (name, policy)
+
+    async def join(self, address: str, mesh_id: str, token: str = "", *, trust_first: bool = False) -> Membership:
+        """Joins the mesh that issued `token`, asking its addresses in turn, or that of the node at `address`.
+
+        Args:
+            address: asked in place of the token's addresses; may be empty with a token.
+            mesh_id: expected mesh, empty for the token's, or for whichever answers.
+            token: what `meshctl token issue` printed, or empty.
+            trust_first: without a token: accepts that nothing shows which mesh answers.
 
         Raises:
             MeshError: ALREADY_MEMBER, INVALID_ARGUMENT, MESH_ID_MISMATCH, ADDRESS_UNREACHABLE, WRONG_PROTOCOL,
-                NAME_TAKEN, KEY_TAKEN, MESH_CRITICAL, NO_QUORUM, DEADLINE_EXCEEDED.
+                NAME_TAKEN, KEY_TAKEN, MESH_FULL, MESH_CRITICAL, UPDATE_REQUIRED, NO_QUORUM, DEADLINE_EXCEEDED,
+                TOKEN_REQUIRED and the other refusals of a token, JOIN_CLOSED, KEY_MISMATCH.
         """
-        if not address.startswith(("ws://", "wss://")):
-            raise MeshError(
-                ErrorCode.INVALID_ARGUMENT,
-                f"{address!r} is no address of a node: use ws://host:port or wss://host:port.",
-                {"address": address},
-            )
+        plan = plan_join(address, mesh_id, token, trust_first=trust_first)
         async with self._one_at_a_time:
             self._check_no_member()
-            membership = await self._ask_for_a_place(address, mesh_id)
+            membership = await self._ask_for_a_place(plan)
             self._node.enter(membership)
             _log.info("mesh_joined", mesh_id=membership.mesh_id, node_id=membership.node_id)
             await self._settle()
             if not await self._node.changed.wait_until(
-                lambda: self._node.is_listed, self._node.timing.proposal_deadline_s
+                lambda: self._node.is_received, self._node.timing.proposal_deadline_s
             ):
                 raise MeshError(
                     ErrorCode.NO_QUORUM,
-                    "The node is admitted but hears nothing of the control group yet: it goes on trying by itself; "
-                    "look at its status and at the links.",
+                    "The node is admitted, but it and the control group do not hear each other yet: it goes on trying by itself, "
+                    "and is removed again when it was not heard for ten minutes; look at its status and at the links.",
                 )
             return membership
 
@@ -145,7 +165,7 @@ class Lifecycle:
             if not self._node.is_removed:
                 command = mcg_pb2.Command(remove_node=mcg_pb2.RemoveNode(node_id=node_id))
                 try:
-                    await self._proposals.propose(command)
+                    await self._proposer.propose(command)
                 except MeshError as error:
                     # An earlier attempt whose answer was lost.
                     if error.code is not ErrorCode.UNKNOWN_NODE:
@@ -182,45 +202,45 @@ class Lifecycle:
             await self._settle()
             await self._commit_state(NodeState.ACTIVE)
 
-    async def _ask_for_a_place(self, address: str, mesh_id: str) -> Membership:
-        passing = _MAY_STILL_COME
-        for _ in range(JOIN_TRIES - 1):
+    async def _ask_for_a_place(self, plan: JoinPlan) -> Membership:
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + JOIN_DEADLINES * self._node.timing.proposal_deadline_s
+        attempts = JoinAttempts(plan.addresses, give_up_at)
+        while True:
             try:
-                return await self._ask_over_a_lane(address, mesh_id)
+                return await self._ask_over_a_lane(attempts.address, plan)
             except MeshError as error:
-                if error.code not in passing:
-                    raise
-                passing = _MAY_STILL_COME | _AWAY
-                _log.info("join_attempt_failed", code=error.code, reason=error.message)
+                _log.info("join_attempt_failed", address=attempts.address, code=error.code, reason=error.message)
+                if not attempts.may_go_on(error, loop.time()):
+                    raise attempts.refusal() from None
                 await asyncio.sleep(JOIN_RETRY_S)
-        return await self._ask_over_a_lane(address, mesh_id)
 
-    async def _ask_over_a_lane(self, address: str, mesh_id: str) -> Membership:
+    async def _ask_over_a_lane(self, address: str, plan: JoinPlan) -> Membership:
         lane = await self._data.open_join_lane(address)
         try:
-            check_mesh_id(mesh_id, lane.mesh_id)
+            check_same_mesh(plan.mesh_id, lane.mesh_id)
             request = join_pb2.JoinRequest(
                 mesh_id=lane.mesh_id,
                 name=self._node.name,
                 public_key=self._node.identity.public_key,
                 peer_address=self._node.peer_address,
+                mesh_version=self._node.supported,
             )
+            verifier = b""
+            if plan.key is not None:
+                check_same_mesh(plan.key.mesh_id, lane.mesh_id)
+                verifier = verifier_of(plan.key.secret)
+                prove(request, verifier)
             with self._calls.join_lane(lane.lane_id):
                 body = await self._calls.call(
                     Method.JOIN,
                     request.SerializeToString(),
-                    self._node.timing.proposal_deadline_s / JOIN_TRIES,
+                    self._node.timing.proposal_deadline_s / TRIES_MIN,
                     lane_id=lane.lane_id,
                 )
         finally:
             await self._data.close_join_lane(lane.lane_id)
-        try:
-            response = join_pb2.JoinResponse.FromString(body)
-        except DecodeError:
-            raise MeshError(
-                ErrorCode.WRONG_PROTOCOL, "The answer of that node cannot be read: update one of them."
-            ) from None
-        check_mesh_id(lane.mesh_id, response.view.mesh_id)
+        response = read_join_response(body, request, self._node.supported, verifier)
         return Membership(
             mesh_id=response.view.mesh_id,
             node_id=response.node_id,
@@ -231,7 +251,7 @@ class Lifecycle:
 
     async def _commit_state(self, state: NodeState) -> None:
         change = mcg_pb2.SetNodeState(node_id=self._node.node_id, state=view_pb2.NodeState.ValueType(state))
-        await self._proposals.propose(mcg_pb2.Command(set_node_state=change))
+        await self._proposer.propose(mcg_pb2.Command(set_node_state=change))
 
     async def _settle(self) -> None:
         for service in self._services:

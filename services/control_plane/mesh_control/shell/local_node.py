@@ -11,25 +11,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from mesh_control.core.join_rules import policy_value
 from mesh_control.core.mcg_state import McgState
-from mesh_control.core.model import Place
+from mesh_control.core.model import JoinPolicy, NodeState, Place
 from mesh_control.core.timing import Timing
+from mesh_control.core.versions import MESH_VERSION
 from mesh_control.shell.changes import Changes
-from mesh_control.shell.identity import Identity
 from mesh_control.shell.leadership import Leadership
-from mesh_control.shell.mcg import Birth, Mcg, SendFrame
+from mesh_control.shell.mcg import Bootstrap, Mcg, SendFrame
 from mesh_control.shell.mcg_store import McgStore
 from mesh_control.shell.membership import MembershipFile
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import mcg_pb2
 from meshapi.control.v1.membership_pb2 import Membership
 from meshcommon.datadir import DataDir
+from meshcommon.delegation import Grantor
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NO_NODE, MemberId, NodeId
+from meshcommon.key_signer import KeySigner
 from meshcommon.logging import get_logger
 from meshraft import CLASS_CONTROL, RaftError, RaftHost
 
-HAND_OVER_S: Final = 0.5
+TRANSFER_S: Final = 0.5
 FOUNDING_INDEX: Final = 1
 _RAFT_DIR: Final = "raft"
 _log = get_logger(__name__)
@@ -48,8 +51,9 @@ class LocalNode:
         now_ms: Callable[[], int],
         *,
         seed: int,
+        supported: int = MESH_VERSION,
     ) -> None:
-        """Opens what is on disk.
+        """Opens what is on disk. `supported` is the highest mesh version that the software can apply.
 
         Raises:
             MeshError: DATA_DIR_FOREIGN, DATA_DIR_INCOMPLETE, DATA_DIR_UNWRITABLE, STORAGE_FAILED.
@@ -57,6 +61,7 @@ class LocalNode:
         self.name = name
         self.peer_address = peer_address
         self.timing = timing
+        self.supported = supported
         self.changed = Changes()
         self._data_dir = data_dir
         self._send = send
@@ -69,8 +74,9 @@ class LocalNode:
         self._membership = self._file.read()
         self._mcg: Mcg | None = None
         self._leadership: Leadership | None = None
+        self._is_forgotten = False
         self._finish_leaving()
-        self.identity = Identity.load_or_make(data_dir.path)
+        self.identity = KeySigner.load_or_make(data_dir.path)
         self._open()
 
     @property
@@ -82,6 +88,19 @@ class LocalNode:
     def node_id(self) -> NodeId:
         """Id of this node, 0 when it is in no mesh."""
         return NodeId(self._membership.node_id) if self._membership else NO_NODE
+
+    @property
+    def grantor(self) -> Grantor:
+        """This node as it delegates keys now; without a mesh as long as it is in none."""
+        view = self.view()
+        if view is None:
+            return Grantor(self.identity.public_key)
+        return Grantor(self.identity.public_key, view.mesh_id, view.mesh_epoch, self.node_id)
+
+    @property
+    def now_s(self) -> float:
+        """The wall clock, seconds since 1970."""
+        return self._now_ms() / 1000
 
     @property
     def is_leaving(self) -> bool:
@@ -109,12 +128,26 @@ class LocalNode:
         return self._mcg is not None and self.node_id in self._mcg.state.nodes
 
     @property
+    def is_received(self) -> bool:
+        """Whether the state applied here says that this node was heard and counts."""
+        mcg = self._mcg
+        return mcg is not None and self.is_listed and mcg.state.nodes[self.node_id].state is not NodeState.JOINING
+
+    @property
     def is_removed(self) -> bool:
-        """Whether the state applied here says that this node is no longer a member."""
+        """Whether the state applied here, or a member that was asked, says that this node is no longer a member."""
         mcg, membership = self._mcg, self._membership
-        if mcg is None or membership is None or not mcg.state.mesh_id:
+        if mcg is None or membership is None:
             return False
+        if self._is_forgotten or not mcg.state.mesh_id:
+            return self._is_forgotten
         return not self.is_listed and mcg.state.revision >= membership.first_view.revision
+
+    def set_forgotten(self, is_forgotten: bool) -> None:
+        """A member said that this node was forgotten; or the group is heard again."""
+        if self._is_forgotten != is_forgotten:
+            self._is_forgotten = is_forgotten
+            self.changed.notify()
 
     @property
     def is_distrusted(self) -> bool:
@@ -151,15 +184,18 @@ class LocalNode:
             return self._mcg.state.view()
         return first
 
-    def found(self, mesh_id: str) -> None:
-        """Becomes the first node of a new mesh."""
+    def found(self, mesh_id: str, mesh_name: str, policy: JoinPolicy) -> None:
+        """Becomes the first node of a new mesh. Raises ILLEGAL_NAME."""
         state = McgState()
         command = mcg_pb2.Command(stamp_ms=self._now_ms())
         command.found_mesh.mesh_id = mesh_id
+        command.found_mesh.mesh_name = mesh_name
+        command.found_mesh.join_policy = policy_value(policy)
         command.found_mesh.node.name = self.name
         command.found_mesh.node.public_key = self.identity.public_key
         command.found_mesh.node.peer_address = self.peer_address
-        refusal = state.apply(1, command).refusal
+        command.found_mesh.node.mesh_version = self.supported
+        refusal = state.apply(FOUNDING_INDEX, command).refusal
         if refusal is not None:
             raise refusal
         node = state.view().nodes[0]
@@ -171,6 +207,7 @@ class LocalNode:
                 is_running=True,
                 is_founder=True,
                 first_view=state.view(),
+                founding_snapshot=state.snapshot(),
             )
         )
 
@@ -239,7 +276,8 @@ class LocalNode:
         """Forgets the mesh: closes the replica, empties the data directory, makes a new key."""
         await self._close()
         self._clear()
-        self.identity = Identity.load_or_make(self._data_dir.path)
+        self._is_forgotten = False
+        self.identity = KeySigner.load_or_make(self._data_dir.path)
         self.changed.notify()
 
     def receive_raft(self, peer: NodeId, frame: bytes) -> None:
@@ -247,16 +285,16 @@ class LocalNode:
         if self._mcg is not None and self.store.takes(peer, frame):
             self._mcg.receive(peer, frame)
 
-    async def hand_over(self) -> None:
+    async def transfer_leadership(self) -> None:
         """Gives the leadership away, if this node has it and another voter can take it, before the service stops."""
         mcg = self._mcg
-        if mcg is None or not mcg.standing().is_leader:
+        if mcg is None or not mcg.leader_view().is_leader:
             return
         configuration = mcg.configuration()
-        heirs = sorted(configuration.voters & configuration.caught_up - {mcg.place.mcg_member})
+        heirs = sorted(configuration.voters & configuration.caught_up - {configuration.own})
         if heirs:
             mcg.transfer_leadership(heirs[0])
-            await self.changed.wait_until(lambda: not mcg.standing().is_leader, HAND_OVER_S)
+            await self.changed.wait_until(lambda: not mcg.leader_view().is_leader, TRANSFER_S)
         await self.store.keeper.farewell()
 
     async def run(self) -> None:
@@ -306,7 +344,7 @@ class LocalNode:
             return
         updated = Membership()
         updated.CopyFrom(self._membership)
-        updated.is_founder = False
+        updated.is_founder, updated.founding_snapshot = False, b""
         self._write(updated)
 
     def _finish_leaving(self) -> None:
@@ -337,16 +375,19 @@ class LocalNode:
         place = Place(membership.mesh_id, NodeId(membership.node_id), MemberId(membership.mcg_member))
         host = _open_host(self._data_dir.path / _RAFT_DIR, self._seed)
         try:
-            self.store.open()
-        except OSError as error:
+            self.store.open(host.retirement() or "")
+            host.forget_retirement()
+        except (OSError, RaftError) as error:
             host.close()
             raise _not_opened(self._data_dir.path / _RAFT_DIR, error) from error
-        birth = Birth(
-            _founding_snapshot(first) if membership.is_founder else b"",
+        bootstrap = Bootstrap(
+            # A log that lost even the bootstrap of the mesh must not found it again.
+            _founding_snapshot(membership) if membership.is_founder and not self.store.is_distrusted else b"",
             {node.mcg_member: node.node_id for node in first.nodes},
-            self.store.keeper.acquainted,
         )
-        self._mcg = Mcg.open(host, place, birth, self.timing, self._send_frame, self._now_ms)
+        self._mcg = Mcg.open(
+            host, place, bootstrap, self.timing, self._send_frame, self._now_ms, supported=self.supported
+        )
         self._follow(self._mcg)
         self._mcg.set_ticking(membership.is_running)
         self._leadership = Leadership(self._mcg, self.timing)
@@ -359,7 +400,7 @@ def _open_host(path: Path, seed: int) -> RaftHost:
     except (RaftError, OSError) as error:
         raise _not_opened(path, error) from error
     if damage := host.damage():
-        _log.error("raft_log_damaged", damage=damage, effect="the control group here is in doubt until it is repaired")
+        _log.error("raft_log_damaged", damage=damage, effect="see docs/design/recovery.md")
     return host
 
 
@@ -372,8 +413,17 @@ def _not_opened(path: Path, error: Exception) -> MeshError:
     )
 
 
-def _founding_snapshot(view: view_pb2.MeshView) -> bytes:
+def _founding_snapshot(membership: Membership) -> bytes:
     """State of a mesh that has just been founded, as it is at index 1."""
-    return mcg_pb2.McgSnapshot(
-        applied_index=FOUNDING_INDEX, view=view, next_node_id=2, next_mcg_member=2, next_stream_id=1, next_member_id=1
-    ).SerializeToString()
+    view = membership.first_view
+    return (
+        membership.founding_snapshot
+        or mcg_pb2.McgSnapshot(
+            applied_index=FOUNDING_INDEX,
+            view=view,
+            next_node_id=2,
+            next_mcg_member=2,
+            next_stream_id=1,
+            next_member_id=1,
+        ).SerializeToString()
+    )

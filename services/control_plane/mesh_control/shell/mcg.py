@@ -1,50 +1,57 @@
-"""The driver of this node's replica of the Mesh Control Group: one Raft group in a host of its own.
+"""This node's replica of the Mesh Control Group: one Raft group in a host of its own, as a state machine for its driver.
 
-It owns the clock (ticks), the wake-ups of the log and the order of calls: frames out, snapshots in, entries applied, then
-whoever waits is told. Leaves out: what a leader does besides (`leadership`), and finding the leader (`proposals`).
+Leaves out: the order of a turn (`meshraft.driver`), what a leader does besides (`leadership`), finding the leader (`proposer`).
 A failed log ends the service with STORAGE_FAILED: a node that cannot remember its vote must not take part.
-Source: architecture §7 "MCG"; meshraft's contract in `_native.pyi`.
+An entry that needs newer software stops the applying, nothing else: the replica still stores, acknowledges and votes, keeps
+the log from there on, and gives the leadership away.
+Source: architecture §7 "MCG"; ADR 0015.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
-from google.protobuf.message import DecodeError
-
-from mesh_control.core.mcg_state import McgState, Result
+from mesh_control.core.mcg_state import Result
 from mesh_control.core.model import Place
+from mesh_control.core.replica import Replica
 from mesh_control.core.timing import Timing
-from mesh_control.core.voters import Configuration
+from mesh_control.core.versions import Beyond, check_proposable, version_of
 from mesh_control.shell import metrics
 from mesh_control.shell.changes import Changes
 from meshapi.control.v1 import mcg_pb2
+from meshcommon.barrier import LOG_EVERY_S
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.ids import MemberId, NodeId
+from meshcommon.ids import NO_NODE, NodeId
 from meshcommon.logging import get_logger
+from meshcommon.peer_text import printable
 from meshraft import (
-    KIND_NORMAL,
+    ENTRY_NORMAL,
     Backpressure,
-    Committed,
+    Entries,
+    Frame,
     GroupConfig,
     GroupStatus,
     InvalidFrame,
     NotLeader,
-    Pump,
     RaftError,
     RaftHost,
+    Role,
 )
+from meshraft.configuration import ConfChange, Configuration, Transfer
+from meshraft.driver import Turn
+from meshraft.group import RaftGroup
+from meshraft.host_loop import HostLoop
 
 GROUP: Final = 1
 SNAPSHOT_EVERY_ENTRIES: Final = 1000
 READ_RETRY_S: Final = 0.3
-CAUGHT_UP_ENTRIES: Final = 64
-"""A member within this many entries of the commit index has caught up."""
+
+Applied: TypeAlias = Result | None
+"""What an entry came to; None for one that carries no command, or that this software cannot apply."""
 
 _log = get_logger(__name__)
 
@@ -57,27 +64,27 @@ class SendFrame(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Birth:
+class Bootstrap:
     """How the replica starts when nothing is stored yet, and what is known beside its log.
 
     Attributes:
         founding: the mesh's first state at index 1, when this node founds it; empty for a node that joins, which waits
             for the leader's snapshot.
         peers: where each member lives, as far as known.
-        acquainted: other nodes that are known to be in the mesh, whatever the log says.
     """
 
     founding: bytes
     peers: Mapping[int, int]
-    acquainted: Collection[NodeId]
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """Where this replica stands.
+class LeaderView:
+    """Who leads, as far as this replica knows.
 
     Attributes:
         leader: leader's node, 0 if unknown.
+        term: the newest that it knows.
+        applied: index that is applied here.
         has_quorum: whether it is in touch with a leader that has a quorum.
     """
 
@@ -88,73 +95,104 @@ class Standing:
     has_quorum: bool
 
 
+class _Waiter:
+    """Waits for one command that was proposed here."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Applied | MeshError] = asyncio.get_running_loop().create_future()
+
+    def committed(self, _index: int, _count: int, result: Applied) -> None:
+        """It was applied."""
+        self._settle(result)
+
+    def failed(self, _count: int, error: MeshError) -> None:
+        """It was not, or nobody knows."""
+        self._settle(error)
+
+    def _settle(self, answer: Applied | MeshError) -> None:
+        if not self.future.done():
+            self.future.set_result(answer)
+
+
 class Mcg:
     """This node's replica. Made by `open`; lives from seed or join until the node leaves."""
 
     def __init__(
-        self, host: RaftHost, place: Place, timing: Timing, send: SendFrame, now_ms: Callable[[], int]
+        self,
+        host: RaftHost,
+        place: Place,
+        timing: Timing,
+        send: SendFrame,
+        now_ms: Callable[[], int],
+        supported: int,
     ) -> None:
-        self.state = McgState()
+        self._replica = Replica(supported)
+        self.state = self._replica.state
         self.place = place
         self.changed = Changes()
-        self.ticks = 0
         self._host = host
         self._timing = timing
         self._send = send
-        self._now_ms = now_ms
-        self._wake = asyncio.Event()
+        self.now_ms = now_ms
+        self._loop = HostLoop(
+            host, timing.tick_s, self._send_frame, ticked=lambda: None, turned=self._turned, failed=self._failed
+        )
+        self._group: RaftGroup[Applied, MeshError] = RaftGroup(
+            self._loop.driver,
+            GROUP,
+            self,
+            GroupConfig(election_ticks=timing.election_ticks, heartbeat_ticks=timing.heartbeat_ticks),
+            overwritten=self._not_leader,
+            # A repeat is safe, since it carries the same proposal id.
+            unknown=lambda _why: self._not_leader(),
+        )
+        self._group.join()
         self._stopping = asyncio.Event()
         self._closed = asyncio.Event()
-        self._is_ticking = True
+        self._failure: Exception | None = None
         self._peers: dict[int, int] = {}
-        self._known = (0, 0)
-        self._acquainted: Collection[NodeId] = ()
-        self._forgotten: list[NodeId] = []
-        self._pending: dict[int, tuple[int, asyncio.Future[Result]]] = {}
-        self._applied_term = self._term_begins_at = 0
-        self._reads: dict[int, asyncio.Future[None]] = {}
-        self._next_read = 1
         self._snapshot_index = 0
+        self._next_warning_at = 0.0
 
     @classmethod
     def open(
         cls,
         host: RaftHost,
         place: Place,
-        birth: Birth,
+        bootstrap: Bootstrap,
         timing: Timing,
         send: SendFrame,
         now_ms: Callable[[], int],
+        *,
+        supported: int,
     ) -> Mcg:
-        """Opens the stored replica, or gives birth to it.
+        """Opens the stored replica, or bootstraps it. `supported` is the highest mesh version that it can apply.
 
         Raises:
             MeshError: STORAGE_FAILED.
         """
-        mcg = cls(host, place, timing, send, now_ms)
+        mcg = cls(host, place, timing, send, now_ms, supported)
         try:
-            mcg._start(birth)
+            mcg._start(bootstrap)
         except RaftError as error:
             host.close()
             raise _storage_failed(error) from error
         return mcg
 
-    def _start(self, birth: Birth) -> None:
-        config = GroupConfig(election_ticks=self._timing.election_ticks, heartbeat_ticks=self._timing.heartbeat_ticks)
-        self._acquainted = birth.acquainted
+    def _start(self, bootstrap: Bootstrap) -> None:
+        config = self._group.config
         if GROUP in self._host.stored_groups():
-            # Named is nobody yet: who was there at the birth may have left since.
             stored = self._host.open_group(GROUP, self.place.mcg_member, {}, config=config)
-            self._restore(stored.index, stored.data)
+            self.install(stored.index, stored.data)
         else:
-            voters = [self.place.mcg_member] if birth.founding else []
-            self._peers = dict(birth.peers.items()) | {self.place.mcg_member: self.place.node_id}
+            voters = [self.place.mcg_member] if bootstrap.founding else []
+            self._peers = dict(bootstrap.peers.items()) | {self.place.mcg_member: self.place.node_id}
             self._host.create_group(
-                GROUP, self.place.mcg_member, self._peers, voters=voters, snapshot=birth.founding, config=config
+                GROUP, self.place.mcg_member, self._peers, voters=voters, snapshot=bootstrap.founding, config=config
             )
-            self._restore(1 if birth.founding else 0, birth.founding)
+            self.install(1 if bootstrap.founding else 0, bootstrap.founding)
         status = self._host.status(GROUP)
-        if status.voters == [self.place.mcg_member] and not status.in_doubt:
+        if status.voters == [self.place.mcg_member] and status.member_state == "full":
             self._host.campaign(GROUP)
 
     async def run(self) -> None:
@@ -163,28 +201,18 @@ class Mcg:
         Raises:
             MeshError: STORAGE_FAILED when the log can no longer be written.
         """
-        loop = asyncio.get_running_loop()
-        descriptor = self._host.fileno()
-        if descriptor >= 0:
-            loop.add_reader(descriptor, self._wake.set)
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._ticks(), name="mcg ticks"),
-                    group.create_task(self._pumps(), name="mcg pump"),
-                ]
-                await self._stopping.wait()
-                for task in tasks:
-                    task.cancel()
-        except* RaftError as errors:
-            raise _storage_failed(errors) from errors
+            self._loop.start()
+            await self._stopping.wait()
         finally:
-            if descriptor >= 0:
-                loop.remove_reader(descriptor)
-            self._fail_pending()
+            self._group.close(_not_leader(NO_NODE))
             with contextlib.suppress(RaftError):
-                self._host.close()
+                self._loop.close()
             self._closed.set()
+        if isinstance(self._failure, RaftError):
+            raise _storage_failed(self._failure) from self._failure
+        if self._failure is not None:
+            raise self._failure
 
     async def stop(self) -> None:
         """Ends `run` and returns when the log is closed."""
@@ -193,7 +221,7 @@ class Mcg:
 
     def set_ticking(self, is_ticking: bool) -> None:
         """A node that was stopped on purpose holds no elections: its ticks rest."""
-        self._is_ticking = is_ticking
+        self._loop.is_ticking = is_ticking
 
     def receive(self, peer: NodeId, frame: bytes) -> None:
         """Takes a frame from a node; a malformed one is dropped and counted."""
@@ -201,8 +229,37 @@ class Mcg:
             self._host.step(peer, frame)
         except InvalidFrame as error:
             metrics.INVALID_FRAMES.inc()
-            _log.warning("mcg_frame_invalid", peer=peer, error=str(error))
-        self._wake.set()
+            now = asyncio.get_running_loop().time()
+            if now >= self._next_warning_at:
+                self._next_warning_at = now + LOG_EVERY_S
+                _log.warning("mcg_frame_invalid", peer=peer, error=printable(str(error)))
+        self._loop.wake()
+
+    @property
+    def ticks(self) -> int:
+        """Raft ticks since this replica was opened; they rest while the node is stopped on purpose."""
+        return self._loop.driver.ticks
+
+    @property
+    def beyond(self) -> Beyond | None:
+        """What this node's software cannot apply, None while it follows the log."""
+        return self._replica.beyond
+
+    @property
+    def supported(self) -> int:
+        """Highest mesh version that this node's software supports."""
+        return self._replica.supported
+
+    def check_proposable(self, command: mcg_pb2.Command) -> None:
+        """Refuses what may not be proposed here now.
+
+        Raises:
+            MeshError: UPDATE_REQUIRED, MESH_VERSION_TOO_LOW.
+        """
+        if self.beyond is not None:
+            raise self.beyond.refusal(self.supported)
+        if self.state.mesh_id:
+            check_proposable(command, self.state.mesh_version, self.supported)
 
     async def propose(self, command: mcg_pb2.Command) -> Result:
         """Commits `command` through this node, which must lead, and returns what applying it here did.
@@ -211,23 +268,28 @@ class Mcg:
 
         Raises:
             MeshError: NOT_LEADER, also when the leadership was lost before the outcome was known (a repeat with the same
-                proposal id is safe); BACKPRESSURE.
+                proposal id is safe); BACKPRESSURE; MESH_VERSION_TOO_LOW, UPDATE_REQUIRED.
         """
+        if self.beyond is not None:
+            # The leadership goes to another node: who asks again finds that one.
+            raise self._not_leader()
+        self.check_proposable(command)
         stamped = mcg_pb2.Command()
         stamped.CopyFrom(command)
-        stamped.stamp_ms = self._now_ms()
+        stamped.stamp_ms, stamped.min_version = self.now_ms(), version_of(command)
+        waiter = _Waiter()
         try:
-            term, index = self._host.propose(GROUP, stamped.SerializeToString())
+            self._group.propose(stamped.SerializeToString(), waiter)
         except NotLeader:
             raise self._not_leader() from None
         except Backpressure:
             raise MeshError(ErrorCode.BACKPRESSURE, "Too many changes wait for the voters: try again.") from None
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        if overwritten := self._pending.pop(index, None):
-            self._lose(overwritten[1])
-        self._pending[index] = (term, future)
-        self._wake.set()
-        return await future
+        answer = await waiter.future
+        if isinstance(answer, MeshError):
+            raise answer
+        if answer is None:
+            raise self._not_leader()
+        return answer
 
     async def catch_up(self, timeout_s: float) -> bool:
         """Waits until everything that was committed before this call is applied here; False without a quorum in time."""
@@ -240,187 +302,175 @@ class Mcg:
             return False
         return True
 
-    def change_configuration(self, change: str, member: MemberId, node_id: NodeId) -> bool:
-        """Proposes a single-step change; False when it is not possible right now."""
+    def take(self, step: ConfChange | Transfer) -> bool:
+        """Proposes a change, or asks a voter to lead; false when that is not possible right now."""
         try:
-            self._host.propose_conf_change(GROUP, change, member, node_id)
+            return self._group.take(step)
         except (NotLeader, Backpressure):
             return False
-        self._wake.set()
-        return True
 
-    def transfer_leadership(self, member: MemberId) -> None:
-        """Asks `member` to take over; it may not."""
+    def transfer_leadership(self, member: int) -> None:
+        """Asks `member` to take over at once; it may not."""
         with contextlib.suppress(NotLeader):
-            self._host.transfer_leader(GROUP, member)
-            self._wake.set()
+            self._group.transfer(member)
+
+    def recover(self, survivors: Mapping[int, int]) -> GroupStatus:
+        """Takes these members, with their nodes, for all that are left; returns how the group was before.
+
+        Raises:
+            MeshError: INVALID_ARGUMENT: they cannot be.
+        """
+        before = self._host.status(GROUP)
+        try:
+            self._host.recover(GROUP, dict(survivors))
+        except ValueError as error:
+            raise MeshError(
+                ErrorCode.INVALID_ARGUMENT, f"The control group cannot be recovered here: {error}."
+            ) from error
+        self._loop.wake()
+        return before
 
     def raft_status(self) -> GroupStatus:
         """The group as Raft sees it."""
         return self._host.status(GROUP)
 
     def configuration(self) -> Configuration:
-        """The Raft configuration, with who has caught up (only the leader knows)."""
-        status = self._host.status(GROUP)
-        begins_at = self._term_begins_at if self._applied_term == status.term else math.inf
-        caught_up = {
-            item.member
-            for item in status.progress
-            if item.matched + CAUGHT_UP_ENTRIES >= status.commit
-            and item.commit >= begins_at
-            and not item.in_doubt
-            and item.quiet_ticks <= self._timing.election_ticks
-        }
-        return Configuration(
-            frozenset(MemberId(member) for member in status.voters),
-            frozenset(MemberId(member) for member in status.learners),
-            MemberId(status.leader),
-            frozenset(MemberId(member) for member in caught_up | {self.place.mcg_member}),
-        )
+        """The Raft configuration; only the leader knows who is heard and has caught up."""
+        return self._group.configuration(self._group.status())
 
     def quiet_ticks(self) -> dict[NodeId, int]:
         """Ticks since each node was heard, at the leader; empty elsewhere."""
         return {NodeId(item.peer): item.quiet_ticks for item in self._host.status(GROUP).progress}
 
-    def standing(self) -> Standing:
-        """Where this replica stands now."""
+    def leader_view(self) -> LeaderView:
+        """Who leads now."""
         status = self._host.status(GROUP)
         is_leader = status.role == "leader"
         is_led = status.leader != 0 and status.leader_quiet_ticks <= self._timing.leader_lost_ticks
         leader = NodeId(self._peers.get(status.leader, 0)) if is_leader or is_led else NodeId(0)
-        return Standing(is_leader, leader, status.term, self.state.applied_index, is_leader or is_led)
+        return LeaderView(is_leader, leader, status.term, self.state.applied_index, is_leader or is_led)
 
     def compact(self) -> None:
-        """Stores the state as the group's snapshot and drops the log before it."""
+        """Stores the state as the group's snapshot and drops the log before it; nothing that is not applied is dropped."""
+        if self.beyond is not None:
+            return
         index = self.state.applied_index
         self._host.compact(GROUP, index, self.state.snapshot())
         self._snapshot_index = index
-        self._wake.set()
+        self._loop.wake()
 
     async def _read_point(self) -> bool:
-        token, self._next_read = self._next_read, self._next_read + 1
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._reads[token] = future
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[bool] = loop.create_future()
+
+        def answer(index: int | None) -> None:
+            if not answered.done():
+                answered.set_result(index is not None)
+
         try:
-            self._host.read_index(GROUP, token)
-            self._wake.set()
+            token = self._group.ask_read_point(loop.time(), answer)
+        except RaftError:
+            await asyncio.sleep(READ_RETRY_S)
+            return False
+        try:
             async with asyncio.timeout(READ_RETRY_S):
-                await future
-        except (Backpressure, TimeoutError):
+                return await answered
+        except TimeoutError:
             return False
         finally:
-            del self._reads[token]
-        return True
+            self._group.read_points.forget(token)
 
-    async def _ticks(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
-            # A late tick is not made up for: time in which this process did not run is nobody's silence.
-            due = max(due + self._timing.tick_s, loop.time())
-            await asyncio.sleep(due - loop.time())
-            if self._is_ticking:
-                self.ticks += 1
-                self._host.tick()
-                self._wake.set()
+    def _send_frame(self, frame: Frame) -> None:
+        self._send(NodeId(frame.peer), frame.cls, frame.data)
 
-    async def _pumps(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            self._turn(self._host.pump())
-            while self._host.has_work():
-                self._turn(self._host.pump())
-
-    def _turn(self, pump: Pump) -> None:
-        for frame in pump.frames:
-            self._send(NodeId(frame.peer), frame.cls, frame.data)
-        for installed in pump.installed:
-            self._restore(installed.index, installed.data)
-        for entry in pump.committed:
-            self._apply(entry)
-        for _group, token, _index in pump.reads:
-            read = self._reads.get(token)
-            if read is not None and not read.done():
-                read.set_result(None)
-        for _group, reason in pump.closed:
-            raise MeshError(
-                ErrorCode.STORAGE_FAILED,
-                f"The replica of the control group was closed ({reason}): restart the service; if that does not help, "
-                "empty its data directory and join again.",
-            )
-        for role in pump.roles:
-            _log.info("mcg_role", role=role.role, term=role.term, leader=role.leader)
-            metrics.ROLE_CHANGES.inc()
-            if role.role != "leader":
-                self._fail_pending()
-        if self.state.applied_index - self._snapshot_index >= SNAPSHOT_EVERY_ENTRIES:
-            self.compact()
-        if pump.installed or pump.committed or pump.roles:
+    def _turned(self, turn: Turn) -> None:
+        if turn.has_news:
             self.changed.notify()
 
-    def _apply(self, entry: Committed) -> None:
-        if entry.term != self._applied_term:
-            self._applied_term, self._term_begins_at = entry.term, entry.index
-        result: Result | None = None
-        if entry.kind == KIND_NORMAL:
-            try:
-                command = mcg_pb2.Command.FromString(entry.data)
-            except DecodeError:
-                # Every replica sees the same bytes and passes over them alike.
-                command = mcg_pb2.Command()
-            result = self.state.apply(entry.index, command)
+    def _failed(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._stopping.set()
+
+    # As the state machine of its group
+
+    @property
+    def applied_index(self) -> int:
+        """As of `StateMachine`, like all that follows."""
+        return self.state.applied_index
+
+    def install(self, index: int, data: bytes) -> None:
+        """Also for the stored snapshot, and for the one that founds a mesh."""
+        # The host keeps the snapshot whatever becomes of it here: newer software opens it.
+        self._snapshot_index = index
+        if self._replica.restore(index, data):
             self._sync_peers()
         else:
-            self.state.advance(entry.index)
-        term, future = self._pending.pop(entry.index, (0, None))
-        if future is None or future.done():
-            return
-        if term == entry.term and result is not None:
-            future.set_result(result)
-        else:
-            self._lose(future)
+            self._say_beyond(index)
 
-    def _restore(self, index: int, data: bytes) -> None:
-        self.state.restore(data)
-        self.state.advance(index)
-        self._snapshot_index = index
-        self._sync_peers()
+    def apply_next(self, entries: Entries) -> None:
+        """One entry."""
+        entry = entries.take()
+        result: Applied = None
+        was_beyond = self.beyond
+        if entry.kind == ENTRY_NORMAL:
+            result = self._replica.apply(entry.index, entry.data)
+            self._sync_peers()
+        else:
+            self._replica.advance(entry.index)
+        if self.beyond is not was_beyond:
+            self._say_beyond(entry.index)
+        self._group.applied(entry.index, entry.index, entry.term, result)
+
+    def role_changed(self, role: Role) -> None:
+        """What was proposed here is asked again of the new leader, rather than waited for."""
+        _log.info("mcg_role", role=role.role, term=role.term, leader=role.leader)
+        metrics.ROLE_CHANGES.inc()
+        if role.role != "leader":
+            self._group.proposals.fail(self._not_leader())
+
+    def turn_ended(self) -> None:
+        """A snapshot now and then."""
+        if self.state.applied_index - self._snapshot_index >= SNAPSHOT_EVERY_ENTRIES:
+            self.compact()
+
+    def closed(self, _kind: str, reason: str) -> None:
+        """Ends the service."""
+        raise MeshError(
+            ErrorCode.STORAGE_FAILED,
+            f"The replica of the control group was closed ({reason}): restart the service; if that does not help, "
+            "empty its data directory and join again.",
+        )
+
+    # Inside
+
+    def _say_beyond(self, index: int) -> None:
+        if self.beyond is not None:
+            _log.error(
+                "update_required",
+                index=index,
+                applied=self.state.applied_index,
+                needed=self.beyond.version or "unknown",
+            )
 
     def _sync_peers(self) -> None:
         """Tells the host where each member lives, when that changed."""
-        self._tell_forgotten()
         if not self.state.mesh_id:
             return
         peers: dict[int, int] = {node.mcg_member: node.node_id for node in self.state.nodes.values()}
-        known = (int(self.state.next_mcg_member), int(self.state.next_node_id))
-        if (peers, known) != (self._peers, self._known):
-            self._peers, self._known = peers, known
-            self._host.set_peers(GROUP, peers, known_members=known[0], known_nodes=known[1])
-
-    def _tell_forgotten(self) -> None:
-        """Tells the host which nodes came after all that the log here tells of: a damaged one may have forgotten them."""
-        forgotten = sorted(node for node in self._acquainted if node >= self.state.next_node_id)
-        if forgotten != self._forgotten:
-            self._forgotten = forgotten
-            self._host.know_nodes(GROUP, forgotten)
-
-    def _fail_pending(self) -> None:
-        for _term, future in self._pending.values():
-            self._lose(future)
-        self._pending.clear()
-
-    def _lose(self, future: asyncio.Future[Result]) -> None:
-        if not future.done():
-            future.set_exception(self._not_leader())
+        if peers != self._peers:
+            self._peers = peers
+            self._host.set_peers(GROUP, peers)
 
     def _not_leader(self) -> MeshError:
-        leader = self.standing().leader
-        return MeshError(
-            ErrorCode.NOT_LEADER,
-            "This node does not lead the control group: ask the leader.",
-            {"leader": str(leader)} if leader else {},
-        )
+        return _not_leader(self.leader_view().leader)
+
+
+def _not_leader(leader: NodeId) -> MeshError:
+    return MeshError(
+        ErrorCode.NOT_LEADER,
+        "This node does not lead the control group: ask the leader.",
+        {"leader": str(leader)} if leader else {},
+    )
 
 
 def _storage_failed(error: BaseException) -> MeshError:

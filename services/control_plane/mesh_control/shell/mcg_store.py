@@ -19,7 +19,7 @@ from meshcommon.ids import NodeId
 from meshcommon.logging import get_logger
 from meshcommon.store_files import IDENTITY_FILE, PEERS_FILE, StoreFiles
 from meshcommon.store_guard import GuardTiming, Objection
-from meshcommon.store_keeper import StoreKeeper, begin_life
+from meshcommon.store_keeper import StoreKeeper, begin_incarnation
 from meshcommon.store_record import without
 from meshwire.errors import WireError
 from meshwire.store_message import StoreMessage, decode_store_message, encode_store_message
@@ -45,10 +45,16 @@ class McgStore:
         self.keeper = StoreKeeper(guard_timing, BOOT_RAISE_S, self)
         self.reason = ""
 
-    def open(self) -> None:
-        """The log is going to be used. Blocks for a moment. Raises OSError."""
+    def open(self, lost: str = "") -> None:
+        """The log is going to be used. Blocks for a moment. Raises OSError.
+
+        `lost`: why the membership in the log is retired; empty when it is not.
+        """
         files = self._files()
-        record, memory = begin_life(files, [GROUP])
+        reason = (
+            f"The log of the control group on this node was damaged before its last write ({lost})." if lost else ""
+        )
+        record, memory = begin_incarnation(files, [GROUP], reason)
         self.keeper.start(files, record, memory)
 
     @property
@@ -57,7 +63,7 @@ class McgStore:
         return GROUP in self.keeper.disowned
 
     def follow(self, first: view_pb2.MeshView, state: McgState, own: NodeId) -> None:
-        """Nodes came, went, or vote now. A blank replica knows nobody: then the view of its birth has to do."""
+        """Nodes came, went, or vote now. A blank replica knows nobody: then the view of its bootstrap has to do."""
         known = {NodeId(node.node_id): node.is_voter for node in first.nodes}
         if state.mesh_id:
             known = {node.node_id: node.is_voter for node in state.nodes.values()}

@@ -11,9 +11,8 @@ DISTRUSTED_FRAMES: Final = Counter(
     "mesh_control_distrusted_frames_total",
     "Raft frames dropped because the log of the peer, or of this node, is not what it was.",
 )
-INVALID_REQUESTS: Final = Counter("mesh_control_invalid_requests_total", "Requests from peers that do not parse.")
 PACKETS_DROPPED: Final = Counter(
-    "mesh_control_packets_dropped_total", "Packets dropped because the data plane is away."
+    "mesh_control_packets_dropped_total", "Packets dropped because the data plane is away or far behind."
 )
 ROLE_CHANGES: Final = Counter("mesh_control_role_changes_total", "Changes of role or term in the control group.")
 PROPOSALS: Final = Counter("mesh_control_proposals_total", "Changes proposed here, by outcome.", ["outcome"])

@@ -23,9 +23,10 @@ from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.schema import migrate
 from mesh_control.shell.tables import MESH, NODES, STREAMS
 from meshcommon.admin import Readiness
+from meshcommon.barrier import barrier
 from meshcommon.errors import MeshError
 from meshcommon.logging import get_logger
-from meshcommon.postgres import RETRY_S, wait_until_there
+from meshcommon.postgres import RETRY_S
 
 SCHEMA_RETRY_S: Final = 10.0
 _WARNING: Final = "projection"
@@ -47,21 +48,29 @@ class Projection:
         """Projects until cancelled."""
         try:
             while True:
-                await wait_until_there(self._engine, self._readiness)
-                try:
-                    await migrate(self._engine, self._migrations_dir)
-                    await self._follow()
-                except MeshError as error:
-                    self._readiness.warn(_WARNING, error.message)
-                    _log.error("projection_refused", code=error.code, reason=error.message)
-                    await asyncio.sleep(SCHEMA_RETRY_S)
-                except (SQLAlchemyError, asyncpg.PostgresError, OSError) as error:
-                    self._readiness.warn(_WARNING, f"Postgres is away ({type(error).__name__}): its tables are behind.")
-                    _log.warning("projection_interrupted", error=type(error).__name__)
+                # A copy for queries: whatever goes wrong with it must not end the control plane.
+                with barrier("control_projection") as projecting:
+                    await self._project()
+                if projecting.failed:
+                    self._readiness.warn(_WARNING, "The tables are behind: the log of the control plane says why.")
                     self._written = None
-                    await asyncio.sleep(RETRY_S)
+                    await asyncio.sleep(SCHEMA_RETRY_S)
         finally:
             await self._engine.dispose()
+
+    async def _project(self) -> None:
+        try:
+            await migrate(self._engine, self._migrations_dir)
+            await self._follow()
+        except MeshError as error:
+            self._readiness.warn(_WARNING, error.message)
+            _log.error("projection_refused", code=error.code, reason=error.message)
+            await asyncio.sleep(SCHEMA_RETRY_S)
+        except (SQLAlchemyError, asyncpg.PostgresError, OSError) as error:
+            self._readiness.warn(_WARNING, f"Postgres is away ({type(error).__name__}): its tables are behind.")
+            _log.warning("projection_interrupted", error=type(error).__name__)
+            self._written = None
+            await asyncio.sleep(RETRY_S)
 
     async def _follow(self) -> None:
         while True:

@@ -7,15 +7,18 @@ repeated after a crash; an id that was allocated in vain is never used. Source: 
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Final
 
+from mesh_control.core.peer_answers import read_propose_response
 from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.peer_calls import Method, PeerCalls
+from mesh_control.shell.proposer import RETRY_S, leader_hint
 from meshapi.control.v1 import join_pb2, mcg_pb2
 from meshcommon.admin import Readiness
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.ids import MemberId, NodeId
+from meshcommon.ids import MemberId
 from meshcommon.logging import get_logger
 
 ATTEMPT_S: Final = 2.0
@@ -53,14 +56,25 @@ class Renewal:
         while peers:
             try:
                 body = await self._calls.call(Method.PROPOSE, request.SerializeToString(), ATTEMPT_S, peer=peers.pop())
+                member_id = self._read(body)
             except MeshError as error:
                 _log.info("renewal_postponed", code=error.code, reason=error.message)
-                leader = NodeId(int(error.details.get("leader", "0")))
-                if error.code is ErrorCode.NOT_LEADER and leader in peers:
+                leader = leader_hint(error)
+                if leader in peers:
                     peers.remove(leader)
                     peers.append(leader)
+                    await asyncio.sleep(RETRY_S)
                 continue
-            member_id = MemberId(join_pb2.ProposeResponse.FromString(body).allocated_id)
             await self._node.renew(member_id)
             _log.warning("mcg_membership_renewed", member=member_id)
             return
+
+    def _read(self, body: bytes) -> MemberId:
+        """The id in an answer; ids only grow, so one that is not greater than ours was never allocated for us."""
+        member_id = MemberId(read_propose_response(body).allocated_id)
+        membership = self._node.membership
+        if membership is not None and member_id <= membership.mcg_member:
+            raise MeshError(
+                ErrorCode.UNAVAILABLE, f"A node gave out member id {member_id}, which was in use before: ask another."
+            )
+        return member_id

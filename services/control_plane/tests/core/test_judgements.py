@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh_control.core.confirmations import Confirmation, Report, due_confirmations
-from mesh_control.core.model import Member, MeshStatus, Node, NodeState, Stream, StreamState
+from mesh_control.core.model import Member, MeshStatus, Node, NodeState, Stream, StreamPhase
 from mesh_control.core.reachability import Reachability
 from mesh_control.core.rows import NO_ROWS, difference
 from mesh_control.core.status import mesh_status
@@ -17,7 +17,7 @@ def node(number: int, *, up: bool = True, state: NodeState = NodeState.ACTIVE) -
     return Node(NodeId(number), f"n{number}", bytes([number]) * 32, "", MemberId(number), state, up)
 
 
-def stream(state: StreamState, destroyed: frozenset[NodeId] = frozenset()) -> Stream:
+def stream(state: StreamPhase, destroyed: frozenset[NodeId] = frozenset()) -> Stream:
     members = (Member(NodeId(1), MemberId(1), True), Member(NodeId(2), MemberId(2), True))
     return Stream(StreamId(5), "x/y", members, state, 1, 1, 1, destroyed)
 
@@ -60,13 +60,13 @@ def test_node_at_the_edge_does_not_flap() -> None:
 @pytest.mark.parametrize(
     ("item", "state", "expected"),
     [
-        (stream(StreamState.FORMING), "open", [Confirmation("formed", StreamId(5))]),
-        (stream(StreamState.FORMING), "other", []),
-        (stream(StreamState.ACTIVE), "open", []),
-        (stream(StreamState.ACTIVE), "destroyed", []),
-        (stream(StreamState.DELETING), "open", []),
-        (stream(StreamState.DELETING), "destroyed", [Confirmation("destroyed", StreamId(5))]),
-        (stream(StreamState.DELETING, frozenset({NodeId(1)})), "destroyed", []),
+        (stream(StreamPhase.FORMING), "open", [Confirmation("formed", StreamId(5))]),
+        (stream(StreamPhase.FORMING), "other", []),
+        (stream(StreamPhase.ACTIVE), "open", []),
+        (stream(StreamPhase.ACTIVE), "destroyed", []),
+        (stream(StreamPhase.DELETING), "open", []),
+        (stream(StreamPhase.DELETING), "destroyed", [Confirmation("destroyed", StreamId(5))]),
+        (stream(StreamPhase.DELETING, frozenset({NodeId(1)})), "destroyed", []),
     ],
 )
 def test_births_and_deaths_are_confirmed_once(item: Stream, state: str, expected: list[Confirmation]) -> None:

@@ -9,20 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from mesh_control.core.leaderless import LeaderlessStreams
+from mesh_control.core.model import JoinPolicy
 from mesh_control.core.timing import Timing
+from mesh_control.core.versions import MESH_VERSION
 from mesh_control.shell.join_service import JoinService
 from mesh_control.shell.lifecycle import Lifecycle
 from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.mesh_service import MeshService
 from mesh_control.shell.peer_calls import PeerCalls
-from mesh_control.shell.proposals import Proposals
+from mesh_control.shell.proposer import Proposer
 from mesh_control.shell.renewal import Renewal
+from mesh_control.shell.standing_check import StandingCheck
+from mesh_control.shell.token_desk import TokenDesk
+from mesh_control.shell.version_watch import VersionWatch
 from meshapi.overlay.v1 import overlay_pb2
 from meshcommon.admin import Readiness
 from meshcommon.datadir import DataDir
@@ -49,18 +56,29 @@ class OneNode:
         self.mesh = mesh
         self.name = name
         self.peer_address = f"ws://{name}:1"
+        self.host = f"host of {name}"
         self.data_dir = DataDir.open(mesh.directory / name, "control", name)
         rng = random.Random(f"{mesh.seed}/{name}/{self.data_dir.marker.boot}")
         self.node = LocalNode(
-            name, self.peer_address, self.data_dir, mesh.timing, self._send_raft, mesh.now_ms, seed=rng.getrandbits(63)
+            name,
+            self.peer_address,
+            self.data_dir,
+            mesh.timing,
+            self._send_raft,
+            mesh.now_ms,
+            seed=rng.getrandbits(63),
+            supported=mesh.supported.get(name, MESH_VERSION),
         )
         self.calls = PeerCalls(self, first_id=rng.getrandbits(62))
-        self.proposals = Proposals(self.node, self.calls, rng)
-        JoinService(self.node, self.calls, self.proposals)
-        self.lifecycle = Lifecycle(self.node, self, self.calls, self.proposals, ())
+        self.proposer = Proposer(self.node, self.calls, rng)
+        JoinService(self.node, self.calls, self.proposer)
+        self.lifecycle = Lifecycle(self.node, self, self.calls, self.proposer, ())
         self.readiness = Readiness()
+        self.standing = StandingCheck(self.node, self, self.calls, rng, ask_after_s=mesh.ask_after_s)
         self.renewal = Renewal(self.node, self.calls, self.readiness, rng)
-        self.service = MeshService(self.node, self.lifecycle, self.proposals, self.readiness, is_insecure=False)
+        leaderless = LeaderlessStreams(self.node.timing.leaderless_after_s)
+        self.tokens = TokenDesk(self.node, self.proposer, secrets.token_bytes)
+        self.service = MeshService(self.node, self.lifecycle, self.tokens, self.proposer, self.readiness, leaderless)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -81,6 +99,8 @@ class OneNode:
             group.create_task(self.calls.run(), name="calls")
             group.create_task(self.lifecycle.run(), name="lifecycle")
             group.create_task(self.renewal.run(), name="renewal")
+            group.create_task(self.standing.run(), name="standing")
+            group.create_task(VersionWatch(self.node, self.readiness).run(), name="version watch")
 
     def _send_raft(self, peer: NodeId, frame_class: int, data: bytes) -> None:
         self.send(Protocol.RAFT_MCG, TrafficClass(frame_class * 2), peer, data)
@@ -96,7 +116,7 @@ class OneNode:
         if packet.protocol == Protocol.RAFT_MCG:
             self.node.receive_raft(NodeId(packet.source), packet.payload)
         else:
-            self.calls.receive(packet)
+            self.calls.receive_packet(packet)
 
     async def open_join_lane(self, address: str) -> overlay_pb2.OpenJoinLaneResponse:
         """The data plane's part of joining."""
@@ -115,6 +135,9 @@ class SmallMesh:
         self.timing = timing
         self.seed = seed
         self.loss = 0.0
+        self.clock_ahead_ms = 0
+        self.ask_after_s = 5.0
+        self.supported: dict[str, int] = {}
         self.cut_off: set[str] = set()
         self.nodes: dict[str, OneNode] = {}
         self.lanes: dict[int, tuple[OneNode, str]] = {}
@@ -123,7 +146,7 @@ class SmallMesh:
 
     def now_ms(self) -> int:
         """Wall clock."""
-        return time.time_ns() // 1_000_000
+        return time.time_ns() // 1_000_000 + self.clock_ahead_ms
 
     def start(self, name: str) -> OneNode:
         """Starts a node, for the first time or again."""
@@ -141,20 +164,21 @@ class SmallMesh:
         await self.crash(name)
         return self.start(name)
 
-    async def grow(self, *names: str) -> list[OneNode]:
-        """Seeds a mesh on the first node and joins the others by it."""
+    async def grow(self, *names: str, policy: JoinPolicy = JoinPolicy.OPEN) -> list[OneNode]:
+        """Seeds a mesh on the first node and joins the others by it. OPEN: most tests are about something else."""
         nodes = [self.start(name) for name in names]
-        await nodes[0].lifecycle.seed()
+        await nodes[0].lifecycle.seed("small", policy)
         for node in nodes[1:]:
-            await node.lifecycle.join(f"ws://{names[0]}:1", "")
+            token = "" if policy is JoinPolicy.OPEN else (await nodes[0].tokens.issue())[0]
+            await node.lifecycle.join(nodes[0].peer_address, "", token, trust_first=not token)
         return nodes
 
     def leader(self) -> OneNode | None:
         """The running node that leads with the highest term, if any."""
         leading = [
-            (mcg.standing().term, node)
+            (mcg.leader_view().term, node)
             for node in self.nodes.values()
-            if (mcg := node.node.mcg) is not None and mcg.standing().is_leader
+            if (mcg := node.node.mcg) is not None and mcg.leader_view().is_leader
         ]
         return max(leading, key=lambda item: item[0])[1] if leading else None
 
@@ -174,6 +198,8 @@ class SmallMesh:
             receiver = self.nodes.get(listener) if sender is joiner else joiner
             packet.source = 0 if sender is joiner else sender.node.node_id
             packet.lane_id = lane_id
+            if not packet.source:
+                packet.lane_public_key, packet.lane_host = sender.node.identity.public_key, sender.host
         if receiver is not None:
             asyncio.get_running_loop().call_later(DELAY_S, self._deliver, receiver.name, packet)
 

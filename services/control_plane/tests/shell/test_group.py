@@ -34,7 +34,7 @@ def voters(mesh: SmallMesh) -> set[str]:
 
 async def create(node: OneNode, name: str, members: list[int]) -> int:
     command = mcg_pb2.Command(create_stream=mcg_pb2.CreateStream(name=name, node_ids=members))
-    return (await node.proposals.propose(command)).allocated_id
+    return (await node.proposer.propose(command)).allocated_id
 
 
 async def test_seeded_node_leads_a_healthy_mesh_of_one(mesh: SmallMesh) -> None:
@@ -103,7 +103,7 @@ async def test_silent_node_degrades_the_mesh_until_it_speaks(mesh: SmallMesh) ->
     mesh.cut_off = {silent.name}
     others = [node for node in nodes if node is not silent]
     await mesh.eventually(lambda: all(status(node) is MeshStatus.DEGRADED for node in others))
-    await mesh.eventually(lambda: not silent.node.require_mcg().standing().has_quorum)
+    await mesh.eventually(lambda: not silent.node.require_mcg().leader_view().has_quorum)
     answer = await silent.service.GetStatus(mesh_pb2.GetStatusRequest(), None)
     assert MeshStatus(answer.view.status) is MeshStatus.CRITICAL
     mesh.cut_off = set()
@@ -115,7 +115,7 @@ async def test_without_quorum_a_change_is_answered_with_no_quorum(mesh: SmallMes
     await mesh.eventually(lambda: voters(mesh) == {"a", "b", "c"})
     mesh.cut_off = {"b", "c"}
     with pytest.raises(MeshError) as caught:
-        await nodes[0].proposals.propose(
+        await nodes[0].proposer.propose(
             mcg_pb2.Command(create_stream=mcg_pb2.CreateStream(name="a/b", node_ids=[1, 2])), timeout_s=1.0
         )
     assert (caught.value.code, caught.value.retryable) == (ErrorCode.NO_QUORUM, True)
@@ -128,9 +128,9 @@ async def test_leader_of_two_can_leave(mesh: SmallMesh) -> None:
     await a.lifecycle.leave()
     assert (a.node.membership, a.node.mcg) == (None, None)
     assert a.node.identity.public_key != key
-    await mesh.eventually(lambda: b.node.require_mcg().standing().is_leader and status(b) is MeshStatus.HEALTHY)
+    await mesh.eventually(lambda: b.node.require_mcg().leader_view().is_leader and status(b) is MeshStatus.HEALTHY)
     assert [node.name for node in b.node.require_mcg().state.nodes.values()] == ["b"]
-    await a.lifecycle.join("ws://b:1", "")
+    await a.lifecycle.join("ws://b:1", "", trust_first=True)
     assert a.node.node_id == 3
 
 
@@ -188,14 +188,14 @@ async def test_five_nodes_three_vote_then_five(mesh: SmallMesh) -> None:
     await mesh.grow("a", "b", "c", "d")
     await mesh.eventually(lambda: len(voters(mesh)) == 3)
     fifth = mesh.start("e")
-    await fifth.lifecycle.join("ws://d:1", "")
+    await fifth.lifecycle.join("ws://d:1", "", trust_first=True)
     await mesh.eventually(lambda: len(voters(mesh)) == 5)
 
 
 async def test_joining_concurrently_gives_each_a_place(mesh: SmallMesh) -> None:
     await mesh.grow("a")
     newcomers = [mesh.start(name) for name in ("b", "c", "d")]
-    places = await asyncio.gather(*(node.lifecycle.join("ws://a:1", "") for node in newcomers))
+    places = await asyncio.gather(*(node.lifecycle.join("ws://a:1", "", trust_first=True) for node in newcomers))
     assert sorted(place.node_id for place in places) == [2, 3, 4]
 
 
@@ -206,7 +206,7 @@ async def test_newcomer_gets_the_state_by_snapshot(mesh: SmallMesh) -> None:
     for node in (a, b):
         node.node.require_mcg().compact()
     c = mesh.start("c")
-    await c.lifecycle.join("ws://b:1", "")
+    await c.lifecycle.join("ws://b:1", "", trust_first=True)
     assert len(c.node.require_mcg().state.streams) == 5
     again = await mesh.restart("c")
     assert len(again.node.require_mcg().state.streams) == 5

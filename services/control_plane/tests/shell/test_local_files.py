@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mesh_control.shell.identity import Identity
+from control_plane_testing.mcg_commands import MESH_ID
+from mesh_control.core.model import JoinPolicy
 from mesh_control.shell.membership import MembershipFile
 from meshapi.control.v1.membership_pb2 import Membership
 from meshcommon.errors import ErrorCode, MeshError
@@ -16,26 +17,7 @@ if TYPE_CHECKING:
     from tests.shell.conftest import SmallMesh
 
 
-def test_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
-    made = Identity.load_or_make(tmp_path)
-    assert Identity.load_or_make(tmp_path) == made
-    assert (tmp_path / "identity.key").stat().st_mode & 0o777 == 0o600
-    assert (len(made.private_key), len(made.public_key)) == (32, 32)
-    assert made.private_key.hex() not in repr(made)
-
-
-@pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
-def test_damaged_key_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "identity.key").write_bytes(content)
-    with pytest.raises(MeshError) as caught:
-        Identity.load_or_make(tmp_path)
-    assert caught.value.code is ErrorCode.DATA_DIR_INCOMPLETE
-
-
 def test_unwritable_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MeshError) as caught:
-        Identity.load_or_make(tmp_path / "missing")
-    assert caught.value.code is ErrorCode.DATA_DIR_UNWRITABLE
     with pytest.raises(MeshError) as caught:
         MembershipFile(tmp_path / "missing").write(Membership())
     assert caught.value.code is ErrorCode.DATA_DIR_UNWRITABLE
@@ -56,17 +38,17 @@ def lose_log(mesh: SmallMesh, name: str) -> None:
 
 async def test_crash_before_the_log_was_made_does_not_lose_the_founding(mesh: SmallMesh) -> None:
     node = mesh.start("a")
-    place = await node.lifecycle.seed()
+    node.node.found(MESH_ID, "small", JoinPolicy.KEY_REQUIRED)
+    founding = MembershipFile(mesh.directory / "a").read()
+    assert founding is not None
+    await mesh.eventually(lambda: node.node.require_mcg().leader_view().is_leader)
     await mesh.crash("a")
     lose_log(mesh, "a")
-    file = MembershipFile(mesh.directory / "a")
-    membership = file.read()
-    assert membership is not None
-    membership.is_founder = True
-    file.write(membership)
+    MembershipFile(mesh.directory / "a").write(founding)
     again = mesh.start("a")
-    await mesh.eventually(lambda: again.node.require_mcg().standing().is_leader)
-    assert again.node.require_mcg().state.mesh_id == place.mesh_id
+    await mesh.eventually(lambda: again.node.require_mcg().leader_view().is_leader)
+    state = again.node.require_mcg().state
+    assert (state.mesh_id, state.mesh_name, state.join_policy) == (MESH_ID, "small", JoinPolicy.KEY_REQUIRED)
     assert again.node.is_listed
 
 
@@ -79,7 +61,9 @@ async def test_founder_that_lost_its_log_does_not_found_the_mesh_a_second_time(m
     mesh.cut_off.add("a")
     again = mesh.start("a")
     assert again.node.require_mcg().raft_status().voters == []
-    await mesh.eventually(lambda: any(mesh.nodes[name].node.require_mcg().standing().is_leader for name in ("b", "c")))
+    await mesh.eventually(
+        lambda: any(mesh.nodes[name].node.require_mcg().leader_view().is_leader for name in ("b", "c"))
+    )
     mesh.cut_off.clear()
     # It becomes another member of the group, and has no replica for a moment.
     await mesh.eventually(lambda: (mcg := again.node.mcg) is not None and len(mcg.state.nodes) == 3)

@@ -28,10 +28,12 @@ def log_of(mesh: SmallMesh, name: str) -> Path:
 
 
 def knows(mesh: SmallMesh, name: str, other: str) -> bool:
-    """Whether a node has noted the present life of another one's store."""
+    """Whether a node has noted the present incarnation of another one's store."""
     record = StoreFiles(log_of(mesh, other), None).read().record
     seen = StoreFiles(log_of(mesh, name), None).read_peers().seen
-    return record is not None and record.lineage.present.life_id in {item.life_id for item in seen.values()}
+    return record is not None and record.lineage.present.incarnation_id in {
+        item.incarnation_id for item in seen.values()
+    }
 
 
 def is_led(mesh: SmallMesh) -> bool:
@@ -48,7 +50,7 @@ def is_renewed(node: OneNode) -> bool:
 
 
 async def create(node: OneNode, name: str) -> None:
-    await node.proposals.propose(mcg_pb2.Command(create_stream=mcg_pb2.CreateStream(name=name, node_ids=[1, 2])))
+    await node.proposer.propose(mcg_pb2.Command(create_stream=mcg_pb2.CreateStream(name=name, node_ids=[1, 2])))
 
 
 async def confirmed_without_b(mesh: SmallMesh) -> Path:
@@ -61,7 +63,7 @@ async def confirmed_without_b(mesh: SmallMesh) -> Path:
     copy = mesh.directory / "copy"
     shutil.copytree(log_of(mesh, "c"), copy)
     back = mesh.start("c")
-    await mesh.eventually(lambda: knows(mesh, "b", "c") and back.node.require_mcg().standing().has_quorum)
+    await mesh.eventually(lambda: knows(mesh, "b", "c") and back.node.require_mcg().leader_view().has_quorum)
     await mesh.crash("b")
     await mesh.eventually(lambda: is_led(mesh))
     await create(mesh.nodes["c"], "demo/only-a-and-c")
@@ -101,7 +103,7 @@ async def test_a_log_that_forgot_elects_nobody_and_its_node_becomes_another_memb
     await mesh.eventually(lambda: len({node.node.require_mcg().state.digest() for node in mesh.nodes.values()}) == 1)
     await mesh.eventually(lambda: back.readiness.warnings() == [])
     again = await mesh.restart("c")
-    await mesh.eventually(lambda: again.node.require_mcg().standing().has_quorum)
+    await mesh.eventually(lambda: again.node.require_mcg().leader_view().has_quorum)
     assert not again.node.is_distrusted
 
 
@@ -129,7 +131,7 @@ async def test_a_restart_of_all_is_no_rollback(mesh: SmallMesh) -> None:
         await mesh.crash(name)
     for name in ("c", "b", "a"):
         mesh.start(name)
-    await mesh.eventually(lambda: all(node.node.require_mcg().standing().has_quorum for node in mesh.nodes.values()))
+    await mesh.eventually(lambda: all(node.node.require_mcg().leader_view().has_quorum for node in mesh.nodes.values()))
     assert not any(node.node.is_distrusted for node in mesh.nodes.values())
 
 

@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mesh_control.core.rows import rows_of
 from mesh_control.shell.projection import Projection
 from mesh_control.shell.schema import migrate
 from mesh_control.shell.settings import ControlSettings
@@ -109,7 +110,7 @@ async def eventually_named(engine: AsyncEngine, table: sa.Table, *expected: str)
 
 async def create(node: OneNode, name: str) -> int:
     command = mcg_pb2.Command(create_stream=mcg_pb2.CreateStream(name=name, node_ids=[1, 2]))
-    return (await node.proposals.propose(command)).allocated_id
+    return (await node.proposer.propose(command)).allocated_id
 
 
 async def test_migrations_make_what_the_tables_say(engine: AsyncEngine) -> None:
@@ -156,10 +157,10 @@ async def test_changes_arrive_with_their_applied_index(
         stream = (await read(engine, STREAMS))[1]
         assert stream["stream_id"] == stream_id
         assert stream["members"][0] == {"node_id": 1, "member_id": 3, "is_voter": True}
-        await a.proposals.propose(mcg_pb2.Command(delete_stream=mcg_pb2.DeleteStream(stream_id=stream_id)))
+        await a.proposer.propose(mcg_pb2.Command(delete_stream=mcg_pb2.DeleteStream(stream_id=stream_id)))
         for node_id in (1, 2):
             confirmed = mcg_pb2.ReplicaDestroyed(stream_id=stream_id, node_id=node_id)
-            await a.proposals.propose(mcg_pb2.Command(replica_destroyed=confirmed))
+            await a.proposer.propose(mcg_pb2.Command(replica_destroyed=confirmed))
         await eventually_named(engine, STREAMS, "x/y")
 
 
@@ -219,3 +220,32 @@ async def test_outage_is_waited_out_and_caught_up(mesh: SmallMesh, stopped_postg
             await mesh.eventually(lambda: not readiness.warnings())
     finally:
         await engine.dispose()
+
+
+async def test_row_that_cannot_be_made_does_not_end_the_control_plane(
+    engine: AsyncEngine, mesh: SmallMesh, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (a,) = await mesh.grow("a")
+    attempts = 0
+
+    def fail_once(*arguments: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise OverflowError("date value out of range")
+        return rows_of(*arguments)
+
+    monkeypatch.setattr("mesh_control.shell.projection.rows_of", fail_once)
+    monkeypatch.setattr("mesh_control.shell.projection.SCHEMA_RETRY_S", 0.1)
+    async with projecting(a, postgres.url):
+        await eventually_named(engine, NODES, "a")
+
+
+async def test_greatest_integers_of_a_state_are_projected(
+    engine: AsyncEngine, mesh: SmallMesh, postgres: EmbeddedPostgres
+) -> None:
+    a, _b = await mesh.grow("a", "b")
+    greatest = mcg_pb2.CreateStream(name="x/y", node_ids=[1, 2], retained_bytes_max=2**63 - 1)
+    async with projecting(a, postgres.url):
+        await a.proposer.propose(mcg_pb2.Command(create_stream=greatest))
+        await eventually_named(engine, STREAMS, "x/y")

@@ -7,10 +7,11 @@ the highest of those. Leaves out: asking them, and reading logs. Source: archite
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+CHAIN_BYTES: Final = 32
 MARK_EVERY: Final = 64
 MARKS_MAX: Final = 64
 """Members that are at most some thousand entries apart know a common index."""
@@ -30,6 +31,24 @@ class ChainAt:
 
     index: int
     chain: bytes
+
+
+def checked_marks(marks: Iterable[tuple[int, bytes]], applied_index: int) -> dict[int, bytes]:
+    """What another node says that it knows, by index.
+
+    Raises:
+        ValueError: it is more than a member remembers, not in order, or no digests.
+    """
+    known: dict[int, bytes] = {}
+    last = -1
+    for index, chain in marks:
+        if not last < index <= applied_index or len(chain) != CHAIN_BYTES:
+            raise ValueError("marks that are out of order, or no digests")
+        if len(known) > MARKS_MAX + 1:
+            raise ValueError("more marks than a member remembers")
+        known[index] = chain
+        last = index
+    return known
 
 
 class ChainMemory:

@@ -6,7 +6,8 @@ Source: architecture §5 "Lane", "Detection" (a restarted node reconnects by its
 Rules: every ACTIVE member with an address is dialled unless a lane to it is up. When both sides can be dialled, the one
 with the larger node id dials at once and the other only after `yield_s` without a lane, except right after its start: then
 the other side may be deep in its backoff. After a failure the delay bound doubles, and the delay is drawn from all of it
-(full jitter), so that the nodes of a healed mesh do not dial in step.
+(full jitter), so that the nodes of a healed mesh do not dial in step. An address that is none (an old state may hold one) is
+never dialled; `undiallable` names its node.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from random import Random
 
 from mesh_data.core.timing import OverlayTiming
 from mesh_data.core.view import NodeState, View
+from meshcommon.address import is_peer_address, parse_peer_address
+from meshcommon.errors import MeshError
 from meshcommon.ids import NodeId
 
 _DOUBLINGS_MAX = 16
@@ -48,21 +51,32 @@ class DialPolicy:
         self._rng = rng
         self._targets: dict[NodeId, _Target] = {}
         self._yields_to: set[NodeId] = set()
+        self._parsed: dict[str, str | None] = {}
+        self.undiallable: dict[NodeId, str] = {}
+        """Nodes that would be dialled, if what they advertise were an address."""
 
     def configure(self, view: View | None, local: NodeId, up: set[NodeId], now: float) -> None:
         """Takes a new view (None: dial nobody) and the neighbours to which a lane is up."""
         wanted: dict[NodeId, str] = {}
         self._yields_to.clear()
+        self.undiallable = {}
+        parsed, self._parsed = self._parsed, {}
         if view is not None:
             me = view.nodes.get(local)
-            is_diallable = me is not None and bool(me.peer_address)
+            is_diallable = me is not None and is_peer_address(me.peer_address)
             for node in view.nodes.values():
                 address = self._overrides.get(node.name, node.peer_address)
                 # A stopped node dials us when it starts, unless it cannot: then we must, or it would stay alone.
-                is_expected = node.state is NodeState.ACTIVE or not is_diallable
+                is_expected = node.state is not NodeState.STOPPED or not is_diallable
                 if node.node_id == local or not is_expected or not address:
                     continue
-                wanted[node.node_id] = address
+                # Views come often and addresses rarely change: each is parsed once.
+                canonical = parsed[address] if address in parsed else _canonical(address)
+                self._parsed[address] = canonical
+                if canonical is None:
+                    self.undiallable[node.node_id] = address
+                    continue
+                wanted[node.node_id] = canonical
                 if is_diallable and local < node.node_id:
                     self._yields_to.add(node.node_id)
         for gone in self._targets.keys() - wanted.keys():
@@ -118,3 +132,11 @@ class DialPolicy:
             target.due = now + self._timing.yield_s
         else:
             target.due = now + self._rng.uniform(0.0, self._timing.dial_first_s)
+
+
+def _canonical(address: str) -> str | None:
+    """The address as it is dialled, None when it is none."""
+    try:
+        return str(parse_peer_address(address))
+    except MeshError:
+        return None

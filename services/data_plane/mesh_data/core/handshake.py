@@ -1,35 +1,49 @@
-"""The lane handshake: agrees on a version and proves both nodes' keys, without any input or output of its own.
+"""The lane handshake: agrees on a version, proves both nodes' keys and agrees on fresh ones, without any I/O of its own.
 
-Messages: each side sends its hello at once, answers the other's hello with a proof, and is done when it has checked the
-other's proof. A side that is not content sends a reject and closes. The proof signs both hellos, so both nonces: one that
-was recorded elsewhere fits nothing. "Hello" in the transcript is the encoded `LaneHandshake` exactly as it was sent.
-Leaves out: the socket, and what happens to the lane afterwards. Source: architecture §5 "Lane"; `overlay/v1/lane.proto`.
+Messages (SIGMA-I without encryption): each side sends its hello at once, answers the other's hello with a proof, answers
+the other's proof with Finished, and is done when it has checked the other's Finished. A side that is not content sends a
+reject and closes. A hello shows the identity key and its delegation, the proof is signed by the delegated key. What is signed and what the keys are is written in `overlay/v1/lane.proto`. Both hellos are in the
+transcript as they were sent, so both nonces, names, version ranges and ephemeral keys, and what later versions add.
+Leaves out: the socket, and what happens to the lane afterwards. Source: architecture §5 "Lane"; Krawczyk, SIGMA (2003).
 
-States: *waiting for hello* → *waiting for proof* → *established*; from each → *failed*.
+States: *waiting for hello* → *waiting for proof* → *waiting for Finished* → *established*; from each → *failed*.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from google.protobuf.message import DecodeError
 
+from mesh_data.core.key_agreement import ExchangeKey, derive
 from mesh_data.core.view import PUBLIC_KEY_BYTES, View
 from meshapi.common.v1 import error_pb2
 from meshapi.overlay.v1 import lane_pb2
+from meshcommon.delegation import DelegatedSigner, Delegation, Delegations, Grantor, Use
 from meshcommon.errors import ErrorCode, MeshError, parse_code
-from meshcommon.ids import NO_NODE, NodeId
+from meshcommon.ids import NO_NODE, NodeId, check_node_name
+from meshcommon.peer_text import printable, printable_details
+from meshcommon.signed_parts import join_parts
 from meshwire.errors import WireError
 from meshwire.frame import decode_handshake, encode_handshake
 
-VERSION_MIN: Final = 1
-VERSION_MAX: Final = 1
+VERSION_MIN: Final = 4
+VERSION_MAX: Final = 4
+"""4: delegated keys (ADR 0018), and encrypted packets. 3 was record batches of format 2 (ADR 0014)."""
 NONCE_BYTES: Final = 32
-_CONTEXT: Final = b"mesh.v1 lane"
+_DIGEST_BYTES: Final = 32
+_CONTEXT: Final = b"mesh.v2 lane"
+_PROOF_CONTEXT: Final = b"mesh.v2 lane proof"
+_KEYS_CONTEXT: Final = b"mesh.v2 lane keys"
+_FINISHED: Final = b"finished"
+_NUMBER_MAX: Final = 2**63 - 1
+"""Ids and epochs beyond do not fit the databases of the nodes."""
+_MESH_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 class Role(IntEnum):
@@ -41,18 +55,21 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class LocalNode:
-    """Who this node is. `private_key` is the Ed25519 seed; id 0 and an empty mesh id before it is a member."""
+    """Who this node is, and what signs for it; id 0 and an empty mesh id before it is a member.
+
+    Two are equal when they are the same node with the same identity key, whatever it has delegated.
+    """
 
     node_id: NodeId
     name: str
-    private_key: bytes
+    signer: DelegatedSigner = field(compare=False, repr=False)
     mesh_id: str = ""
     mesh_epoch: int = 0
+    public_key: bytes = field(init=False)
+    """The node's identity key: Ed25519, 32 bytes."""
 
-    @property
-    def public_key(self) -> bytes:
-        """The Ed25519 public key, 32 bytes."""
-        return Ed25519PrivateKey.from_private_bytes(self.private_key).public_key().public_bytes_raw()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "public_key", self.signer.identity_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +77,22 @@ class Terms:
     """What this side accepts.
 
     Attributes:
+        delegations: checks what the other side signs.
         view: members and their keys; None before this node is a member.
         expected_peer: the member that was dialled, 0 for whoever answers.
         join_refusal: why a node that is not yet a member is refused now, None when it is welcome.
         refusal: why everybody is refused now.
+        certificate_shown: SHA-256 of the TLS certificate that this side shows on the connection, empty for none.
+        certificate_seen: the same of the one that it was shown.
     """
 
+    delegations: Delegations
     view: View | None = None
     expected_peer: NodeId = NO_NODE
     join_refusal: MeshError | None = None
     refusal: MeshError | None = None
+    certificate_shown: bytes = b""
+    certificate_seen: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +109,15 @@ class PeerNode:
 class Handshake:
     """One handshake on one lane; call `take_outgoing` after construction and after each `receive` and `tick`."""
 
-    def __init__(self, role: Role, local: LocalNode, terms: Terms, nonce: bytes, deadline: float) -> None:
-        """`nonce` must be 32 fresh random bytes; `deadline` is in the seconds of `tick`'s `now`."""
+    def __init__(
+        self, role: Role, local: LocalNode, terms: Terms, nonce: bytes, ephemeral_seed: bytes, deadline: float
+    ) -> None:
+        """`nonce` and `ephemeral_seed` must be 32 fresh random bytes each; `deadline` is in seconds of `tick`'s `now`."""
         self._role = role
         self._local = local
         self._terms = terms
         self._deadline = deadline
+        self._ephemeral = ExchangeKey(ephemeral_seed)
         hello = lane_pb2.LaneHello(
             version_min=VERSION_MIN,
             version_max=VERSION_MAX,
@@ -101,11 +127,15 @@ class Handshake:
             name=local.name,
             public_key=local.public_key,
             nonce=nonce,
+            ephemeral_key=self._ephemeral.public,
+            certificate_shown=terms.certificate_shown,
+            certificate_seen=terms.certificate_seen,
+            delegation=local.signer.delegation.to_proto(),
         )
         self._nonce = nonce
         self._own_hello = lane_pb2.LaneHandshake(hello=hello).SerializeToString()
-        self._peer_hello = b""
-        self._candidate: PeerNode | None = None
+        self._agreed: _Agreed | None = None
+        self._proved: PeerNode | None = None
         self._outgoing = [encode_handshake(self._own_hello)]
         self.peer: PeerNode | None = None
         self.failure: MeshError | None = None
@@ -140,18 +170,21 @@ class Handshake:
         if self.is_done:
             return
         try:
-            message = lane_pb2.LaneHandshake.FromString(bytes(decode_handshake(frame)))
+            encoded = bytes(decode_handshake(frame))
+            message = lane_pb2.LaneHandshake.FromString(encoded)
         except (WireError, DecodeError):
             self.fail(_wrong_protocol("A frame that is no lane handshake came first: is this a mesh node's peer port?"))
             return
-        step = message.WhichOneof("step")
+        step, agreed, proved = message.WhichOneof("step"), self._agreed, self._proved
         try:
-            if step == "hello" and self._candidate is None:
-                self._receive_hello(message.hello, bytes(decode_handshake(frame)))
-            elif step == "proof" and self._candidate is not None:
-                self._receive_proof(message.proof)
-            elif step == "reject":
+            if step == "reject":
                 self._receive_reject(message.reject)
+            elif step == "hello" and agreed is None:
+                self._receive_hello(message.hello, encoded)
+            elif step == "proof" and agreed is not None and proved is None:
+                self._receive_proof(message.proof, encoded, agreed)
+            elif step == "finished" and agreed is not None and proved is not None:
+                self._receive_finished(message.finished, agreed, proved)
             else:
                 raise _wrong_protocol("A handshake message came out of turn: the other side speaks another protocol.")
         except MeshError as error:
@@ -169,24 +202,41 @@ class Handshake:
             raise self._terms.refusal
         version = min(VERSION_MAX, hello.version_max)
         if version < max(VERSION_MIN, hello.version_min):
+            # Before anything else: the other fields of a hello of another version may mean something else.
             raise MeshError(
                 ErrorCode.VERSION_MISMATCH,
-                f"Node {hello.name!r} speaks versions {hello.version_min} to {hello.version_max}, this one {VERSION_MIN} "
-                f"to {VERSION_MAX}: bring one of them to a version that both speak.",
+                f"Node {printable(hello.name, 63)!r} speaks versions {hello.version_min} to {hello.version_max}, "
+                f"this one {VERSION_MIN} to {VERSION_MAX}: bring one of them to a version that both speak.",
             )
-        if len(hello.public_key) != PUBLIC_KEY_BYTES or len(hello.nonce) != NONCE_BYTES:
-            raise _wrong_protocol(
-                "The hello's key or nonce has the wrong length: the other side speaks another protocol."
-            )
-        if hello.nonce == self._nonce:
+        delegation = _check_fields(hello)
+        if hello.nonce == self._nonce or hello.ephemeral_key == self._ephemeral.public:
             raise MeshError(ErrorCode.HANDSHAKE_FAILED, "The other side returned this node's own hello: it is an echo.")
+        self._check_certificates(hello)
         self._check_membership(hello)
-        self._candidate = PeerNode(NodeId(hello.node_id), hello.name, hello.mesh_id, hello.public_key, version)
-        self._peer_hello = encoded
-        key = Ed25519PrivateKey.from_private_bytes(self._local.private_key)
-        signature = key.sign(_transcript(self._role, self._own_hello, encoded))
-        proof = lane_pb2.LaneHandshake(proof=lane_pb2.LaneProof(signature=signature))
-        self._outgoing.append(encode_handshake(proof.SerializeToString()))
+        secret = self._ephemeral.secret(hello.ephemeral_key)
+        if secret is None:
+            raise _wrong_protocol("The hello's ephemeral key is not usable: no secret can be agreed on with it.")
+        candidate = PeerNode(NodeId(hello.node_id), hello.name, hello.mesh_id, hello.public_key, version)
+        grantor = Grantor(hello.public_key, hello.mesh_id, hello.mesh_epoch, candidate.node_id)
+        hellos = (self._own_hello, encoded) if self._role is Role.DIALLER else (encoded, self._own_hello)
+        transcript = hashlib.sha256(join_parts(_CONTEXT, *hellos)).digest()
+        signature = self._local.signer.sign(_proof_content(self._role, transcript))
+        proof = lane_pb2.LaneHandshake(proof=lane_pb2.LaneProof(signature=signature)).SerializeToString()
+        self._agreed = _Agreed(candidate, grantor, delegation, transcript, secret, {self._role: proof})
+        self._outgoing.append(encode_handshake(proof))
+
+    def _check_certificates(self, hello: lane_pb2.LaneHello) -> None:
+        """Both ends must have seen what the other has shown: whoever ends TLS in between shows something else.
+
+        Both hellos are in what both sides sign, so nobody on the way can make them agree.
+        """
+        shown, seen = self._terms.certificate_shown, self._terms.certificate_seen
+        if (hello.certificate_seen, hello.certificate_shown) != (shown, seen):
+            raise MeshError(
+                ErrorCode.TLS_TERMINATED,
+                f"TLS with node {hello.name!r} does not run from end to end: a proxy or somebody else in between ends it. "
+                "Let it pass TLS through, or dial the node directly.",
+            )
 
     def _check_membership(self, hello: lane_pb2.LaneHello) -> None:
         if not hello.node_id:
@@ -246,49 +296,116 @@ class Handshake:
                 "or somebody poses as it.",
             )
 
-    def _receive_proof(self, proof: lane_pb2.LaneProof) -> None:
-        candidate = self._candidate
-        if candidate is None:
-            raise _wrong_protocol("A proof came before the hello.")
-        other = Role.LISTENER if self._role is Role.DIALLER else Role.DIALLER
-        try:
-            Ed25519PublicKey.from_public_bytes(candidate.public_key).verify(
-                proof.signature, _transcript(other, self._peer_hello, self._own_hello)
-            )
-        except (InvalidSignature, ValueError):
+    def _receive_proof(self, proof: lane_pb2.LaneProof, encoded: bytes, agreed: _Agreed) -> None:
+        other, delegations, name = _other(self._role), self._terms.delegations, agreed.candidate.name
+        if not agreed.delegation.counts_at(delegations.now_s):
+            raise agreed.delegation.clock_skew(name, delegations.now_s)
+        statement = _proof_content(other, agreed.transcript)
+        if not delegations.is_signed(agreed.grantor, agreed.delegation, Use.LANES, statement, proof.signature):
             raise MeshError(
-                ErrorCode.KEY_MISMATCH, f"Node {candidate.name!r} could not prove that it holds its key."
-            ) from None
-        self.peer = candidate
+                ErrorCode.KEY_MISMATCH,
+                f"Node {name!r} could not prove that it holds its key, or one that its key delegated for lanes.",
+            )
+        agreed.proofs[other] = encoded
+        self._proved = agreed.candidate
+        finished = lane_pb2.LaneHandshake(finished=lane_pb2.LaneFinished(mac=agreed.finished_mac(self._role)))
+        self._outgoing.append(encode_handshake(finished.SerializeToString()))
+
+    def _receive_finished(self, finished: lane_pb2.LaneFinished, agreed: _Agreed, proved: PeerNode) -> None:
+        if not hmac.compare_digest(finished.mac, agreed.finished_mac(_other(self._role))):
+            raise MeshError(
+                ErrorCode.KEY_MISMATCH,
+                f"Node {proved.name!r} did not agree on the same keys: somebody on the way changes the handshake.",
+            )
+        self.peer = proved
 
     def _receive_reject(self, reject: lane_pb2.LaneReject) -> None:
         self.failure = rejection(reject)
         self.is_rejected_by_peer = True
 
 
+@dataclass(slots=True)
+class _Agreed:
+    """What both sides have in common once the hellos are exchanged. `proofs` are whole messages as sent, by signer."""
+
+    candidate: PeerNode
+    grantor: Grantor
+    delegation: Delegation
+    transcript: bytes
+    secret: bytes
+    proofs: dict[Role, bytes]
+
+    def finished_mac(self, sender: Role) -> bytes:
+        """The MAC in the Finished that `sender` sends; both proofs must be there."""
+        covered = join_parts(self.transcript, self.proofs[Role.DIALLER], self.proofs[Role.LISTENER])
+        return hmac.digest(self.key(_FINISHED, sender), covered, "sha256")
+
+    def key(self, purpose: bytes, sender: Role) -> bytes:
+        """The key that `sender` uses for `purpose`."""
+        return derive(self.secret, self.transcript, join_parts(_KEYS_CONTEXT, purpose, bytes((sender,))))
+
+
 def encode_reject(error: MeshError) -> bytes:
-    """The frame that tells the other side why the lane is being closed."""
+    """The frame that tells the other side why the lane is being closed; never larger than a handshake frame may be."""
     detail = error_pb2.ErrorDetail(
-        code=str(error.code), message=error.message, retryable=error.retryable, details=error.details
+        code=str(error.code),
+        message=printable(error.message),
+        retryable=error.retryable,
+        details=printable_details(error.details),
     )
     message = lane_pb2.LaneHandshake(reject=lane_pb2.LaneReject(error=detail))
     return encode_handshake(message.SerializeToString())
 
 
 def rejection(reject: lane_pb2.LaneReject) -> MeshError:
-    """The error in a reject."""
+    """The error in a reject; its text is safe to log."""
     detail = reject.error
     return MeshError(
         parse_code(detail.code),
-        detail.message or "The other side refused the lane without saying why.",
-        dict(detail.details),
+        printable(detail.message) or "The other side refused the lane without saying why.",
+        printable_details(detail.details),
         retryable=detail.retryable,
     )
+
+
+def _check_fields(hello: lane_pb2.LaneHello) -> Delegation:
+    """Refuses what no node of this version sends, before any of it is used, kept or quoted."""
+    if (
+        len(hello.public_key) != PUBLIC_KEY_BYTES
+        or len(hello.nonce) != NONCE_BYTES
+        or len(hello.ephemeral_key) != PUBLIC_KEY_BYTES
+        or not {len(hello.certificate_shown), len(hello.certificate_seen)} <= {0, _DIGEST_BYTES}
+    ):
+        raise _wrong_protocol(
+            "The hello's keys, nonce or certificates have the wrong length: the other side speaks another protocol."
+        )
+    if hello.node_id > _NUMBER_MAX or hello.mesh_epoch > _NUMBER_MAX:
+        raise _wrong_protocol("The hello's node id or mesh epoch is out of range: the other side is no mesh node.")
+    if hello.mesh_id and not _MESH_ID.fullmatch(hello.mesh_id):
+        raise _wrong_protocol("The hello's mesh id is no UUID: the other side is no mesh node.")
+    if bool(hello.mesh_id) != bool(hello.node_id):
+        raise _wrong_protocol("The hello names a node without a mesh, or a mesh without a node.")
+    try:
+        if hello.name:
+            check_node_name(hello.name)
+    except MeshError:
+        raise _wrong_protocol(
+            f"The hello's name {printable(hello.name, 63)!r} is no node name: use 1 to 63 of a-z, 0-9 and '-'."
+        ) from None
+    delegation = Delegation.from_proto(hello.delegation)
+    if delegation is None:
+        raise _wrong_protocol("The hello's delegation is not well formed: the other side speaks another protocol.")
+    return delegation
 
 
 def _wrong_protocol(message: str) -> MeshError:
     return MeshError(ErrorCode.WRONG_PROTOCOL, message)
 
 
-def _transcript(signer: Role, signer_hello: bytes, other_hello: bytes) -> bytes:
-    return b"".join((_CONTEXT, bytes((signer,)), signer_hello, other_hello))
+def _other(role: Role) -> Role:
+    return Role.LISTENER if role is Role.DIALLER else Role.DIALLER
+
+
+def _proof_content(signer: Role, transcript: bytes) -> bytes:
+    """What a proof signs."""
+    return join_parts(_PROOF_CONTEXT, bytes((signer,)), transcript)

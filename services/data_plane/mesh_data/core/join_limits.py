@@ -9,31 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.token_bucket import TokenBucket
 
 JOIN_LANES_MAX: Final = 16
+JOIN_LANES_PER_ADDRESS_MAX: Final = 8
+"""Of those, lanes from one address: a stranger must not keep all others from joining."""
 JOIN_LANES_PER_S: Final = 10.0
 JOIN_PACKETS_PER_S: Final = 100.0
-
-
-class TokenBucket:
-    """Allows `rate_per_s` on average and bursts of `burst`. `now` is monotonic seconds."""
-
-    __slots__ = ("_burst", "_filled_at", "_rate_per_s", "_tokens")
-
-    def __init__(self, rate_per_s: float, burst: float, now: float) -> None:
-        self._rate_per_s = rate_per_s
-        self._burst = burst
-        self._tokens = burst
-        self._filled_at = now
-
-    def take(self, now: float) -> bool:
-        """Takes a token if there is one."""
-        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate_per_s)
-        self._filled_at = now
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
 
 
 class JoinLimits:
@@ -52,9 +34,16 @@ class JoinLimits:
             retryable=True,
         )
 
-    def admit(self, lanes_open: int, now: float) -> MeshError | None:
-        """Admits one more such lane, or says why not."""
+    def admit(self, lanes_open: int, lanes_of_address: int, now: float) -> MeshError | None:
+        """Admits one more such lane, or says why not; `lanes_of_address` are open to where it comes from."""
         refusal = self.refusal(lanes_open)
+        if refusal is None and lanes_of_address >= JOIN_LANES_PER_ADDRESS_MAX:
+            return MeshError(
+                ErrorCode.HANDSHAKE_FAILED,
+                f"{JOIN_LANES_PER_ADDRESS_MAX} nodes are already joining through this one from the same address: try again "
+                "in a minute, or another member.",
+                retryable=True,
+            )
         if refusal is None and not self._bucket.take(now):
             return MeshError(
                 ErrorCode.HANDSHAKE_FAILED,

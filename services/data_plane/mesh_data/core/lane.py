@@ -14,7 +14,14 @@ from google.protobuf.message import DecodeError
 from mesh_data.core.timing import OverlayTiming
 from meshapi.overlay.v1 import lane_pb2
 from meshcommon.ids import NodeId
+from meshcommon.peer_text import printable
 
+CONTROL_BYTES_MAX = 1024
+"""A larger LaneControl is malformed: none that this protocol knows comes near."""
+ECHOES_MAX = 4
+"""Echoes that wait to be sent; the beats of a peer that sends more at once go unanswered."""
+BEATS_MAX = 4
+"""Beats that wait to be sent; a peer that takes none is told nothing by more of them."""
 _ALPHA = 1 / 8
 _BETA = 1 / 4
 _UNANSWERED_MAX = 64
@@ -25,12 +32,14 @@ class Lane:
 
     __slots__ = (
         "_beat_at",
+        "_echoes",
         "_heard_at",
         "_outgoing",
         "_sequence",
         "_timing",
         "_unanswered",
         "bye",
+        "echoes_dropped",
         "is_dialled",
         "lane_id",
         "opened_at",
@@ -53,6 +62,8 @@ class Lane:
         self._sequence = 0
         self._unanswered: dict[int, float] = {}
         self._outgoing: list[bytes] = []
+        self._echoes = 0
+        self.echoes_dropped = 0
 
     def silence_limit_s(self) -> float:
         """Silence after which the lane is down."""
@@ -67,13 +78,15 @@ class Lane:
 
     def receive(self, payload: bytes | memoryview, now: float) -> bool:
         """Takes a payload of protocol LANE; returns False when it is malformed (then nothing has changed)."""
+        if len(payload) > CONTROL_BYTES_MAX:
+            return False
         try:
             message = lane_pb2.LaneControl.FromString(bytes(payload))
         except DecodeError:
             return False
         kind = message.WhichOneof("kind")
         if kind == "beat":
-            self._outgoing.append(lane_pb2.LaneControl(echo=message.beat).SerializeToString())
+            self._echo(message.beat)
         elif kind == "echo":
             sent_at = self._unanswered.pop(message.echo.sequence, None)
             if sent_at is not None:
@@ -89,14 +102,16 @@ class Lane:
         if now < self._beat_at:
             return
         self._sequence += 1
-        # From the time it was due, not from now: else the ticker's grain would stretch every period.
-        due = self._beat_at + self._timing.beat_s
-        self._beat_at = due if due > now else now + self._timing.beat_s
+        # At a multiple of the period: all lanes share one wake, and lateness of the driver stretches no period.
+        beat_s = self._timing.beat_s
+        due = (now // beat_s + 1) * beat_s
+        self._beat_at = due if due > now else due + beat_s
         if len(self._unanswered) >= _UNANSWERED_MAX:
             del self._unanswered[next(iter(self._unanswered))]
         self._unanswered[self._sequence] = now
         beat = lane_pb2.LaneBeat(sequence=self._sequence, sent_at_us=int(now * 1e6))
-        self._outgoing.append(lane_pb2.LaneControl(beat=beat).SerializeToString())
+        if len(self._outgoing) - self._echoes < BEATS_MAX:
+            self._outgoing.append(lane_pb2.LaneControl(beat=beat).SerializeToString())
 
     def stalled(self, stall_s: float, now: float) -> None:
         """This process itself stood still for `stall_s`: the peer is not to blame, nor is the path."""
@@ -106,16 +121,28 @@ class Lane:
 
     def is_silent(self, now: float) -> bool:
         """Whether it has been silent for too long."""
-        return now - self._heard_at > self.silence_limit_s()
+        return now >= self._heard_at + self.silence_limit_s()
 
     def next_deadline(self) -> float:
-        """When `tick` or `is_silent` may change its mind."""
+        """When `tick` has something to do or `is_silent` becomes true.
+
+        A frame that is heard moves it later. A shorter round trip may bring it nearer, which a beat later at most is seen.
+        """
         return min(self._beat_at, self._heard_at + self.silence_limit_s())
 
     def take_outgoing(self) -> list[bytes]:
         """Payloads of protocol LANE to send, ahead of everything else."""
-        outgoing, self._outgoing = self._outgoing, []
+        outgoing, self._outgoing, self._echoes = self._outgoing, [], 0
         return outgoing
+
+    def _echo(self, beat: lane_pb2.LaneBeat) -> None:
+        if self._echoes >= ECHOES_MAX:
+            self.echoes_dropped += 1
+            return
+        self._echoes += 1
+        # From the fields that are known: a copy would return whatever else the peer put into its beat.
+        echo = lane_pb2.LaneBeat(sequence=beat.sequence, sent_at_us=beat.sent_at_us)
+        self._outgoing.append(lane_pb2.LaneControl(echo=echo).SerializeToString())
 
     def _sample(self, rtt_s: float) -> None:
         if self.srtt_s is None:
@@ -128,5 +155,5 @@ class Lane:
 
 def encode_bye(is_node_stopping: bool, reason: str) -> bytes:
     """Payload that announces the end of a lane."""
-    bye = lane_pb2.LaneBye(is_node_stopping=is_node_stopping, reason=reason)
+    bye = lane_pb2.LaneBye(is_node_stopping=is_node_stopping, reason=printable(reason))
     return lane_pb2.LaneControl(bye=bye).SerializeToString()

@@ -1,6 +1,6 @@
 """What a replica keeps on its own disk so that a restart replays only what came after: bytes, and when to write them.
 
-A checkpoint is the replica's state and offset index at one applied index, with the bookmark at which Raft opens the group
+A checkpoint is the replica's state and offset index at one applied index, with the applied state at which Raft opens the group
 again. It is a short cut, never the truth: one that is damaged, of another member, or that the log does not bear out is
 passed over, and replaying the retained log gives the same state. Leaves out: files (`checkpoint_files`).
 
@@ -10,8 +10,8 @@ indexes, and the floor moves to them. Their snapshots are in here, because the f
 Layout (network byte order)::
 
     magic "MC", version u8, zero u8, crc32c u32 of the rest,
-    stream id u64, member id u64, applied index u64, state size u64, bookmark size u32, kept snapshots u32,
-    bookmark, state,
+    stream id u64, member id u64, applied index u64, state size u64, applied state size u32, kept snapshots u32,
+    applied state, state,
     kept snapshots: index u64, size u64, bytes
     marks u64, refused u64, bytes since the last mark u64, entries since u32,
     marks' offsets u64 each, marks' indexes, marks' times, refused indexes
@@ -60,7 +60,7 @@ class ReplicaCheckpoint:
         stream_id: the stream.
         member_id: whose log it goes with.
         applied_index: where the state is.
-        bookmark: for `RaftHost.open_group`.
+        applied_state: for `RaftHost.open_group`.
         state: a snapshot of the stream's state (`stream_snapshot`).
         kept: snapshots of the state's checkpoints above the floor, by log index.
         index: the offset index.
@@ -69,7 +69,7 @@ class ReplicaCheckpoint:
     stream_id: StreamId
     member_id: MemberId
     applied_index: int
-    bookmark: bytes
+    applied_state: bytes
     state: bytes
     kept: dict[int, bytes]
     index: IndexImage
@@ -103,10 +103,10 @@ def encode_checkpoint(checkpoint: ReplicaCheckpoint) -> bytes:
             checkpoint.member_id,
             checkpoint.applied_index,
             len(checkpoint.state),
-            len(checkpoint.bookmark),
+            len(checkpoint.applied_state),
             len(checkpoint.kept),
         ),
-        checkpoint.bookmark,
+        checkpoint.applied_state,
         checkpoint.state,
     ]
     for at, snapshot in sorted(checkpoint.kept.items()):
@@ -134,8 +134,8 @@ def decode_checkpoint(data: bytes) -> ReplicaCheckpoint:
     if crc32c(body) != checksum:
         raise WireError("the checkpoint's checksum does not match its bytes", WireCode.BAD_CHECKSUM)
     reader = _Reader(body)
-    stream_id, member_id, applied_index, state_bytes, bookmark_bytes, kept_count = reader.take(_HEAD)
-    bookmark, state = reader.bytes(bookmark_bytes), reader.bytes(state_bytes)
+    stream_id, member_id, applied_index, state_bytes, applied_state_bytes, kept_count = reader.take(_HEAD)
+    applied_state, state = reader.bytes(applied_state_bytes), reader.bytes(state_bytes)
     kept: dict[int, bytes] = {}
     for _ in range(kept_count):
         at, size_bytes = reader.take(_KEPT)
@@ -152,7 +152,7 @@ def decode_checkpoint(data: bytes) -> ReplicaCheckpoint:
         entries_since=entries_since,
     )
     reader.finish()
-    return ReplicaCheckpoint(StreamId(stream_id), MemberId(member_id), applied_index, bookmark, state, kept, image)
+    return ReplicaCheckpoint(StreamId(stream_id), MemberId(member_id), applied_index, applied_state, state, kept, image)
 
 
 def _network_bytes(numbers: array[int]) -> bytes:

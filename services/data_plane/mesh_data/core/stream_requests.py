@@ -3,6 +3,10 @@
 Purpose: what a node that does not hold a stream, or does not lead it, asks of one that does. Leaves out: the request frame
 around it (`meshwire.request`) and errors, which travel there. Source: architecture §5 "Overlay request".
 
+Another node may be faulty or worse, so what it says is taken only as it must be: bodies have exactly their length, numbers fit
+what is stored (63 bits), flags are 0 or 1, and fetched batches follow each other from the offset that was asked for. Anything
+else is a WireError of that one request.
+
 Layout (network byte order)::
 
     PUBLISH        stream u64, batch                         → base offset u64, count u32, is duplicate u8
@@ -19,13 +23,14 @@ Layout (network byte order)::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from struct import Struct, error
 from typing import Final
 
 from mesh_data.core.stream_state import ProducerReady
 from meshcommon.ids import StreamId
+from meshwire.batch import decode_header
 from meshwire.errors import WireCode, WireError
 
 _STREAM: Final = Struct("!Q")
@@ -34,6 +39,10 @@ _PRODUCER: Final = Struct("!QIQQ")
 _FETCH: Final = Struct("!QQII")
 _FETCHED: Final = Struct("!QQBQBQ")
 _BATCH: Final = Struct("!QQI")
+
+
+STORED_MAX: Final = (1 << 63) - 1
+"""Offsets, log indexes and times are at most this."""
 
 
 class Method(IntEnum):
@@ -138,8 +147,11 @@ def encode_published(published: Published) -> bytes:
 
 def decode_published(data: bytes) -> Published:
     """Answer to PUBLISH. Raises WireError."""
-    base_offset, count, is_duplicate = _unpack(_PUBLISHED, data)
-    return Published(base_offset, count, bool(is_duplicate))
+    base_offset, count, is_duplicate = _exactly(_PUBLISHED, data)
+    if not count:
+        raise WireError("a committed batch of no records")
+    _check_stored(base_offset + count, "the offset")
+    return Published(base_offset, count, _flag(is_duplicate, "is duplicate"))
 
 
 def encode_producer(producer: ProducerReady) -> bytes:
@@ -149,7 +161,11 @@ def encode_producer(producer: ProducerReady) -> bytes:
 
 def decode_producer(data: bytes) -> ProducerReady:
     """Answer to INIT_PRODUCER. Raises WireError."""
-    return ProducerReady(*_unpack(_PRODUCER, data))
+    producer_id, epoch, next_sequence, last_offset_next = _exactly(_PRODUCER, data)
+    if not producer_id or not epoch:
+        raise WireError("a producer has an id and an epoch above 0")
+    _check_stored(last_offset_next, "the last offset")
+    return ProducerReady(producer_id, epoch, next_sequence, last_offset_next)
 
 
 def encode_number(number: int) -> bytes:
@@ -159,7 +175,7 @@ def encode_number(number: int) -> bytes:
 
 def decode_number(data: bytes) -> int:
     """Request and answer of TRANSFER, without the stream. Raises WireError."""
-    return _unpack(_STREAM, data)[0]
+    return _exactly(_STREAM, data)[0]
 
 
 def encode_fetch(fetch: Fetch) -> bytes:
@@ -169,7 +185,7 @@ def encode_fetch(fetch: Fetch) -> bytes:
 
 def decode_fetch(data: bytes) -> Fetch:
     """Request FETCH. Raises WireError."""
-    stream_id, offset, bytes_max, wait_ms = _unpack(_FETCH, data)
+    stream_id, offset, bytes_max, wait_ms = _exactly(_FETCH, data)
     return Fetch(StreamId(stream_id), offset, bytes_max, wait_ms)
 
 
@@ -195,6 +211,10 @@ def encode_fetched(fetched: Fetched) -> bytes:
 def decode_fetched(data: bytes) -> Fetched:
     """Answer to FETCH. Raises WireError."""
     next_offset, floor_offset, is_confirmed, applied_index, has_age, age_ms = _unpack(_FETCHED, data)
+    for number, field in ((next_offset, "the end"), (applied_index, "the index"), (age_ms, "the age")):
+        _check_stored(number, field)
+    if floor_offset > next_offset:
+        raise WireError(f"the floor {floor_offset} is behind the end {next_offset}")
     view = memoryview(data)
     batches: list[StoredBatch] = []
     at = _FETCHED.size
@@ -205,8 +225,51 @@ def decode_fetched(data: bytes) -> Fetched:
             raise WireError("the answer ends inside a batch", WireCode.TRUNCATED)
         batches.append(StoredBatch(base_offset, time_ms, view[at : at + size_bytes]))
         at += size_bytes
-    freshness = Freshness(applied_index, age_ms if has_age else None)
-    return Fetched(batches, next_offset, floor_offset, bool(is_confirmed), freshness)
+    freshness = Freshness(applied_index, age_ms if _flag(has_age, "has age") else None)
+    return Fetched(batches, next_offset, floor_offset, _flag(is_confirmed, "is confirmed"), freshness)
+
+
+def check_fetched(fetched: Fetched, offset: int) -> Fetched:
+    """What another node answered to a FETCH of `offset`, if it is one: up to the first batch of a later format.
+
+    Raises:
+        WireError: its batches do not follow each other from `offset` on; BAD_VERSION when already the first one has a format
+            of a later version.
+    """
+    expected = None
+    for place, stored in enumerate(fetched.batches):
+        try:
+            count = decode_header(stored.batch).record_count
+        except WireError as error:
+            if error.code is WireCode.BAD_VERSION and place:
+                return replace(fetched, batches=fetched.batches[:place])
+            raise
+        after = stored.base_offset + count
+        if stored.base_offset != expected if expected is not None else not stored.base_offset <= offset < after:
+            raise WireError(f"a batch of offset {stored.base_offset} is not the next one")
+        expected = after
+        _check_stored(after, "a batch's offset")
+        _check_stored(stored.time_ms, "a batch's time")
+    if expected is not None and expected > fetched.next_offset:
+        raise WireError(f"the batches reach {expected}, the stream ends at {fetched.next_offset}")
+    return fetched
+
+
+def _exactly(layout: Struct, data: bytes | memoryview) -> tuple[int, ...]:
+    if len(data) > layout.size:
+        raise WireError(f"{len(data) - layout.size} bytes follow the end of the body")
+    return _unpack(layout, data)
+
+
+def _check_stored(number: int, field: str) -> None:
+    if number > STORED_MAX:
+        raise WireError(f"{field} is {number}, more than can be stored")
+
+
+def _flag(value: int, field: str) -> bool:
+    if value > 1:
+        raise WireError(f"{field} is {value}, not 0 or 1")
+    return value == 1
 
 
 def _unpack(layout: Struct, data: bytes | memoryview) -> tuple[int, ...]:

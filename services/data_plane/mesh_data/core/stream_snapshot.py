@@ -80,7 +80,7 @@ class Checkpoint:
         index: log index, applied.
         offset: next offset there.
         time_ms: state time there.
-        total_bytes: bytes of entries applied since the stream's birth.
+        total_bytes: bytes of entries applied since the stream began.
     """
 
     index: int

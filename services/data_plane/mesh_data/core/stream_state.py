@@ -4,6 +4,10 @@ State: next offset, producers, time, floor, checkpoints, seal, revision of the m
 `apply` reads only the entry and the state, so equal entries give equal states (invariant I4). A batch that is refused
 (gap, fenced, expired, repeated) stays in the log but takes no offsets; its result answers the publisher.
 
+*Versions*: an entry of a kind, or a batch of a format, that only a later version knows is not applied and changes nothing
+(`LaterEntry`); nor may anything behind it be, until the node is updated. So members of two versions never come to different
+states at the same index: the older one stands still.
+
 *Checkpoints*: whenever `checkpoint_bytes` of entries have been applied since the last one, the state keeps its own
 snapshot. The floor moves only to a checkpoint, so a group's stored snapshot is always a state that every member computed at
 that index. A member that restored a snapshot knows earlier checkpoints by index, for the sake of equal states, but has
@@ -26,14 +30,13 @@ from meshwire.batch import decode_header
 from meshwire.entry import (
     BatchEntry,
     BatchLine,
-    Entry,
     InitProducerEntry,
     MoveFloorEntry,
     SealEntry,
     decode_entry,
     peek_batch,
 )
-from meshwire.errors import WireError
+from meshwire.errors import WireCode, WireError
 
 FIRST_INDEX: Final = 1
 """Log index of the initial snapshot: a group's first entry follows it."""
@@ -90,6 +93,10 @@ class Unchanged:
     """The entry had no effect (a floor that is not ahead, a second seal)."""
 
 
+class LaterEntry(Exception):
+    """The next entry is of a later version: nothing may be applied from it on. The text says what it is."""
+
+
 class BatchRun(NamedTuple):
     """Committed batches that change the state like one, as somebody who read them sums them up.
 
@@ -109,6 +116,7 @@ class BatchRun(NamedTuple):
     chain: bytes
 
 
+_Command: TypeAlias = InitProducerEntry | MoveFloorEntry | SealEntry
 Result: TypeAlias = Appended | Repeated | Refused | ProducerReady | FloorMoved | Unchanged
 _UNCHANGED: Final = Unchanged()
 
@@ -216,21 +224,24 @@ class StreamState:
         self.members_revision = max(self.members_revision, revision)
 
     def apply(self, index: int, data: bytes) -> Result:
-        """Applies the committed entry `data` at log index `index`, which is above `applied_index`."""
+        """Applies the committed entry `data` at log index `index`, which is above `applied_index`.
+
+        Raises:
+            LaterEntry: only a later version knows what the entry does; nothing has changed.
+        """
+        entry = peek_batch(data) or _read(data)
         self.applied_index = index
         digest = hashlib.sha256(self.chain)
         digest.update(data)
         self.chain = digest.digest()
         self.total_bytes += len(data)
-        batch = peek_batch(data)
-        if batch is not None:
-            result = self._sealed() if self.is_sealed else self._apply_batch(index, batch)
+        if isinstance(entry, BatchLine):
+            result = self._sealed() if self.is_sealed else self._apply_batch(index, entry)
+        elif isinstance(entry, WireError):
+            # A leader checks what it proposes, so this is a bug or a foreign writer; all members refuse it alike.
+            result = Refused(ErrorCode.INVALID_ARGUMENT, f"The entry cannot be read: {entry.reason}.", {})
         else:
-            try:
-                result = self._apply(index, decode_entry(data))
-            except WireError as error:
-                # A leader checks what it proposes, so this is a bug or a foreign writer; all members refuse it alike.
-                result = Refused(ErrorCode.INVALID_ARGUMENT, f"The entry cannot be read: {error.reason}.", {})
+            result = self._apply(index, entry)
         if self.total_bytes - self._last_checkpoint_bytes >= self.config.checkpoint_bytes:
             self._take_checkpoint()
         return result
@@ -275,15 +286,8 @@ class StreamState:
             case _:
                 return None
 
-    def _apply(self, index: int, entry: Entry) -> Result:
+    def _apply(self, index: int, entry: _Command) -> Result:
         match entry:
-            case BatchEntry(stamp_ms, batch):
-                # Only one that is not well formed comes here: the decoder says what is wrong with it.
-                header = decode_header(batch)
-                line = BatchLine(
-                    stamp_ms, header.producer_id, header.producer_epoch, header.base_sequence, header.record_count
-                )
-                return self._sealed() if self.is_sealed else self._apply_batch(index, line)
             case InitProducerEntry(stamp_ms, name):
                 if self.is_sealed:
                     return self._sealed()
@@ -295,9 +299,7 @@ class StreamState:
             case MoveFloorEntry(floor_index):
                 return self._move_floor(floor_index)
             case SealEntry(revision):
-                if self.is_sealed:
-                    return _UNCHANGED
-                self.sealed_revision = revision
+                self.sealed_revision = self.sealed_revision or revision
                 return _UNCHANGED
 
     def _apply_batch(self, index: int, batch: BatchLine) -> Result:
@@ -342,3 +344,17 @@ class StreamState:
         self._last_checkpoint_bytes = self.total_bytes
         self.checkpoints.append(Checkpoint(self.applied_index, self.next_offset, self.time_ms, self.total_bytes))
         self._snapshots[self.applied_index] = self.snapshot()
+
+
+def _read(data: bytes) -> _Command | WireError:
+    """The entry, which is no well-formed batch, or what is wrong with it. Raises LaterEntry."""
+    try:
+        entry = decode_entry(data)
+        if not isinstance(entry, BatchEntry):
+            return entry
+        decode_header(entry.batch)
+    except WireError as error:
+        if error.code is WireCode.BAD_VERSION:
+            raise LaterEntry(error.reason) from None
+        return error
+    raise AssertionError("the batch is well formed")

@@ -17,7 +17,6 @@ class StreamTiming:
         tick_s: length of a Raft tick.
         election_ticks: ticks without a leader before an election, doubled at random at most.
         heartbeat_ticks: ticks between a leader's heartbeats.
-        ticks_behind_max: ticks made up for after a stall of the loop; more would make every group elect at once.
         uncommitted_bytes_max: a leader takes no more before a quorum has this much; costs that much memory per group.
         publish_deadline_s: one batch is answered within this time.
         attempt_s: one try of a batch that may be repeated safely; then the leader is looked for again.
@@ -31,7 +30,6 @@ class StreamTiming:
     tick_s: float
     election_ticks: int
     heartbeat_ticks: int
-    ticks_behind_max: int = 3
     uncommitted_bytes_max: int = 32 * 1024 * 1024
     publish_deadline_s: float = 10.0
     attempt_s: float = 1.5

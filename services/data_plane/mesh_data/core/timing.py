@@ -11,8 +11,7 @@ class OverlayTiming:
     """All times in seconds.
 
     Attributes:
-        tick_s: period of the shell's ticker: the grain of every timer here, and what own stalls are measured by.
-        beat_s: a lane's heartbeat period. Cost: two packets of about 70 bytes per beat, lane and direction.
+        beat_s: a lane's heartbeat period; all lanes of a node beat at the same moments. Cost: a wake per beat, and two packets of about 70 bytes per beat, lane and direction.
         silence_floor_s: a lane is down after max(floor, base + srtt_factor·SRTT + rttvar_factor·RTTVAR) of silence.
         silence_base_s: see above.
         srtt_factor: see above.
@@ -26,7 +25,6 @@ class OverlayTiming:
         join_lane_life_s: a lane that carries only the join protocol is closed after that.
     """
 
-    tick_s: float = 0.05
     beat_s: float = 0.1
     silence_floor_s: float = 0.3
     silence_base_s: float = 0.2

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from meshapi.common.v1 import view_pb2
+from meshcommon.address import is_peer_address
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NO_NODE, MemberId, NodeId, StreamId
 
@@ -21,9 +22,10 @@ class NodeState(IntEnum):
 
     ACTIVE = 1
     STOPPED = 2
+    JOINING = 3
 
 
-class StreamState(IntEnum):
+class StreamPhase(IntEnum):
     """Where a stream is in its life."""
 
     FORMING = 1
@@ -85,7 +87,7 @@ class Stream:
     stream_id: StreamId
     name: str
     members: tuple[Member, ...]
-    state: StreamState
+    state: StreamPhase
     revision: int
     retained_bytes_max: int
     retiring: tuple[Retiring, ...] = ()
@@ -123,13 +125,19 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The whole view at one revision. The dictionaries must not be changed."""
+    """The whole view at one revision. The dictionaries must not be changed.
+
+    `mesh_version` is committed and supported by every member: nothing that a later one introduced may be proposed.
+    `next_stream_id`: the catalogue has given out the ids before it; 0 when that is not told.
+    """
 
     revision: int
     mesh_id: str
     mesh_epoch: int
     nodes: dict[NodeId, Node]
     streams: dict[StreamId, Stream]
+    mesh_version: int = 1
+    next_stream_id: int = 0
 
     def name_of(self, node_id: NodeId) -> str:
         """The node's name, or its number when it is not a member."""
@@ -145,7 +153,7 @@ class View:
         found = None
         for stream in self.streams.values():
             if stream.name == name:
-                if stream.state is not StreamState.DELETING:
+                if stream.state is not StreamPhase.DELETING:
                     return stream
                 found = stream
         return found
@@ -164,7 +172,11 @@ def view_from_proto(message: view_pb2.MeshView) -> View:
         streams = {StreamId(item.stream_id): _stream(item, message.next_member_id) for item in message.streams}
     except ValueError as error:
         raise MeshError(ErrorCode.INVALID_ARGUMENT, f"The MeshView cannot be read: {error}.") from None
-    return View(message.revision, message.mesh_id, message.mesh_epoch, nodes, streams)
+    # A control plane of before the field sends none; nothing was introduced after version 1 then.
+    mesh_version = getattr(message, "mesh_version", 0) or 1
+    return View(
+        message.revision, message.mesh_id, message.mesh_epoch, nodes, streams, mesh_version, message.next_stream_id
+    )
 
 
 def _node(message: view_pb2.NodeView) -> Node:
@@ -176,7 +188,8 @@ def _node(message: view_pb2.NodeView) -> Node:
         node_id=NodeId(message.node_id),
         name=message.name,
         public_key=message.public_key,
-        peer_address=message.peer_address,
+        # One of an old state that is no address is kept in the view and never dialled.
+        peer_address=message.peer_address if is_peer_address(message.peer_address) else "",
         state=NodeState(message.state),
         is_reachable=message.is_reachable,
     )
@@ -190,7 +203,7 @@ def _stream(message: view_pb2.StreamView, next_member_id: int) -> Stream:
         stream_id=StreamId(message.stream_id),
         name=message.name,
         members=members,
-        state=StreamState(message.state),
+        state=StreamPhase(message.state),
         revision=message.revision,
         retained_bytes_max=message.retained_bytes_max,
         retiring=tuple(

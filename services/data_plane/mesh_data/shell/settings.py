@@ -6,21 +6,38 @@ from typing import Literal
 
 from pydantic import Field
 
-from meshcommon.settings import Listen, PeerAddress, Section
+from meshcommon.settings import Endpoint, Listen, PeerAddress, Section
 
 
 class DataSettings(Section):
-    """The data plane's own section. None of these reloads live."""
+    """The data plane's own section. None of these reloads live, but what the TLS files hold."""
 
-    grpc_listen: Listen = Field(default="127.0.0.1:7301", description="gRPC for the services of this site.")
-    admin_listen: Listen = Field(default="127.0.0.1:7302", description="Health, readiness and metrics.")
+    grpc_listen: Endpoint = Field(
+        default="127.0.0.1:7301", description="gRPC for the services of this site, `host:port` or `unix:/path`."
+    )
+    admin_listen: Endpoint = Field(
+        default="127.0.0.1:7302", description="Health, readiness and metrics, `host:port` or `unix:/path`."
+    )
     peer_listen: Listen | Literal[""] = Field(
         default="", description="WebSocket listener for other nodes; empty: this node only dials."
+    )
+    peer_tls: bool = Field(
+        default=True,
+        description="Whether lanes run in TLS. `false` is for packet captures on a network that you trust, and needs "
+        "MESH_INSECURE_DEV=1.",
     )
     client_listen: Listen | Literal[""] = Field(
         default="",
         description="WebSocket listener for this site's applications (`meshclient`); empty: none. "
         "They are not authenticated yet: a loopback address.",
+    )
+    client_tls_certificate: str = Field(
+        default="",
+        description="PEM file of the certificate chain, own certificate first, with which applications are served over TLS "
+        "(`wss`); with MESH_DATA_CLIENT_TLS_KEY, or neither. Read again when it changes. Empty: in clear.",
+    )
+    client_tls_key: str = Field(
+        default="", description="PEM file of the key of MESH_DATA_CLIENT_TLS_CERTIFICATE, without a passphrase."
     )
     disk_pressure_percent: int = Field(
         default=80,
@@ -36,5 +53,5 @@ class DataSettings(Section):
     )
     dial: dict[str, PeerAddress] = Field(
         default_factory=dict,
-        description="Addresses by node name that replace the advertised ones for this node, `a=ws://h:p,b=ws://h:p`.",
+        description="Addresses by node name that replace the advertised ones for this node, `a=wss://h:p,b=wss://h:p`.",
     )

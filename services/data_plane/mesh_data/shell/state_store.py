@@ -1,6 +1,6 @@
 """What the data plane keeps on disk so that it can start alone: identity and view, and the route table.
 
-Files: `view.bin` (the last ConfigureRequest, with the private key, mode 0600) and `routes.bin` (the whole table as one
+Files: `view.bin` (the last ConfigureRequest, with the delegation) and `routes.bin` (the whole table as one
 PushRoutesRequest). Written off the loop, newest state only, so that neither forwarding nor a call waits for the disk.
 Leaves out: stream data. Source: architecture §2 (data plane restarts with the last MeshView and routes), invariant I8.
 """

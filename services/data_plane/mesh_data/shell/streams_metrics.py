@@ -88,7 +88,7 @@ CLIENT_REFUSALS: Final = Counter("mesh_client_refusals_total", "Requests refused
 
 
 def export_feeding(figures: list[tuple[int, int, int, int]]) -> None:
-    """Sets the gauges of what goes to other nodes, from `RaftHost.feeding`."""
+    """Sets the gauges of what goes to other nodes, from `RaftHost.log_transfers`."""
     for gauge in (FEED_BYTES, FEED_WAITING):
         gauge.clear()
     for peer, sent_bytes, _tickets, waiting in figures:

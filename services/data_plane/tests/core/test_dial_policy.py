@@ -21,7 +21,7 @@ def view(addresses: dict[int, str], stopped: tuple[int, ...] = ()) -> View:
     return View(1, "mesh", 0, nodes, {})
 
 
-ALL = view({1: "ws://1", 2: "ws://2", 3: ""})
+ALL = view({1: "ws://n1:7", 2: "ws://n2:7", 3: ""})
 
 
 def policy(overrides: dict[str, str] | None = None) -> DialPolicy:
@@ -41,21 +41,21 @@ def test_everybody_with_an_address_is_dialled_once() -> None:
 
 def test_stopped_nodes_and_nodes_without_address_are_left_alone() -> None:
     item = policy()
-    item.configure(view({1: "ws://1", 2: "ws://2", 3: ""}, stopped=(2,)), ONE, set(), 0.0)
+    item.configure(view({1: "ws://n1:7", 2: "ws://n2:7", 3: ""}, stopped=(2,)), ONE, set(), 0.0)
     assert item.take_due(0.0) == []
 
 
 def test_node_that_only_dials_tries_a_stopped_one_too() -> None:
     """When the only node with a listener starts again, nobody else could make the lane."""
     item = policy()
-    item.configure(view({1: "ws://1", 3: ""}, stopped=(1,)), THREE, set(), 0.0)
+    item.configure(view({1: "ws://n1:7", 3: ""}, stopped=(1,)), THREE, set(), 0.0)
     assert peers(item.take_due(0.0)) == {1}
 
 
 def test_override_replaces_the_advertised_address() -> None:
-    item = policy({"n2": "ws://proxy", "n3": "ws://three"})
+    item = policy({"n2": "ws://proxy:7", "n3": "ws://three:7"})
     item.configure(ALL, ONE, set(), 0.0)
-    assert set(item.take_due(0.0)) == {Dial(TWO, "ws://proxy"), Dial(THREE, "ws://three")}
+    assert set(item.take_due(0.0)) == {Dial(TWO, "ws://proxy:7"), Dial(THREE, "ws://three:7")}
 
 
 def test_smaller_id_leaves_the_dialling_to_the_other_for_a_while() -> None:
@@ -81,7 +81,7 @@ def test_larger_id_dials_again_at_once() -> None:
 
 def test_node_that_cannot_be_dialled_never_waits_for_the_other() -> None:
     item = policy()
-    item.configure(view({1: "", 2: "ws://2"}), ONE, {TWO}, 0.0)
+    item.configure(view({1: "", 2: "ws://n2:7"}), ONE, {TWO}, 0.0)
     item.link_down(TWO, 5.0)
     assert peers(item.take_due(5.1)) == {2}
 
@@ -95,7 +95,7 @@ def test_link_that_is_up_is_not_dialled() -> None:
 
 def test_backoff_grows_to_its_cap_with_full_jitter() -> None:
     item = policy()
-    item.configure(view({1: "", 2: "ws://2"}), ONE, set(), 0.0)
+    item.configure(view({1: "", 2: "ws://n2:7"}), ONE, set(), 0.0)
     now, delays = 0.0, []
     for _ in range(200):
         assert peers(item.take_due(now)) == {2}
@@ -112,12 +112,12 @@ def test_backoff_grows_to_its_cap_with_full_jitter() -> None:
 
 def test_new_address_is_tried_at_once() -> None:
     item = policy()
-    item.configure(view({1: "", 2: "ws://2"}), ONE, set(), 0.0)
+    item.configure(view({1: "", 2: "ws://n2:7"}), ONE, set(), 0.0)
     for _ in range(10):
         item.take_due(100.0)
         item.failed(TWO, 100.0)
-    item.configure(view({1: "", 2: "ws://moved"}), ONE, set(), 100.0)
-    assert item.take_due(100.0) == [Dial(TWO, "ws://moved")]
+    item.configure(view({1: "", 2: "ws://moved:7"}), ONE, set(), 100.0)
+    assert item.take_due(100.0) == [Dial(TWO, "ws://moved:7")]
 
 
 def test_leaving_the_mesh_ends_all_dialling() -> None:
@@ -128,3 +128,22 @@ def test_leaving_the_mesh_ends_all_dialling() -> None:
     item.failed(ONE, 9.0)
     item.link_down(ONE, 9.0)
     assert item.next_deadline() is None
+
+
+def test_what_is_no_address_is_never_dialled_and_named() -> None:
+    """An older version let a node advertise anything: its state is kept, and one look tells whom it concerns."""
+    item = policy({"n3": "ws://u@é:1"})
+    item.configure(view({1: "", 2: "ws://u@é:1", 3: "ws://n3:7"}), ONE, set(), 0.0)
+    assert item.take_due(0.0) == []
+    assert item.next_deadline() is None
+    assert item.undiallable == {TWO: "ws://u@é:1", THREE: "ws://u@é:1"}
+    item.configure(view({1: "", 2: "ws://bücher.example:7"}), ONE, set(), 1.0)
+    assert item.take_due(1.0) == [Dial(TWO, "ws://xn--bcher-kva.example:7")]
+    assert item.undiallable == {}
+
+
+def test_a_node_whose_address_became_none_is_not_dialled_any_more() -> None:
+    item = policy()
+    item.configure(view({1: "", 2: "ws://n2:7"}), ONE, set(), 0.0)
+    item.configure(view({1: "", 2: "nonsense"}), ONE, set(), 0.0)
+    assert item.take_due(10.0) == []

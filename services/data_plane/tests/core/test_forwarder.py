@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import networkx as nx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh_data.core.forwarder import HOP_LIMIT, Delivery, DropReason, Forwarder, Transmission
-from mesh_data.core.path_error import PathError
+from data_plane_testing.identities import delegations, entropy, local_node, view_of
+from mesh_data.core.forwarder import (
+    Delivery,
+    DropReason,
+    Forwarder,
+    ForwardingCounters,
+    Held,
+    Transmission,
+)
 from mesh_data.core.timing import OverlayTiming
 from meshapi.data.v1 import data_pb2
 from meshcommon.ids import NodeId
 from meshwire.packet import (
+    FIRST_HOP_LIMIT,
     FLAG_REPAIRED,
+    FLAG_SEALED,
+    MAX_PACKET_BYTES,
+    PREFIX_BYTES,
+    SEAL_BYTES,
     VERSION,
     Packet,
     Protocol,
@@ -56,27 +68,36 @@ class Net:
     delivered: list[tuple[int, Delivery]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        members = view_of(*self.graph)
         for node in self.graph:
-            forwarder = Forwarder(NodeId(node), TIMING, node << 32)
+            forwarder = Forwarder(TIMING, node << 32, entropy(node), delegations())
+            forwarder.configure(local_node(node), members)
             routes = [
                 data_pb2.Route(destination=other, paths=[data_pb2.Path(nodes=path) for path in paths])
                 for other in self.graph
                 if other != node and (paths := paths_of(self.graph, node, other))
             ]
-            forwarder.routes.apply(data_pb2.PushRoutesRequest(version=1, changed=routes))
+            forwarder.paths.routes.apply(data_pb2.PushRoutesRequest(version=1, changed=routes))
             for peer in self.graph[node]:
-                forwarder.set_link(NodeId(peer), frozenset((node, peer)) not in self.dead)
+                if frozenset((node, peer)) not in self.dead:
+                    forwarder.set_link(NodeId(peer), True, 0.0)
             self.nodes[node] = forwarder
+        for one, other in permutations(self.graph, 2):
+            agree(self.nodes[one], self.nodes[other])
+        for forwarder in self.nodes.values():
+            forwarder.take_outgoing()
+            forwarder.counters = ForwardingCounters()
 
-    def run(self, source: int, first: Transmission | None, now: float = 0.0) -> list[int]:
+    def run(self, source: int, first: Transmission | Held | None, now: float = 0.0) -> list[int]:
         """Carries one packet and what it causes to the end; returns the nodes that the packet itself entered."""
         entered = [source]
+        assert not isinstance(first, Held)
         queue = deque([(source, first)] if first is not None else [])
         is_first = True
         while queue:
             at, transmission = queue.popleft()
             assert frozenset((at, transmission.next_hop)) not in self.dead, "sent over a link that is down"
-            is_own = forwarding_view(transmission.data).protocol is not Protocol.PATH_ERROR
+            is_own = forwarding_view(transmission.data).protocol != Protocol.PATH_ERROR
             there = self.nodes[transmission.next_hop]
             result = there.receive(NodeId(at), transmission.data, now)
             if is_own or is_first:
@@ -98,6 +119,23 @@ class Net:
 
     def total(self, name: str) -> int:
         return sum(getattr(node.counters, name) for node in self.nodes.values())
+
+
+def agree(asker: Forwarder, other: Forwarder) -> None:
+    """Gives `asker` the boot key of the other and the other way round, whatever the links."""
+    for node in (asker, other):
+        node.keys.take_outgoing()
+    asker.keys.link_up(other.local, 0.0)
+    sides = (asker, other)
+    while packets := [(node, packet) for node in sides for packet in node.keys.take_outgoing()]:
+        for node, packet in packets:
+            there = next(side for side in sides if side is not node)
+            if packet.destination == there.local:
+                there.keys.receive(node.local, (node.local, True), packet.payload, 0.0)
+    for node in sides:
+        node.keys.take_ready()
+    assert asker.keys.session(other.local) is not None
+    assert other.keys.session(asker.local) is not None
 
 
 def net(*edges: tuple[int, int], dead: set[tuple[int, int]] | None = None) -> Net:
@@ -152,23 +190,18 @@ def test_path_errors_are_rate_limited_per_source_and_link() -> None:
 def test_path_that_was_named_broken_is_the_last_resort() -> None:
     item = net((1, 2), (2, 3), dead={(2, 3)})
     item.send(1, 3)
-    assert item.nodes[1].path_to(NodeId(3), 0.1) == (1, 2, 3)
-
-
-def test_only_the_near_end_may_call_a_link_broken() -> None:
-    item = net(*SQUARE)
-    lie = PathError(NodeId(4), NodeId(2), NodeId(4)).encode()
-    sent = item.nodes[3].send(Protocol.PATH_ERROR, CONTROL, NodeId(1), lie, 0, 0.0)
-    item.run(3, sent)
-    assert item.nodes[1].path_to(NodeId(4), 0.0) == (1, 2, 4)
+    assert item.nodes[1].paths.path_to(NodeId(3), 0.1) == (1, 2, 3)
 
 
 def test_direct_link_serves_before_routing_has_computed_anything() -> None:
-    item = Forwarder(NodeId(1), TIMING, 0)
+    item, other = Forwarder(TIMING, 0, entropy(1), delegations()), Forwarder(TIMING, 0, entropy(2), delegations())
+    for node, number in ((item, 1), (other, 2)):
+        node.configure(local_node(number), view_of(1, 2))
     assert item.send(Protocol.ECHO, CONTROL, NodeId(2), b"", 0, 0.0) is None
-    item.set_link(NodeId(2), is_up=True)
+    item.set_link(NodeId(2), True, 0.0)
+    agree(item, other)
     sent = item.send(Protocol.ECHO, CONTROL, NodeId(2), b"", 0, 0.0)
-    assert sent is not None
+    assert isinstance(sent, Transmission)
     assert forwarding_view(sent.data).route == (1, 2)
 
 
@@ -176,26 +209,51 @@ def test_waiting_packets_take_the_backup_when_their_link_goes_down() -> None:
     item = net(*SQUARE)
     source = item.nodes[1]
     sent = source.send(Protocol.ECHO, CONTROL, NodeId(4), b"hello", 0, 0.0)
-    assert sent is not None
-    source.set_link(NodeId(2), is_up=False)
+    assert isinstance(sent, Transmission)
+    source.set_link(NodeId(2), False, 0.0)
     again = source.requeue(sent.data, 0.0)
     assert again is not None
-    assert (again.next_hop, forwarding_view(again.data).route, forwarding_view(again.data).flags) == (3, (1, 3, 4), 0)
+    assert (again.next_hop, forwarding_view(again.data).route, forwarding_view(again.data).flags) == (
+        3,
+        (1, 3, 4),
+        FLAG_SEALED,
+    )
     assert item.run(1, again) == [1, 3, 4]
 
 
 def test_waiting_packets_of_others_are_repaired_when_the_link_goes_down() -> None:
     item = net((1, 2), (2, 3), (2, 4), (4, 3))
     sent = item.nodes[1].send(Protocol.ECHO, CONTROL, NodeId(3), b"hello", 0, 0.0)
-    assert sent is not None
+    assert isinstance(sent, Transmission)
     waiting = item.nodes[2].receive(NodeId(1), sent.data, 0.0)
     assert isinstance(waiting, Transmission)
-    item.nodes[2].set_link(NodeId(3), is_up=False)
+    item.nodes[2].set_link(NodeId(3), False, 0.0)
     again = item.nodes[2].requeue(waiting.data, 0.0)
     assert again is not None
     view = forwarding_view(again.data)
-    assert (view.route, view.position, view.flags) == ((1, 2, 4, 3), 2, FLAG_REPAIRED)
+    assert (view.route, view.position, view.flags) == ((1, 2, 4, 3), 2, FLAG_REPAIRED | FLAG_SEALED)
     assert item.run(2, again) == [2, 4, 3]
+
+
+def test_largest_packet_that_does_not_fit_a_longer_route_is_dropped_and_counted() -> None:
+    """It used to raise, which ended the lane that it came on, or lost all that waited behind it."""
+    item = net((1, 2), (2, 3), (2, 4), (4, 3))
+    payload = bytes(MAX_PACKET_BYTES - PREFIX_BYTES - SEAL_BYTES - 3 * 8)
+    sent = item.nodes[1].send(Protocol.ECHO, CONTROL, NodeId(3), payload, 0, 0.0)
+    assert isinstance(sent, Transmission)
+    waiting = item.nodes[2].receive(NodeId(1), sent.data, 0.0)
+    assert isinstance(waiting, Transmission)
+    item.nodes[2].set_link(NodeId(3), False, 0.0)
+    assert item.nodes[2].receive(NodeId(1), sent.data, 0.0) is None
+    assert item.nodes[2].requeue(waiting.data, 0.0) is None
+    assert item.drops() == {DropReason.TOO_LARGE: 2}
+    own = net((1, 2), (1, 3), (3, 2))
+    direct = bytes(MAX_PACKET_BYTES - PREFIX_BYTES - SEAL_BYTES - 2 * 8)
+    sent = own.nodes[1].send(Protocol.ECHO, CONTROL, NodeId(2), direct, 0, 0.0)
+    assert isinstance(sent, Transmission)
+    own.nodes[1].set_link(NodeId(2), False, 0.0)
+    assert own.nodes[1].requeue(sent.data, 0.0) is None
+    assert own.drops() == {DropReason.TOO_LARGE: 1}
 
 
 def packet(**changes: object) -> bytes:
@@ -204,7 +262,7 @@ def packet(**changes: object) -> bytes:
         "cls": CONTROL,
         "protocol": Protocol.ECHO,
         "flags": 0,
-        "hop_limit": HOP_LIMIT,
+        "hop_limit": FIRST_HOP_LIMIT,
         "source": 1,
         "destination": 3,
         "route": (1, 2, 3),
@@ -223,7 +281,6 @@ def packet(**changes: object) -> bytes:
         (packet(source=4, route=(4, 2, 3)), DropReason.WRONG_HOP),
         (packet(route=(), position=0), DropReason.WRONG_HOP),
         (packet(source=9, destination=2, route=(), position=0), DropReason.WRONG_HOP),
-        (packet(protocol=Protocol.LSA), DropReason.WRONG_HOP),
         (packet(hop_limit=0), DropReason.HOP_LIMIT),
     ],
 )
@@ -235,9 +292,9 @@ def test_packet_that_must_not_be_here_is_dropped_and_counted(data: bytes, reason
 
 def test_link_local_packet_is_for_the_neighbour_only() -> None:
     item = net((1, 2))
-    data = item.nodes[1].link_local(Protocol.LSA, CONTROL, NodeId(2), b"lsa")
-    assert data is not None
-    delivery = item.nodes[2].receive(NodeId(1), data, 0.0)
+    sent = item.nodes[1].send_link_local(Protocol.LSA, CONTROL, NodeId(2), b"lsa", 0.0)
+    assert isinstance(sent, Transmission)
+    delivery = item.nodes[2].receive(NodeId(1), sent.data, 0.0)
     assert isinstance(delivery, Delivery)
     assert (delivery.protocol, bytes(delivery.payload)) == (Protocol.LSA, b"lsa")
 
@@ -318,7 +375,8 @@ def test_every_packet_sent_is_delivered_or_counted_as_dropped(item: Net, data: s
 
 @given(st.binary(max_size=200))
 def test_bytes_from_outside_never_raise(data: bytes) -> None:
-    relay = Forwarder(NodeId(2), TIMING, 0)
+    relay = Forwarder(TIMING, 0, entropy(0), delegations())
+    relay.configure(local_node(2), view_of(1, 2))
     assert relay.receive(NodeId(1), data, 0.0) is None
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh_data.core.lane import Lane, encode_bye
+from mesh_data.core.lane import BEATS_MAX, CONTROL_BYTES_MAX, ECHOES_MAX, Lane, encode_bye
 from mesh_data.core.timing import OverlayTiming
 from meshapi.overlay.v1 import lane_pb2
 from meshcommon.ids import NodeId
@@ -128,3 +128,43 @@ def test_limit_is_never_below_the_floor_nor_endless(rtts: list[float]) -> None:
     for number, rtt_s in enumerate(rtts):
         sample(item, number * 0.11, rtt_s)
     assert TIMING.silence_floor_s <= item.silence_limit_s() <= 0.2 + 1.5 * 5.0 + 4 * 5.0
+
+
+def test_an_echo_holds_only_what_is_known_of_a_beat() -> None:
+    """A beat padded with fields that nobody knows must not come back as large as it was."""
+    item = lane()
+    padded = lane_pb2.LaneControl(beat=lane_pb2.LaneBeat(sequence=7, sent_at_us=99)).SerializeToString()
+    unknown = lane_pb2.LaneBeat(sequence=7).SerializeToString() + b"\x7a\x40" + bytes(64)
+    item.receive(b"\x0a" + bytes((len(unknown),)) + unknown, 0.0)
+    assert item.receive(padded, 0.0)
+    first, second = item.take_outgoing()
+    assert lane_pb2.LaneControl.FromString(first) == lane_pb2.LaneControl(echo=lane_pb2.LaneBeat(sequence=7))
+    assert lane_pb2.LaneControl.FromString(second).echo == lane_pb2.LaneBeat(sequence=7, sent_at_us=99)
+
+
+def test_a_large_control_message_is_malformed() -> None:
+    item = lane()
+    beat = lane_pb2.LaneControl(beat=lane_pb2.LaneBeat(sequence=7)).SerializeToString()
+    assert item.receive(beat + b"\x7a\x80\x07" + bytes(896), 0.0)
+    assert len(item.take_outgoing()) == 1
+    assert not item.receive(beat + b"\x7a\x80\x08" + bytes(1024), 0.0)
+    assert item.take_outgoing() == []
+
+
+def test_what_waits_is_bounded_whatever_the_peer_sends() -> None:
+    item = lane()
+    beat = lane_pb2.LaneControl(beat=lane_pb2.LaneBeat(sequence=7)).SerializeToString()
+    for number in range(1_000):
+        item.receive(beat, 0.0)
+        item.tick(number * TIMING.beat_s)
+    assert len(item.take_outgoing()) == ECHOES_MAX + BEATS_MAX
+    assert item.echoes_dropped == 1_000 - ECHOES_MAX
+    item.receive(beat, 0.0)
+    item.tick(2_000.0)
+    assert len(item.take_outgoing()) == 2
+
+
+def test_a_bye_says_little() -> None:
+    encoded = encode_bye(False, "\x01" * 20_000)
+    assert len(encoded) <= CONTROL_BYTES_MAX
+    assert lane().receive(encoded, 0.0)

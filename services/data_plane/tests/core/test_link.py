@@ -1,18 +1,39 @@
-"""The virtual link: which lane is kept, and what a full queue does."""
+"""The virtual link: which lane is kept, what goes next on it, and what a full queue does."""
 
 from __future__ import annotations
 
 from itertools import permutations
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from mesh_data.core.link import FRAME_BYTES_TARGET, QUEUE_BYTES_MAX, ClassQueues, Link
+from mesh_data.core.lane import Lane
+from mesh_data.core.link import FRAME_BYTES_TARGET, Link
+from mesh_data.core.open_lane import OpenLane
+from mesh_data.core.timing import OverlayTiming
 from meshcommon.ids import NodeId
-from meshwire.frame import PACKET_OVERHEAD_BYTES
+from meshwire.frame import decode_packets
 from meshwire.packet import TrafficClass
 
 SMALL, LARGE = NodeId(1), NodeId(2)
+
+
+def add(link: Link, lane_id: int, is_dialled: bool, now: float) -> list[int]:
+    """Takes in a lane; returns the ids of those that are superfluous now."""
+    lane = OpenLane(Lane(lane_id, link.peer, is_dialled, OverlayTiming(), now))
+    return [item.lane_id for item in link.add(lane, now)]
+
+
+def carrier(link: Link) -> int | None:
+    """The lane that carries everything."""
+    found = {item.lane_id if (item := link.carrier(cls)) is not None else None for cls in TrafficClass}
+    assert len(found) == 1
+    return found.pop()
+
+
+def packets_of(link: Link, lane_id: int) -> list[bytes]:
+    """What the next frame on a lane holds."""
+    lane = link.lane(lane_id)
+    assert lane is not None
+    parts = link.next_frame_parts(lane)
+    return [] if parts is None else list(map(bytes, decode_packets(b"".join(parts))))
 
 
 def test_lane_dialled_by_the_larger_id_is_kept_at_both_ends() -> None:
@@ -20,45 +41,45 @@ def test_lane_dialled_by_the_larger_id_is_kept_at_both_ends() -> None:
     for order in permutations(["dialled by small", "dialled by large"]):
         at_small, at_large = Link(SMALL, LARGE), Link(LARGE, SMALL)
         for lane_id, who in enumerate(order, 1):
-            at_small.add_lane(lane_id, who == "dialled by small", 0.0)
-            at_large.add_lane(lane_id, who == "dialled by large", 0.0)
-        kept_at_small = order[(at_small.active_lane or 0) - 1]
-        kept_at_large = order[(at_large.active_lane or 0) - 1]
+            add(at_small, lane_id, who == "dialled by small", 0.0)
+            add(at_large, lane_id, who == "dialled by large", 0.0)
+        kept_at_small = order[(carrier(at_small) or 0) - 1]
+        kept_at_large = order[(carrier(at_large) or 0) - 1]
         assert kept_at_small == kept_at_large == "dialled by large"
 
 
 def test_newer_lane_of_the_same_dialler_replaces_the_older() -> None:
     link = Link(SMALL, LARGE)
-    assert link.add_lane(1, False, 0.0) == []
-    assert link.add_lane(2, False, 1.0) == [1]
-    assert link.active_lane == 2
+    assert add(link, 1, False, 0.0) == []
+    assert add(link, 2, False, 1.0) == [1]
+    assert carrier(link) == 2
 
 
 def test_other_lane_is_promoted_when_the_active_one_dies() -> None:
     link = Link(SMALL, LARGE)
-    link.add_lane(1, True, 0.0)
-    link.add_lane(2, False, 0.0)
-    assert not link.remove_lane(2, "reset")
-    assert link.active_lane == 1
-    assert link.remove_lane(1, "silent")
+    add(link, 1, True, 0.0)
+    add(link, 2, False, 0.0)
+    assert not link.remove(2, "reset")
+    assert carrier(link) == 1
+    assert link.remove(1, "silent")
     assert not link.is_up
     assert link.down_reason == "silent"
 
 
 def test_removing_an_unknown_lane_changes_nothing() -> None:
     link = Link(SMALL, LARGE)
-    assert not link.remove_lane(7, "gone")
-    link.add_lane(8, True, 0.0)
-    assert not link.remove_lane(7, "gone")
+    assert not link.remove(7, "gone")
+    add(link, 8, True, 0.0)
+    assert not link.remove(7, "gone")
     assert link.is_up
 
 
 def test_counters_begin_anew_when_the_link_comes_up() -> None:
     link = Link(SMALL, LARGE)
-    link.add_lane(1, True, 0.0)
+    add(link, 1, True, 0.0)
     link.bytes_sent = 5
-    link.remove_lane(1, "reset")
-    link.add_lane(2, True, 9.0)
+    link.remove(1, "reset")
+    add(link, 2, True, 9.0)
     assert (link.bytes_sent, link.up_since, link.down_reason) == (0, 9.0, "")
 
 
@@ -73,37 +94,55 @@ def test_full_queue_drops_and_counts_without_touching_other_classes() -> None:
     assert link.push(TrafficClass.CONTROL, b"y")
 
 
-def test_control_goes_before_bulk_that_waited_longer() -> None:
-    queues = ClassQueues()
-    queues.push(TrafficClass.BULK, b"bulk")
-    queues.push(TrafficClass.PRIORITY, b"priority")
-    queues.push(TrafficClass.CONTROL, b"control")
-    assert queues.take(10_000) == [b"control", b"priority", b"bulk"]
+PACKET = b"p" * 64
+"""Long enough to be one."""
 
 
-def test_packet_larger_than_a_frame_goes_alone() -> None:
-    queues = ClassQueues()
-    large = b"x" * (FRAME_BYTES_TARGET + 1)
-    queues.push(TrafficClass.BULK, large)
-    queues.push(TrafficClass.BULK, b"next")
-    assert queues.take(FRAME_BYTES_TARGET) == [large]
-    assert queues.take(FRAME_BYTES_TARGET) == [b"next"]
-    assert not queues
+def test_own_output_goes_before_the_queues_and_only_the_carrier_takes_from_them() -> None:
+    link = Link(SMALL, LARGE)
+    add(link, 1, True, 0.0)
+    add(link, 2, False, 0.0)
+    link.push(TrafficClass.BULK, PACKET + b"bulk")
+    link.push(TrafficClass.CONTROL, PACKET + b"control")
+    for lane in link.lanes():
+        lane.put(PACKET + b"beat")
+    assert packets_of(link, 1) == [PACKET + b"beat"]
+    assert packets_of(link, 1) == []
+    assert packets_of(link, 2) == [PACKET + b"beat", PACKET + b"control", PACKET + b"bulk"]
+    assert packets_of(link, 2) == []
 
 
-@given(st.lists(st.tuples(st.sampled_from(TrafficClass), st.integers(1, 100_000)), max_size=60))
-def test_taking_keeps_order_in_a_class_and_accounts_every_byte(items: list[tuple[TrafficClass, int]]) -> None:
-    queues = ClassQueues()
-    pushed: dict[TrafficClass, list[bytes]] = {cls: [] for cls in TrafficClass}
-    for number, (cls, size) in enumerate(items):
-        packet = number.to_bytes(4, "big") + b"." * size
-        if queues.push(cls, packet):
-            pushed[cls].append(packet)
-    assert all(queues.queued_bytes(cls) <= QUEUE_BYTES_MAX[cls] for cls in TrafficClass)
-    taken: list[bytes] = []
-    while packets := queues.take(FRAME_BYTES_TARGET):
-        size = sum(len(packet) + PACKET_OVERHEAD_BYTES for packet in packets)
-        assert size <= FRAME_BYTES_TARGET or len(packets) == 1
-        taken += packets
-    assert taken == [packet for cls in TrafficClass for packet in pushed[cls]]
-    assert all(queues.queued_bytes(cls) == 0 for cls in TrafficClass)
+def test_what_waits_goes_out_on_the_promoted_lane() -> None:
+    link = Link(SMALL, LARGE)
+    add(link, 1, True, 0.0)
+    add(link, 2, False, 0.0)
+    link.push(TrafficClass.CONTROL, PACKET)
+    assert not link.retire(2, "bye")
+    (promoted,) = link.carriers()
+    assert (promoted.lane_id, link.is_waiting_for(promoted)) == (1, True)
+    assert packets_of(link, 2) == []
+    assert packets_of(link, 1) == [PACKET]
+
+
+def test_retired_lane_sends_its_own_output_and_nothing_else() -> None:
+    link = Link(SMALL, LARGE)
+    add(link, 1, True, 0.0)
+    link.push(TrafficClass.BULK, PACKET)
+    lane = link.lane(1)
+    assert lane is not None
+    lane.put(PACKET + b"bye")
+    assert link.retire(1, "bye")
+    assert not link.is_up
+    assert packets_of(link, 1) == [PACKET + b"bye"]
+    assert link.drain() == [PACKET]
+    assert not link.remove(1, "closed"), "it was down already"
+    assert link.down_reason == "bye"
+    assert link.lane(1) is None
+
+
+def test_frame_is_filled_up_to_its_target() -> None:
+    link = Link(SMALL, LARGE)
+    add(link, 1, True, 0.0)
+    for _ in range(3):
+        link.push(TrafficClass.BULK, b"x" * (FRAME_BYTES_TARGET // 2))
+    assert [len(packets_of(link, 1)) for _ in range(4)] == [1, 1, 1, 0]

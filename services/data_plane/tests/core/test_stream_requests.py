@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -10,14 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh_data.core import stream_requests as requests
+from mesh_data.core.chain_audit import checked_marks
 from mesh_data.core.stream_frames import FrameJoiner, split
 from mesh_data.core.stream_snapshot import decode_snapshot
 from mesh_data.core.stream_state import ProducerReady
 from meshcommon.ids import StreamId
-from meshwire.errors import WireError
+from meshwire.errors import WireCode, WireError
+from meshwire.records import Record, encode_batch
 
 u64 = st.integers(0, 2**64 - 1)
 u32 = st.integers(0, 2**32 - 1)
+stored = st.integers(0, 2**63 - 1)
 
 
 @given(u64, st.binary(max_size=100))
@@ -26,13 +30,13 @@ def test_stream_body_comes_back(stream: int, body: bytes) -> None:
     assert requests.decode_stream_body(encoded) == (stream, body)
 
 
-@given(u64, u32, st.booleans())
+@given(st.integers(0, 2**62), st.integers(1, 2**32 - 1), st.booleans())
 def test_published_comes_back(offset: int, count: int, is_duplicate: bool) -> None:
     published = requests.Published(offset, count, is_duplicate)
     assert requests.decode_published(requests.encode_published(published)) == published
 
 
-@given(u64, u32, u64, u64)
+@given(st.integers(1, 2**64 - 1), st.integers(1, 2**32 - 1), u64, stored)
 def test_producer_comes_back(producer_id: int, epoch: int, sequence: int, offset: int) -> None:
     producer = ProducerReady(producer_id, epoch, sequence, offset)
     assert requests.decode_producer(requests.encode_producer(producer)) == producer
@@ -46,18 +50,17 @@ def test_fetch_comes_back(stream: int, offset: int, bytes_max: int, wait_ms: int
 
 @given(
     st.lists(st.tuples(u64, u64, st.binary(max_size=50)), max_size=5),
-    u64,
-    u64,
+    st.tuples(stored, stored).map(sorted),
     st.booleans(),
-    st.builds(requests.Freshness, u64, st.none() | u64),
+    st.builds(requests.Freshness, stored, st.none() | stored),
 )
 def test_fetched_comes_back(
     items: list[tuple[int, int, bytes]],
-    next_offset: int,
-    floor_offset: int,
+    ends: list[int],
     is_confirmed: bool,
     freshness: requests.Freshness,
 ) -> None:
+    floor_offset, next_offset = ends
     batches = [requests.StoredBatch(*item) for item in items]
     decoded = requests.decode_fetched(
         requests.encode_fetched(requests.Fetched(batches, next_offset, floor_offset, is_confirmed, freshness))
@@ -102,6 +105,85 @@ def test_short_bodies_are_refused() -> None:
     for size in range(35, len(fetched)):
         with pytest.raises(WireError):
             requests.decode_fetched(fetched[:size])
+
+
+BIG = 2**63
+
+
+@pytest.mark.parametrize(
+    ("decode", "body"),
+    [
+        (requests.decode_published, bytes(12) + b"\x00"),
+        (requests.decode_published, BIG.to_bytes(8, "big") + b"\x00\x00\x00\x01\x00"),
+        (requests.decode_published, bytes(8) + b"\x00\x00\x00\x01\x02"),
+        (requests.decode_published, bytes(8) + b"\x00\x00\x00\x01\x01\x00"),
+        (requests.decode_producer, bytes(28)),
+        (requests.decode_number, bytes(9)),
+        (requests.decode_fetch, bytes(25)),
+        (requests.decode_fetched, BIG.to_bytes(8, "big") + bytes(26)),
+        (requests.decode_fetched, bytes(8) + (1).to_bytes(8, "big") + bytes(18)),
+        (requests.decode_fetched, bytes(16) + b"\x02" + bytes(17)),
+    ],
+    ids=["no records", "large", "flag", "longer", "no producer", "longer", "longer", "end", "floor", "flag"],
+)
+def test_what_no_honest_node_sends_is_refused(decode: Callable[[bytes], object], body: bytes) -> None:
+    with pytest.raises(WireError):
+        decode(body)
+
+
+class TestFetched:
+    """Batches of another node have to follow each other from the offset that was asked for."""
+
+    two, three = (encode_batch([Record(b"v")] * count) for count in (2, 3))
+
+    def fetched(self, *batches: tuple[int, bytes], end: int = 100) -> requests.Fetched:
+        return requests.Fetched([requests.StoredBatch(offset, 1, data) for offset, data in batches], end, 0)
+
+    def test_consecutive_ones_are_taken(self) -> None:
+        found = self.fetched((5, self.two), (7, self.three))
+        for offset in (5, 6):
+            assert requests.check_fetched(found, offset) is found
+        assert requests.check_fetched(self.fetched(), 5).batches == []
+
+    @pytest.mark.parametrize(
+        ("batches", "end"),
+        [
+            ([(0, two)], 100),
+            ([(6, two)], 100),
+            ([(5, two), (5, two)], 100),
+            ([(5, two), (8, two)], 100),
+            ([(5, three[:-1])], 100),
+            ([(5, three)], 7),
+        ],
+        ids=["before", "behind", "twice", "a gap", "cut short", "past the end"],
+    )
+    def test_others_are_refused(self, batches: list[tuple[int, bytes]], end: int) -> None:
+        """Taken, the first two would have the reader ask for the same for ever, the others lose or double records."""
+        with pytest.raises(WireError) as refused:
+            requests.check_fetched(self.fetched(*batches, end=end), 5)
+        assert refused.value.code is not WireCode.BAD_VERSION
+
+    def test_they_end_before_a_later_format(self) -> None:
+        later = self.three[:2] + b"\x03" + self.three[3:]
+        found = requests.check_fetched(self.fetched((5, self.two), (7, later), (10, self.two)), 5)
+        assert [item.base_offset for item in found.batches] == [5]
+        with pytest.raises(WireError) as refused:
+            requests.check_fetched(self.fetched((5, later)), 5)
+        assert refused.value.code is WireCode.BAD_VERSION
+
+
+def test_marks_of_another_member_are_taken_only_as_it_keeps_them() -> None:
+    digest = bytes(32)
+    assert checked_marks([(0, digest), (64, digest)], 64) == {0: digest, 64: digest}
+    for marks in (
+        [(64, digest), (64, digest)],
+        [(64, digest), (1, digest)],
+        [(65, digest)],
+        [(1, b"short")],
+        [(index, digest) for index in range(64)] + [(64, digest)] * 2,
+    ):
+        with pytest.raises(ValueError, match="marks"):
+            checked_marks(marks, 64)
 
 
 @given(st.binary(min_size=1, max_size=200), st.integers(5, 64))

@@ -22,9 +22,9 @@ from mesh_data.core.stream_state import (
 )
 from meshcommon.errors import ErrorCode
 from meshcommon.ids import StreamId
-from meshwire.batch import Record, encode_batch
 from meshwire.entry import BatchEntry, InitProducerEntry, MoveFloorEntry, SealEntry, encode_entry
 from meshwire.errors import WireCode, WireError
+from meshwire.records import Record, encode_batch
 
 CONFIG = StreamConfig(StreamId(7), retained_bytes_max=2_000, checkpoint_bytes=500, producers_max=4)
 
@@ -285,7 +285,7 @@ def test_time_never_goes_back() -> None:
 
 def test_unreadable_entry_is_refused_alike_everywhere() -> None:
     left, right = StreamState(CONFIG), StreamState(CONFIG)
-    for entry in (b"\x09garbage!", batch()[:-1]):
+    for entry in (b"\x00garbage!", batch()[:-1]):
         result = left.apply(left.applied_index + 1, entry)
         assert isinstance(result, Refused)
         assert right.apply(right.applied_index + 1, entry) == result

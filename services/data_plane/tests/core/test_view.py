@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from mesh_data.core.view import NodeState, StreamState, view_from_proto
+from mesh_data.core.view import NodeState, StreamPhase, view_from_proto
 from meshapi.common.v1 import view_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId
 
 
 def message() -> view_pb2.MeshView:
-    view = view_pb2.MeshView(revision=7, mesh_id="m")
+    view = view_pb2.MeshView(revision=7, mesh_id="m", next_stream_id=8)
     view.nodes.add(node_id=1, name="a", public_key=b"k" * 32, peer_address="ws://a", state=1)
     view.nodes.add(node_id=2, name="b", public_key=b"l" * 32, state=2)
     view.streams.add(stream_id=4, name="x/old", state=3)
@@ -25,12 +25,13 @@ def test_view_is_read_with_its_types() -> None:
     assert view.node_named("a") is view.nodes[NodeId(1)]
     assert view.node_named("z") is None
     assert (view.name_of(NodeId(1)), view.name_of(NodeId(8))) == ("a", "8")
+    assert view.next_stream_id == 8
 
 
 def test_live_stream_is_found_before_the_tombstone_of_its_name() -> None:
     stream = view_from_proto(message()).stream_named("x/old")
     assert stream is not None
-    assert (stream.stream_id, stream.state, stream.members[0].member_id) == (5, StreamState.ACTIVE, 9)
+    assert (stream.stream_id, stream.state, stream.members[0].member_id) == (5, StreamPhase.ACTIVE, 9)
 
 
 @pytest.mark.parametrize("fault", ["mesh_id", "node id", "key", "state", "stream id"])

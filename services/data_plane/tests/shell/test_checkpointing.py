@@ -9,24 +9,26 @@ from pathlib import Path
 
 import pytest
 
+from data_plane_testing.lone_owner import LoneOwner
 from data_plane_testing.stream_cluster import NAME, STREAM, A, B, C, cluster, make_view, publish_values, read, until
 from mesh_data.core.stream_requests import StoredBatch
 from mesh_data.core.stream_snapshot import StreamConfig
-from mesh_data.core.stream_state import FIRST_INDEX
-from mesh_data.core.stream_state import StreamState as GroupContent
-from mesh_data.core.view import Member, Stream, StreamState
-from mesh_data.shell.checkpoint_files import KEPT, CheckpointFiles
-from mesh_data.shell.checkpointing import Checkpointing
-from mesh_data.shell.entry_reader import EntryReader
-from mesh_data.shell.replica import Replica
+from mesh_data.core.stream_state import FIRST_INDEX, StreamState
+from mesh_data.core.view import Member, Stream, StreamPhase
+from mesh_data.shell.groups.checkpoint_files import KEPT, CheckpointFiles
+from mesh_data.shell.groups.checkpointing import Checkpointing
+from mesh_data.shell.groups.entry_reader import EntryReader
+from mesh_data.shell.groups.replica import Replica
 from meshcommon.ids import MemberId
 from meshraft import GroupConfig, RaftHost, SimDisk
-from meshwire.batch import Record, decode_header, encode_batch
+from meshraft.driver import RaftDriver
+from meshwire.batch import decode_header
+from meshwire.records import Record, encode_batch
 
 MEMBER = MemberId(11)
 CONFIG = GroupConfig()
 SMALL = StreamConfig(STREAM, retained_bytes_max=6_000, checkpoint_bytes=1_000)
-STREAM_VIEW = Stream(STREAM, NAME, (Member(A, MEMBER, is_voter=True),), StreamState.ACTIVE, 1, 0)
+STREAM_VIEW = Stream(STREAM, NAME, (Member(A, MEMBER, is_voter=True),), StreamPhase.ACTIVE, 1, 0)
 
 
 @dataclass
@@ -41,25 +43,20 @@ class Node:
     @classmethod
     def start(cls, disk: SimDisk, directory: Path) -> Node:
         host = RaftHost.simulated(disk, seed=1)
-        replica = Replica(host, EntryReader(host), STREAM_VIEW, MEMBER, lambda: None, lambda: 5)
+        driver = RaftDriver(host, lambda _frame: None)
+        replica = Replica(driver, EntryReader(host), STREAM_VIEW, MEMBER, lambda: 5, CONFIG, owner=LoneOwner())
         checkpoints = Checkpointing(directory)
         if host.stored_groups():
             checkpoints.open(host, replica, {MEMBER: A}, CONFIG)
         else:
-            first = GroupContent(SMALL).snapshot()
+            first = StreamState(SMALL).snapshot()
             host.create_group(STREAM, MEMBER, {MEMBER: A}, voters=[MEMBER], snapshot=first, config=CONFIG)
             replica.restore(first, FIRST_INDEX)
+        replica.raft.join()
         return cls(disk, checkpoints, host, replica)
 
     def turn(self) -> None:
-        pump = self.host.pump()
-        assert not pump.closed
-        for entry in pump.committed:
-            self.replica.apply(entry)
-        for role in pump.roles:
-            self.replica.role_changed(role)
-        if pump.committed:
-            self.replica.applied()
+        self.replica.raft.driver.turn()
 
     def settle(self) -> None:
         """Until nothing moves, everything synced."""
@@ -218,7 +215,7 @@ async def test_only_the_newest_are_kept_and_a_full_disk_costs_nothing_but_time(
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mesh_data.shell.checkpoint_files.write_durably", refuse)
+    monkeypatch.setattr("mesh_data.shell.groups.checkpoint_files.write_durably", refuse)
     node.checkpoints.save_all([node.replica])
     assert len(list(directory.iterdir())) == KEPT
     assert node.replica.is_leading
@@ -238,12 +235,12 @@ async def test_data_plane_resumes_where_it_stopped_and_forgets_with_the_stream(t
         # Two members have theirs, the third replays everything: all end alike.
         shutil.rmtree(tmp_path / "3" / "checkpoints")
         for node in (A, B, C):
-            three.start(node, make_view(2, StreamState.ACTIVE))
+            three.start(node, make_view(2, StreamPhase.ACTIVE))
         await until(lambda: three.sites[A].groups.replica(STREAM) is not None)
         assert three.sites[A].replica.state.applied_index >= applied
         await until(lambda: len(three.leaders()) == 1)
         assert await three.converged() == chain
         for site in three.sites.values():
             assert await read(site) == values
-        three.set_view(make_view(3, StreamState.DELETING, is_sealed=True))
+        three.set_view(make_view(3, StreamPhase.DELETING, is_sealed=True))
         await until(lambda: not kept[0].parent.exists())

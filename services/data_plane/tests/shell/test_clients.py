@@ -16,15 +16,15 @@ from websockets.frames import CloseCode
 from websockets.typing import Subprotocol
 
 from data_plane_testing.stream_cluster import NAME, STREAM, A, B, Cluster, Site, cluster, numbered, read, until
-from mesh_data.shell.client_listener import ClientListener
-from mesh_data.shell.client_session import ClientSession
+from mesh_data.shell.clients.client_listener import ClientListener
+from mesh_data.shell.clients.client_room import ClientRoom
+from mesh_data.shell.clients.client_session import ClientSession
 from meshclient import Batching, ErrorCode, MeshClient, MeshError
 from meshclient.connection import read_error
 from meshcommon.frame_socket import FrameSocket, SocketClosed
 from meshcommon.ids import NodeId
 from meshtest.ports import free_ports
 from meshtest.proxy import FaultProxy
-from meshwire.batch import Record, encode_batch
 from meshwire.client import (
     MAX_FRAME_MESSAGES,
     SUBPROTOCOL,
@@ -41,12 +41,13 @@ from meshwire.client import (
     encode_publish,
     encode_read,
 )
+from meshwire.records import Record, encode_batch
 
 
 @contextlib.asynccontextmanager
 async def listening(site: Site) -> AsyncIterator[str]:
     """The address of a client listener of that node."""
-    listener = ClientListener("127.0.0.1:0", site.catalogue)
+    listener = ClientListener("127.0.0.1:0", site.catalogue, site.budgets)
     serving = asyncio.create_task(listener.run(), name="clients")
     try:
         yield f"ws://127.0.0.1:{listener.port}"
@@ -226,7 +227,7 @@ async def test_a_peer_that_vanishes_without_having_read_leaves_no_session(formed
     """I6: the receiver waits for room that nobody makes any more; it is told."""
     frame = encode_publish(1, STREAM, b"", wait=2) * MAX_FRAME_MESSAGES
     socket = Unread(frame, frame)
-    session = ClientSession(formed.sites[A].catalogue, cast(FrameSocket, socket))
+    session = ClientSession(formed.sites[A].catalogue, formed.sites[A].budgets, ClientRoom(), cast(FrameSocket, socket))
     serving = asyncio.create_task(session.run(), name="session")
     socket.vanish()
     async with asyncio.timeout(20):
@@ -250,11 +251,11 @@ async def test_the_number_of_a_cancelled_read_can_be_used_at_once(formed: Cluste
                 answers.extend(decode_messages(bytes(await socket.recv(decode=False))))
 
         async with asyncio.timeout(20):
-            await come(1, Kind.BATCHES)
+            await come(2, Kind.BATCHES)  # the first one tells the stream and is empty
             await socket.send(encode_publish(2, STREAM, encode_batch([Record(b"two")])))
             await come(2, Kind.PUBLISHED)
             await socket.send(encode_message(Kind.CREDIT, 7, encode_credit(1000)))
-            await come(2, Kind.BATCHES)
+            await come(3, Kind.BATCHES)
             await socket.send(encode_message(Kind.CANCEL, 7))
             await come(2, Kind.END)
     ends = [decode_end(answer.body) for answer in answers if answer.kind == Kind.END]
@@ -308,7 +309,7 @@ class TestAdmission:
             writer.write(
                 b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
-                b"Sec-WebSocket-Protocol: mesh.client.v1\r\n\r\n"
+                b"Sec-WebSocket-Protocol: " + SUBPROTOCOL.encode() + b"\r\n\r\n"
             )
             assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
             writer.write(b"\x82\x01\x00")
@@ -326,8 +327,8 @@ class TestAdmission:
         elif change == "magic":
             batch[0] ^= 1
         elif change == "records":
-            # Two records where there is one, under a checksum that fits: readers would stop there for ever.
-            batch[31] = 2
+            # More than its bytes can hold, under a checksum that fits: offsets without end.
+            batch[11] = 200
             batch[4:8] = crc32c(batch[8:]).to_bytes(4, "big")
         stream = 99 if change == "stream" else STREAM
         bad = encode_publish(1, stream, bytes(batch), wait=2 if change == "wait" else WAIT_COMMITTED)
@@ -351,7 +352,7 @@ class TestAdmission:
 
 async def test_a_stopping_node_says_so(formed: Cluster) -> None:
     site = formed.sites[A]
-    listener = ClientListener("127.0.0.1:0", site.catalogue)
+    listener = ClientListener("127.0.0.1:0", site.catalogue, site.budgets)
     serving = asyncio.create_task(listener.run(), name="clients")
     async with MeshClient(f"ws://127.0.0.1:{listener.port}") as client:
         connection = await client.connection()

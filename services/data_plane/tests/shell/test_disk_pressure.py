@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_plane_testing.stream_cluster import A, B, C, cluster, numbered, publish, publish_values, read, request, until
-from mesh_data.shell import disk_watch
+from mesh_data.shell.groups import disk_watch
 from meshcommon.errors import ErrorCode
 from meshcommon.ids import NodeId
 

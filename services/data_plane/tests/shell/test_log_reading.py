@@ -24,10 +24,10 @@ from data_plane_testing.stream_cluster import (
 )
 from mesh_data.core.stream_requests import Fetched
 from mesh_data.core.stream_snapshot import StreamConfig
-from mesh_data.core.view import StreamState
-from mesh_data.shell import read_call
-from mesh_data.shell.entry_reader import THREADS, EntryReader
-from mesh_data.shell.replica import Replica
+from mesh_data.core.view import StreamPhase
+from mesh_data.shell.groups.entry_reader import THREADS, EntryReader
+from mesh_data.shell.groups.replica import Replica
+from mesh_data.shell.streams import read_call
 from meshcommon.errors import ErrorCode, MeshError
 from meshraft import Entry, LogReader
 
@@ -74,7 +74,7 @@ async def restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
             reader._log = slow[0]  # type: ignore[assignment]
 
         monkeypatch.setattr(EntryReader, "__init__", begin)
-        site = three.start(A, make_view(2, StreamState.ACTIVE))
+        site = three.start(A, make_view(2, StreamPhase.ACTIVE))
         await until(lambda: site.groups.replica(STREAM) is not None)
         await three.converged()
         try:
@@ -124,9 +124,9 @@ async def test_a_read_under_way_when_its_group_closes_says_why(
         reading = [asyncio.create_task(replica.read(0, 1 << 20)) for _ in range(2 * THREADS)]
         await until(lambda: slow.waiting == THREADS)
         if how == "stopped":
-            three.sites[A].overlay.set_view(make_view(2, StreamState.ACTIVE), is_running=False)
+            three.sites[A].overlay.set_view(make_view(2, StreamPhase.ACTIVE), is_running=False)
         else:
-            three.set_view(make_view(3, StreamState.DELETING, is_sealed=True))
+            three.set_view(make_view(3, StreamPhase.DELETING, is_sealed=True))
         await until(lambda: not replica.is_open)
         slow.go.set()
         # Those that had their entries may use them; those that come later find the group gone.
@@ -154,14 +154,14 @@ async def test_batches_that_come_between_the_end_and_the_records_leave_no_gap(
         await three.formed()
         site = three.sites[A]
         await publish_values(site, numbered(3))
-        fetch = read_call.fetch
+        fetch_local = read_call.fetch_local
 
         async def fetch_after_more(*arguments: Any) -> Fetched:
             if site.replica.next_offset == 3:
                 for value in (b"fourth", b"fifth", b"sixth"):
                     await publish_values(site, [value])
-            return await fetch(*arguments)
+            return await fetch_local(*arguments)
 
-        monkeypatch.setattr(read_call, "fetch", fetch_after_more)
+        monkeypatch.setattr(read_call, "fetch_local", fetch_after_more)
         assert await read(site) == numbered(3)
         assert await read(site) == [*numbered(3), b"fourth", b"fifth", b"sixth"]

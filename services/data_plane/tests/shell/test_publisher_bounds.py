@@ -14,7 +14,7 @@ import pytest
 
 from data_plane_testing import stream_cluster
 from data_plane_testing.stream_cluster import NAME, A, B, C, Site, cluster, publish_values, request, until
-from mesh_data.shell.publish_call import CREDIT_BYTES
+from mesh_data.shell.streams.publish_call import CREDIT_BYTES
 from meshapi.supervisor.v1 import data_pb2
 
 VALUE = bytes(256 * 1024)
@@ -34,13 +34,13 @@ async def test_publisher_that_reads_no_answers_is_held_back_and_holds_up_nobody(
         for node in (A, B):
             pulled = 0
 
-            async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
+            async def requests() -> AsyncIterator[data_pb2.PublishBatchRequest]:
                 nonlocal pulled
                 while True:
                     pulled += 1
                     yield request([VALUE])
 
-            answers = three.sites[node].api.Publish(requests(), None)
+            answers = three.sites[node].api.PublishBatch(requests(), None)
             assert isinstance(answers, AsyncGenerator)
             await anext(answers)
             # The loop below publishes, so that there is time in which more could have been taken.
@@ -52,6 +52,32 @@ async def test_publisher_that_reads_no_answers_is_held_back_and_holds_up_nobody(
             assert pulled * len(VALUE) <= CREDIT_BYTES + 3 * len(VALUE)
             assert three.sites[A].replica.next_offset >= before + 20
             await answers.aclose()
+
+
+async def test_answers_that_nobody_reads_hold_nothing_of_what_all_publishers_share(tmp_path: Path) -> None:
+    """Some sixty such callers once kept everybody else from publishing at this node, for as long as they liked."""
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        budget = three.sites[A].budgets.publish
+
+        async def requests() -> AsyncIterator[data_pb2.PublishBatchRequest]:
+            while True:
+                yield request([VALUE])
+
+        unread = []
+        for _ in range(3):
+            answers = three.sites[A].api.PublishBatch(requests(), None)
+            assert isinstance(answers, AsyncGenerator)
+            await anext(answers)
+            unread.append(answers)
+        await until(lambda: budget.used_bytes == 0)
+        assert budget.flows == 3
+        for answers in unread:
+            # What was held back goes on when the answers are read.
+            for _ in range(40):
+                await anext(answers)
+            await answers.aclose()
+        assert (budget.used_bytes, budget.flows, len(budget.line)) == (0, 0, 0)
 
 
 async def test_what_is_not_committed_yet_is_bounded_and_memory_stays_flat(
@@ -69,14 +95,14 @@ async def test_what_is_not_committed_yet_is_bounded_and_memory_stays_flat(
         async def publish_many(site: Site, batches: int) -> None:
             nonlocal most
 
-            async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
+            async def requests() -> AsyncIterator[data_pb2.PublishBatchRequest]:
                 ready = await site.api.InitProducer(data_pb2.InitProducerRequest(stream=NAME), None)
                 for number in range(batches):
                     yield request([VALUE], (ready.producer_id, ready.producer_epoch, number))
 
-            async for response in site.api.Publish(requests(), None):
+            async for response in site.api.PublishBatch(requests(), None):
                 assert response.error.code == ""
-                most = max(most, leader._proposals.size_bytes)
+                most = max(most, leader.raft.proposals.size_bytes)
 
         async def round_of(batches: int) -> int:
             async with asyncio.TaskGroup() as tasks:

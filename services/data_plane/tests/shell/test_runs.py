@@ -9,25 +9,27 @@ from typing import TypeAlias
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from data_plane_testing.lone_owner import LoneOwner
 from data_plane_testing.stream_cluster import NAME, STREAM, A
 from mesh_data.core.stream_snapshot import StreamConfig
-from mesh_data.core.stream_state import FIRST_INDEX, Appended, ProducerReady
-from mesh_data.core.stream_state import StreamState as GroupContent
-from mesh_data.core.view import Member, Stream, StreamState
-from mesh_data.shell.entry_reader import EntryReader
-from mesh_data.shell.proposals import Answer
-from mesh_data.shell.replica import Replica
-from mesh_data.shell.run_attempt import RunAttempt
+from mesh_data.core.stream_state import FIRST_INDEX, Appended, ProducerReady, StreamState
+from mesh_data.core.view import Member, Stream, StreamPhase
+from mesh_data.shell.groups.entry_reader import EntryReader
+from mesh_data.shell.groups.proposals import Answer, AppendedRun
+from mesh_data.shell.groups.replica import Replica
+from mesh_data.shell.groups.run_attempt import RunAttempt
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import MemberId
-from meshraft import RaftHost, SimDisk, publish_runs
-from meshwire.batch import Record, decode_header, encode_batch
+from meshraft import GroupConfig, RaftHost, SimDisk, publish_runs
+from meshraft.driver import RaftDriver
+from meshwire.batch import decode_header
 from meshwire.client import decode_messages, decode_publish, decode_published, encode_publish
 from meshwire.entry import SealEntry, encode_entry
+from meshwire.records import Record, encode_batch
 
 MEMBER = MemberId(11)
 SMALL = StreamConfig(STREAM, retained_bytes_max=6_000, checkpoint_bytes=1_000, producers_max=3)
-STREAM_VIEW = Stream(STREAM, NAME, (Member(A, MEMBER, is_voter=True),), StreamState.ACTIVE, 1, 0)
+STREAM_VIEW = Stream(STREAM, NAME, (Member(A, MEMBER, is_voter=True),), StreamPhase.ACTIVE, 1, 0)
 
 
 @dataclass
@@ -71,10 +73,13 @@ class Node:
 
     def __post_init__(self) -> None:
         self.host = RaftHost.simulated(self.disk, seed=1)
+        self.driver = RaftDriver(self.host, lambda _frame: None)
+        reader = EntryReader(self.host)
         self.replica = Replica(
-            self.host, EntryReader(self.host), STREAM_VIEW, MEMBER, lambda: None, lambda: self.now_ms
+            self.driver, reader, STREAM_VIEW, MEMBER, lambda: self.now_ms, GroupConfig(), owner=LoneOwner()
         )
-        first = GroupContent(SMALL).snapshot()
+        self.replica.raft.join()
+        first = StreamState(SMALL).snapshot()
         self.host.create_group(STREAM, MEMBER, {MEMBER: A}, voters=[MEMBER], snapshot=first)
         self.replica.restore(first, FIRST_INDEX)
         self.settle()
@@ -83,17 +88,16 @@ class Node:
 
     def settle(self) -> None:
         while self.host.has_work() or self.disk.sync():
-            pump = self.host.pump()
             if self.takes_runs:
-                while pump.entries.group is not None:
-                    self.replica.apply_next(pump.entries)
-            else:
-                for entry in pump.committed:
-                    self.replica.apply(entry)
+                self.driver.turn()
+                continue
+            pump = self.host.pump()
+            for entry in pump.committed:
+                self.replica.apply(entry)
             for role in pump.roles:
-                self.replica.role_changed(role)
+                self.replica.raft.role_changed(role)
             if pump.committed:
-                self.replica.applied()
+                self.replica.turn_ended()
 
     def publish(self, frame: bytes) -> None:
         runs = publish_runs(frame)
@@ -123,12 +127,12 @@ class Node:
             state.snapshot(),
             state.kept_snapshots(),
             replica.chains.known(state.applied_index, state.chain),
-            replica._log.index.image(),
+            replica.core.index.image(),
             replica.floor_offset,
-            replica.applied_term,
-            replica.term_begins_at,
-            len(replica._proposals),
-            replica._proposals.size_bytes,
+            replica.raft.applied_term,
+            replica.raft.term_begins_at,
+            len(replica.raft.proposals),
+            replica.raft.proposals.size_bytes,
         )
 
 
@@ -260,13 +264,12 @@ def test_the_answers_of_a_run_are_those_of_its_batches() -> None:
 def test_a_run_that_fails_half_way_tells_each_batch_its_own_fate() -> None:
     async def scenario() -> None:
         attempt = RunAttempt([1, 2, 3, 4])
-        attempt.appended(10, 1, 1, 5)
-        attempt.appended(11, 1, 2, 5)
+        attempt.committed(7, 2, AppendedRun(7, 10, 5, [0, 1, 3]))
         assert not attempt.future.done()
-        attempt.appended(20, 1, 3, 6)  # somebody else wrote in between
+        attempt.committed(9, 1, Appended(20, 3, 6))  # somebody else wrote in between
         assert attempt.future.done()
         assert not attempt.is_whole
-        attempt.fail(MeshError(ErrorCode.NOT_LEADER, "gone"))
+        attempt.failed(1, MeshError(ErrorCode.NOT_LEADER, "gone"))
         assert [_plain(single) for single in attempt.split()] == [(10, 1), (11, 2), (20, 3), (ErrorCode.NOT_LEADER, {})]
 
     asyncio.run(scenario())

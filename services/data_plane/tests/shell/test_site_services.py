@@ -19,12 +19,16 @@ from meshapi.data.v1 import data_pb2, data_pb2_grpc
 from meshapi.overlay.v1 import overlay_pb2, overlay_pb2_grpc
 from meshapi.supervisor.v1 import data_pb2 as public_pb2
 from meshapi.supervisor.v1 import data_pb2_grpc as public_pb2_grpc
+from meshclient import MeshClient
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import mesh_error, open_channel
+from meshtest.certificates import Authority
+from meshtest.delegated import local_identity
 from meshtest.ports import free_ports
 from meshtest.waiting import eventually
 from meshwire.packet import Protocol, TrafficClass
 
+MESH = "0b8e1f0a-5c1d-4e0f-9a53-2f6f0e6d9c01"
 SEEDS = {1: b"\x01" * 32, 2: b"\x02" * 32, 3: b"\x03" * 32}
 
 
@@ -35,13 +39,12 @@ class DataPlane:
         self.number = number
         self.log = directory / f"n{number}.log"
         grpc_port, admin_port, peer_port = free_ports(3)
-        self.peer_address = f"ws://127.0.0.1:{peer_port}"
+        self.peer_address = f"wss://127.0.0.1:{peer_port}"
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("MESH_")},
             "MESH_NODE_NAME": f"n{number}",
             "MESH_NODE_DATA_DIR": str(directory / f"n{number}"),
             "MESH_NODE_PRESET": "test",
-            "MESH_INSECURE_DEV": "1",
             "MESH_DATA_GRPC_LISTEN": f"127.0.0.1:{grpc_port}",
             "MESH_DATA_ADMIN_LISTEN": f"127.0.0.1:{admin_port}",
             "MESH_DATA_PEER_LISTEN": f"127.0.0.1:{peer_port}",
@@ -75,7 +78,7 @@ class DataPlane:
     async def configure(
         self, *others: DataPlane, revision: int = 1, is_running: bool = True
     ) -> data_pb2.ConfigureResponse:
-        view = view_pb2.MeshView(revision=revision, mesh_id="mesh", status=view_pb2.MESH_STATUS_HEALTHY)
+        view = view_pb2.MeshView(revision=revision, mesh_id=MESH, status=view_pb2.MESH_STATUS_HEALTHY)
         for item in (self, *others):
             key = Ed25519PrivateKey.from_private_bytes(SEEDS[item.number]).public_key().public_bytes_raw()
             view.nodes.add(
@@ -86,10 +89,17 @@ class DataPlane:
                 peer_address=item.peer_address if item.number == 1 else "",
                 state=view_pb2.NODE_STATE_ACTIVE,
             )
-        identity = view_pb2.LocalIdentity(node_id=self.number, name=f"n{self.number}", private_key=SEEDS[self.number])
+        identity = await self.identity(self.number)
         return await self.data.Configure(
             data_pb2.ConfigureRequest(identity=identity, view=view, is_running=is_running), timeout=10
         )
+
+    async def identity(self, seed_of: int, *, is_member: bool = True) -> view_pb2.LocalIdentity:
+        """What the control plane of a node says, whose key is the one of `seed_of`."""
+        key = (await self.data.GetDelegatedKey(data_pb2.GetDelegatedKeyRequest(), timeout=10)).public_key
+        if not is_member:
+            return local_identity(SEEDS[seed_of], key, "new")
+        return local_identity(SEEDS[seed_of], key, f"n{self.number}", MESH, self.number)
 
     async def lanes(self) -> set[str]:
         forwarding = await self.public.GetForwarding(public_pb2.GetForwardingRequest(), timeout=10)
@@ -268,8 +278,8 @@ async def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as bad_path:
             await node.push([7, 2])
         assert mesh_error(bad_path.value, "data plane").code is ErrorCode.INVALID_ARGUMENT
-        stranger = view_pb2.LocalIdentity(node_id=1, name="n1", private_key=SEEDS[2])
-        view = view_pb2.MeshView(revision=6, mesh_id="mesh")
+        stranger = await node.identity(2)
+        view = view_pb2.MeshView(revision=6, mesh_id=MESH)
         view.nodes.add(node_id=1, name="n1", public_key=b"k" * 32, state=view_pb2.NODE_STATE_ACTIVE)
         with pytest.raises(grpc.aio.AioRpcError) as wrong_key:
             await node.data.Configure(data_pb2.ConfigureRequest(identity=stranger, view=view), timeout=10)
@@ -285,13 +295,14 @@ async def test_what_is_refused(tmp_path: Path) -> None:
                 await call.read()
             assert mesh_error(refusal.value, "data plane").code is ErrorCode.INVALID_ARGUMENT
         for address, code in (
-            (f"ws://127.0.0.1:{free_ports(1)[0]}", ErrorCode.ADDRESS_UNREACHABLE),
-            (f"ws://127.0.0.1:{node.admin_port}", ErrorCode.WRONG_PROTOCOL),
+            (f"wss://127.0.0.1:{free_ports(1)[0]}", ErrorCode.ADDRESS_UNREACHABLE),
+            (f"wss://127.0.0.1:{node.admin_port}", ErrorCode.WRONG_PROTOCOL),
             ("mesh.example", ErrorCode.INVALID_ARGUMENT),
             # It answers, but the joiner here is the node itself.
             (node.peer_address, None),
         ):
-            request = overlay_pb2.OpenJoinLaneRequest(address=address, name="new", private_key=SEEDS[3])
+            identity = await node.identity(3, is_member=False)
+            request = overlay_pb2.OpenJoinLaneRequest(address=address, identity=identity)
             if code is None:
                 assert (await node.overlay.OpenJoinLane(request, timeout=10)).node_id == 1
                 continue
@@ -303,13 +314,38 @@ async def test_what_is_refused(tmp_path: Path) -> None:
         await node.channel.close()
 
 
+async def test_applications_are_served_over_tls(tmp_path: Path) -> None:
+    authority, node = Authority(tmp_path), DataPlane(tmp_path, 1)
+    pair = authority.issue("node")
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    node.environment |= {
+        "MESH_DATA_CLIENT_LISTEN": address,
+        "MESH_DATA_CLIENT_TLS_CERTIFICATE": str(pair.certificate),
+        "MESH_DATA_CLIENT_TLS_KEY": str(pair.key),
+    }
+    await node.start()
+    try:
+        for client, code in (
+            (MeshClient(f"wss://{address}", ca_file=authority.file), ErrorCode.NOT_A_MEMBER),
+            (MeshClient(f"wss://{address}"), ErrorCode.TLS_FAILED),
+        ):
+            async with client:
+                with pytest.raises(MeshError) as refusal:
+                    await client.describe("demo/none")
+                assert refusal.value.code is code
+    finally:
+        assert await node.stop() == 0
+        await node.channel.close()
+
+
 @pytest.mark.parametrize(
     ("change", "status", "code"),
     [
-        ({"MESH_INSECURE_DEV": "0"}, 77, "INSECURE_NOT_ALLOWED"),
+        ({"MESH_DATA_PEER_TLS": "false"}, 77, "INSECURE_NOT_ALLOWED"),
         ({"MESH_DATA_PEER_LISTEN": "nonsense"}, 78, "SETTING_INVALID"),
         ({"MESH_DATA_DIAL": "a=http://x"}, 78, "SETTING_INVALID"),
         ({"MESH_DATA_COLOUR": "red"}, 78, "SETTING_UNKNOWN"),
+        ({"MESH_DATA_CLIENT_TLS_KEY": "/a.key"}, 78, "SETTING_INVALID"),
     ],
 )
 async def test_start_that_is_refused_says_why(tmp_path: Path, change: dict[str, str], status: int, code: str) -> None:

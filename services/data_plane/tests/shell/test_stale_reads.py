@@ -17,12 +17,13 @@ from data_plane_testing.stream_cluster import (
     cluster,
     make_view,
     numbered,
+    opened,
     publish_values,
     read,
     read_stale,
     until,
 )
-from mesh_data.core.view import StreamState
+from mesh_data.core.view import StreamPhase
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
 
@@ -84,7 +85,7 @@ async def test_after_a_restart_alone_the_age_is_not_known(tmp_path: Path) -> Non
         await three.converged()
         await three.stop(C)
         three.network.isolate(C)
-        site = three.start(C, make_view(2, StreamState.ACTIVE))
+        site = three.start(C, make_view(2, StreamPhase.ACTIVE))
         three.network.isolate(C)
         await until(lambda: site.groups.replica(STREAM) is not None and site.replica.next_offset == 3)
         values, view = await read_stale(site)
@@ -117,12 +118,12 @@ async def test_following_may_begin_stale_and_gets_what_comes(tmp_path: Path) -> 
         await publish_values(three.sites[A], numbered(2))
         await three.converged()
         three.network.isolate(C)
-        asked = data_pb2.ReadRequest(
+        asked = data_pb2.ReadBatchesRequest(
             stream=NAME, follow=True, records_max=3, consistency=data_pb2.READ_CONSISTENCY_STALE_OK
         )
-        responses = three.sites[C].api.Read(asked, None)
+        responses = three.sites[C].api.ReadBatches(asked, None)
         assert (await anext(responses)).HasField("view")
-        assert [record.value for record in (await anext(responses)).records] == numbered(2)
+        assert [value for _, value in opened(await anext(responses))] == numbered(2)
         three.network.heal()
         await publish_values(three.sites[A], numbered(1, start=2))
-        assert [record.value for record in (await anext(responses)).records] == numbered(1, start=2)
+        assert [value for _, value in opened(await anext(responses), 2)] == numbered(1, start=2)

@@ -25,15 +25,15 @@ from data_plane_testing.stream_cluster import (
     read,
     until,
 )
+from mesh_data.core.replica_report import ReplicaState, Report
 from mesh_data.core.stream_frames import store_payload
-from mesh_data.core.view import Member, Retiring, StreamState, View
-from mesh_data.shell.group_reports import ReplicaState, Report
+from mesh_data.core.view import Member, Retiring, StreamPhase, View
 from meshcommon.ids import MemberId, NodeId
 from meshcommon.store_files import IDENTITY_FILE, PEERS_FILE, StoreFiles
 from meshcommon.store_guard import StoreMemory
 from meshwire.packet import Protocol, TrafficClass
 
-ACTIVE = StreamState.ACTIVE
+ACTIVE = StreamPhase.ACTIVE
 
 
 def report_of(site: Site) -> Report | None:
@@ -156,7 +156,7 @@ async def test_without_the_exchange_the_rolled_back_voter_would_lose_it(tmp_path
 
 
 async def test_a_copy_of_a_running_node_is_recognised_once_its_number_was_raised(tmp_path: Path) -> None:
-    """A backup, or a snapshot of a virtual machine, taken in the middle of a life."""
+    """A backup, or a snapshot of a virtual machine, taken in the middle of an incarnation."""
     async with cluster(tmp_path) as three:
         await three.formed()
         await publish_values(three.sites[A], numbered(3))
@@ -182,7 +182,7 @@ async def test_a_copy_of_a_running_node_is_recognised_once_its_number_was_raised
 
 
 async def test_a_peer_that_was_down_is_told_by_those_that_were_not(tmp_path: Path) -> None:
-    """B never met C's last life; A tells it, and is gone when the older copy comes back."""
+    """B never met C's last incarnation; A tells it, and is gone when the older copy comes back."""
     async with cluster(tmp_path) as three:
         await three.formed()
         await publish_values(three.sites[A], numbered(3))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data_plane_testing.lone_owner import LoneOwner
 from data_plane_testing.stream_cluster import (
     NAME,
     A,
@@ -23,15 +24,19 @@ from data_plane_testing.stream_cluster import (
     read,
     until,
 )
+from mesh_data.core import read_plan
 from mesh_data.core.stream_requests import Fetched
 from mesh_data.core.stream_state import Appended
-from mesh_data.core.view import StreamState
-from mesh_data.shell import read_call
-from mesh_data.shell.replica import Replica
+from mesh_data.core.view import StreamPhase
+from mesh_data.shell.groups.replica import Replica
+from mesh_data.shell.streams import read_call
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import MemberId
-from meshwire.batch import Record, decode_header, encode_batch
+from meshraft import GroupConfig
+from meshraft.driver import RaftDriver
+from meshwire.batch import decode_header
+from meshwire.records import Record, encode_batch
 
 
 async def test_stop_does_not_call_what_was_proposed_refused(tmp_path: Path) -> None:
@@ -42,7 +47,7 @@ async def test_stop_does_not_call_what_was_proposed_refused(tmp_path: Path) -> N
         three.network.isolate(A)
         sending = asyncio.create_task(publish_values(site, [b"once"]))
         await until(lambda: site.replica.has_pending)
-        site.overlay.set_view(make_view(2, StreamState.ACTIVE), is_running=False)
+        site.overlay.set_view(make_view(2, StreamPhase.ACTIVE), is_running=False)
         (answered,) = await sending
         assert answered.error.code == ErrorCode.OUTCOME_UNKNOWN
         assert not answered.error.retryable
@@ -53,9 +58,10 @@ async def test_proposal_cut_off_by_an_interlude_is_of_unknown_outcome() -> None:
     numbers = iter([(1, 10), (3, 10)])
     host: Any = SimpleNamespace(propose=lambda group, data: next(numbers))
     stream = next(iter(make_view().streams.values()))
-    replica = Replica(host, host, stream, MemberId(11), lambda: None, lambda: 0)
+    driver = RaftDriver(host, lambda _frame: None)
+    replica = Replica(driver, host, stream, MemberId(11), lambda: 0, GroupConfig(), owner=LoneOwner())
     batch = encode_batch([Record(b"x", None)], 0, 0, 0)
-    replica.role = "leader"
+    replica.raft.role = "leader"
     first = replica.publish(batch, decode_header(batch))
     second = replica.publish(batch, decode_header(batch))
     answer = first.result()
@@ -90,7 +96,7 @@ async def test_leader_that_stops_hands_over_and_decides_what_it_took(tmp_path: P
         site = three.sites[first]
         sending = asyncio.create_task(publish_values(site, numbered(20)))
         await until(lambda: site.replica.has_pending)
-        await site.groups.hand_over(5.0)
+        await site.groups.transfer_leaderships(5.0)
         assert not site.replica.is_leading
         assert not site.replica.has_pending
         responses = await sending
@@ -104,14 +110,14 @@ async def test_leader_without_an_heir_does_not_wait(tmp_path: Path) -> None:
         await three.formed()
         three.network.isolate(A)
         async with asyncio.timeout(5):
-            await three.sites[A].groups.hand_over(60.0)
+            await three.sites[A].groups.transfer_leaderships(60.0)
 
 
 async def test_tombstone_that_the_catalogue_dropped_is_no_longer_reported(tmp_path: Path) -> None:
     """I6: or else every stream that was ever deleted would be reported for ever."""
     async with cluster(tmp_path) as three:
         await three.formed()
-        three.set_view(make_view(3, StreamState.DELETING, is_sealed=True))
+        three.set_view(make_view(3, StreamPhase.DELETING, is_sealed=True))
         groups = three.sites[A].groups
         await until(lambda: not groups.replica(next(iter(make_view().streams))))
         three.set_view(replace(make_view(4), streams={}))
@@ -123,11 +129,11 @@ async def test_failed_host_leaves_no_reader_behind(tmp_path: Path) -> None:
     async with cluster(tmp_path) as three:
         await three.formed()
         groups = three.sites[A].groups
-        host = groups._host
-        assert host is not None
-        descriptor = host.fileno()
-        failed: Any = SimpleNamespace(fileno=lambda: -1, close=host.close)
-        groups._host = failed
+        loop = groups._loop
+        assert loop is not None
+        descriptor = loop._host.fileno()
+        failed: Any = SimpleNamespace(fileno=lambda: -1, close=loop._host.close)
+        loop._host = failed
         groups._fail_host("no space left on device")
         assert not asyncio.get_running_loop().remove_reader(descriptor)
 
@@ -145,12 +151,12 @@ async def test_read_to_the_confirmed_end_passes_over_a_member_that_lags(
         reader = four.sites[D]
         stream = reader.catalogue.named("demo/lines")
         while reader.catalogue.other_member(stream) != C:
-            reader.catalogue.pass_over(stream)
+            reader.catalogue.hints.pass_over(stream)
 
         async def beginning(*_args: object, **_options: object) -> Fetched:
             return Fetched((), 3, 0, is_confirmed=True)
 
-        monkeypatch.setattr(read_call, "_beginning", beginning)
-        monkeypatch.setattr(read_call, "FOLLOW_WAIT_S", 0.1)
+        monkeypatch.setattr(read_call, "_remote_end", beginning)
+        monkeypatch.setattr(read_plan, "FOLLOW_WAIT_S", 0.1)
         async with asyncio.timeout(10):
             assert await read(reader) == numbered(3)

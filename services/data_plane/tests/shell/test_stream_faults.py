@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_plane_testing.stream_cluster import NAME, A, B, C, Cluster, cluster, make_view, read, request, until
-from mesh_data.core.view import StreamState
+from mesh_data.core.view import StreamPhase
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.ids import NodeId
 
@@ -25,7 +25,7 @@ async def publish_numbered(
     ready = await api.InitProducer(data_pb2.InitProducerRequest(stream=NAME, producer_name=name), None)
     sent: list[list[bytes]] = []
 
-    async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
+    async def requests() -> AsyncIterator[data_pb2.PublishBatchRequest]:
         sequence = 0
         for _ in range(BATCHES):
             values = [b"%s-%d" % (name.encode(), sequence + at) for at in range(chance.randint(1, 4))]
@@ -36,7 +36,7 @@ async def publish_numbered(
                 await asyncio.sleep(0.01)
 
     answered = 0
-    async for response in api.Publish(requests(), None):
+    async for response in api.PublishBatch(requests(), None):
         assert response.error.code in ("", "OUTCOME_UNKNOWN", "NO_QUORUM", "SEQUENCE_GAP"), response.error.message
         if not response.error.code:
             for at, value in enumerate(sent[answered]):
@@ -58,7 +58,7 @@ async def make_faults(three: Cluster, chance: random.Random) -> None:
             case _:
                 await three.stop(C)
                 await asyncio.sleep(0.1)
-                three.start(C, make_view(2, StreamState.ACTIVE))
+                three.start(C, make_view(2, StreamPhase.ACTIVE))
         await asyncio.sleep(chance.random() * 0.6)
         three.network.heal()
     three.network.loss = 0.0
@@ -71,7 +71,7 @@ async def test_acknowledged_records_are_on_every_member_once_and_in_order(tmp_pa
     chance = random.Random(seed)
     async with cluster(tmp_path, loss=0.1, delay_s=0.002, seed=seed) as three:
         await until(lambda: len(three.leaders()) == 1)
-        three.set_view(make_view(2, StreamState.ACTIVE))
+        three.set_view(make_view(2, StreamPhase.ACTIVE))
         acknowledged: dict[int, bytes] = {}
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(publish_numbered(three, A, "pa", chance, acknowledged))

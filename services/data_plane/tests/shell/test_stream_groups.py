@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from data_plane_testing.stream_cluster import (
     COMMITTED,
@@ -26,12 +27,16 @@ from data_plane_testing.stream_cluster import (
     request,
     until,
 )
+from mesh_data.core.replica_report import ReplicaState
 from mesh_data.core.stream_snapshot import StreamConfig
-from mesh_data.core.view import StreamState
-from mesh_data.shell.group_reports import ReplicaState
+from mesh_data.core.view import StreamPhase
+from mesh_data.shell.groups.replica import Replica
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.ids import StreamId
+from meshwire.batch import MAX_BATCH_BYTES, MAX_BODY_BYTES, Codec, assemble
 from meshwire.packet import Protocol
+from meshwire.records import Record, encode_batch
 
 
 async def test_first_member_leads_and_every_member_reads_what_was_published(tmp_path: Path) -> None:
@@ -83,17 +88,17 @@ async def test_leader_dies_and_a_producer_goes_on_exactly_once(tmp_path: Path) -
         site = three.sites[B]
         ready = await site.api.InitProducer(data_pb2.InitProducerRequest(stream=NAME), None)
 
-        async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
+        async def requests() -> AsyncIterator[data_pb2.PublishBatchRequest]:
             for number in range(300):
                 if number == 100:
                     await three.stop(A)
                 yield request([b"record %d" % number], (ready.producer_id, ready.producer_epoch, number))
 
-        responses = [response async for response in site.api.Publish(requests(), None)]
+        responses = [response async for response in site.api.PublishBatch(requests(), None)]
         assert [response.error.code for response in responses] == [""] * 300
         assert [response.base_offset for response in responses] == list(range(300))
         assert await three.leader() in (B, C)
-        three.start(A, make_view(2, StreamState.ACTIVE))
+        three.start(A, make_view(2, StreamPhase.ACTIVE))
         await three.converged()
         assert await read(three.sites[A]) == numbered(300)
 
@@ -107,7 +112,7 @@ async def test_everything_restarts_with_the_same_hash_and_the_same_records(tmp_p
         for node in (A, B, C):
             await three.stop(node)
         for node in (A, B, C):
-            three.start(node, make_view(2, StreamState.ACTIVE))
+            three.start(node, make_view(2, StreamPhase.ACTIVE))
         await until(lambda: len(three.leaders()) == 1)
         assert await three.converged() == chain
         assert await read(three.sites[B]) == values
@@ -177,8 +182,8 @@ async def test_compaction_moves_the_floor_and_a_late_member_gets_the_snapshot(
             await read(three.sites[A], from_offset=0)
         assert below.value.code == ErrorCode.OFFSET_BELOW_FLOOR
         assert below.value.details["floor_offset"] == str(leader.floor_offset)
-        late = three.start(C, make_view(2, StreamState.ACTIVE))
-        three.set_view(make_view(2, StreamState.ACTIVE))
+        late = three.start(C, make_view(2, StreamPhase.ACTIVE))
+        three.set_view(make_view(2, StreamPhase.ACTIVE))
         await until(lambda: late.groups.replica(STREAM) is not None and late.replica.next_offset == 300)
         await three.converged()
         floor = max(site.replica.floor_offset for site in three.sites.values())
@@ -187,7 +192,7 @@ async def test_compaction_moves_the_floor_and_a_late_member_gets_the_snapshot(
             assert await read(site, from_offset=floor) == expected
         await three.stop(A)
         assert (await publish_values(three.sites[C], [b"after"]))[0].error.code == ""
-        three.start(A, make_view(2, StreamState.ACTIVE))
+        three.start(A, make_view(2, StreamPhase.ACTIVE))
         await three.converged()
         assert await read(three.sites[A], from_offset=floor) == [*expected, b"after"]
 
@@ -196,16 +201,16 @@ async def test_deleted_stream_is_destroyed_and_reported(tmp_path: Path) -> None:
     async with cluster(tmp_path) as three:
         await three.formed()
         await publish_values(three.sites[A], [b"gone"])
-        three.set_view(make_view(3, StreamState.DELETING))
+        three.set_view(make_view(3, StreamPhase.DELETING))
         await until(lambda: all(site.groups.reports()[0].state is ReplicaState.SEALED for site in three.sites.values()))
-        three.set_view(make_view(4, StreamState.DELETING, is_sealed=True))
+        three.set_view(make_view(4, StreamPhase.DELETING, is_sealed=True))
         await until(
             lambda: all(site.groups.reports()[0].state is ReplicaState.DESTROYED for site in three.sites.values())
         )
         (refused,) = await publish_values(three.sites[A], [b"late"])
         assert refused.error.code == ErrorCode.STREAM_NOT_FOUND
         await three.stop(B)
-        restarted = three.start(B, make_view(4, StreamState.DELETING, is_sealed=True))
+        restarted = three.start(B, make_view(4, StreamPhase.DELETING, is_sealed=True))
         await until(lambda: len(restarted.groups.reports()) == 1)
         assert restarted.groups.reports()[0].state is ReplicaState.DESTROYED
 
@@ -215,12 +220,12 @@ async def test_stopped_node_closes_its_groups_and_keeps_its_data(tmp_path: Path)
         await three.formed()
         await publish_values(three.sites[A], [b"kept"])
         site = three.sites[C]
-        site.overlay.set_view(make_view(2, StreamState.ACTIVE), is_running=False)
+        site.overlay.set_view(make_view(2, StreamPhase.ACTIVE), is_running=False)
         await until(lambda: site.groups.replica(STREAM) is None)
         with pytest.raises(MeshError) as stopped:
             await read(site)
         assert stopped.value.code == ErrorCode.NODE_STOPPED
-        site.overlay.set_view(make_view(2, StreamState.ACTIVE))
+        site.overlay.set_view(make_view(2, StreamPhase.ACTIVE))
         await until(lambda: site.groups.replica(STREAM) is not None and site.replica.next_offset == 1)
         assert await read(site) == [b"kept"]
 
@@ -234,7 +239,7 @@ async def test_leaving_the_mesh_forgets_its_data_but_a_missing_view_at_start_doe
         site = three.start(C, None)
         await asyncio.sleep(0)
         assert any(directory.rglob("*"))
-        site.overlay.set_view(make_view(2, StreamState.ACTIVE))
+        site.overlay.set_view(make_view(2, StreamPhase.ACTIVE))
         await until(lambda: site.groups.replica(STREAM) is not None)
         site.overlay.set_view(None)
         await until(lambda: not directory.exists())
@@ -243,39 +248,76 @@ async def test_leaving_the_mesh_forgets_its_data_but_a_missing_view_at_start_doe
         assert outside.value.code == ErrorCode.NOT_A_MEMBER
 
 
+GOOD = encode_batch([Record(b"x")])
+
+
+def changed(**fields: object) -> data_pb2.PublishBatchRequest:
+    wanted: dict[str, object] = {"stream": NAME, "wait": COMMITTED, "batch": GOOD}
+    return data_pb2.PublishBatchRequest(**{**wanted, **fields})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("bad", "code"),
     [
-        (data_pb2.PublishRequest(stream=NAME, records=[data_pb2.PublishRecord(value=b"x")]), ErrorCode.WAIT_REQUIRED),
-        (data_pb2.PublishRequest(stream=NAME, wait=COMMITTED), ErrorCode.EMPTY_BATCH),
-        (
-            data_pb2.PublishRequest(stream="no/such", wait=COMMITTED, records=[data_pb2.PublishRecord(value=b"x")]),
-            ErrorCode.STREAM_NOT_FOUND,
-        ),
-        (
-            data_pb2.PublishRequest(stream="Bad", wait=COMMITTED, records=[data_pb2.PublishRecord(value=b"x")]),
-            ErrorCode.ILLEGAL_NAME,
-        ),
-        (request([bytes(1024 * 1024 + 1)]), ErrorCode.MESSAGE_TOO_LARGE),
-        (request([bytes(1024 * 1024), b""]), ErrorCode.MESSAGE_TOO_LARGE),
-        (
-            data_pb2.PublishRequest(
-                stream=NAME, wait=COMMITTED, records=[data_pb2.PublishRecord(value=b"", key=bytes(32 * 1024 + 1))]
-            ),
-            ErrorCode.MESSAGE_TOO_LARGE,
-        ),
+        (changed(wait=0), ErrorCode.WAIT_REQUIRED),
+        (changed(stream="no/such"), ErrorCode.STREAM_NOT_FOUND),
+        (changed(stream="Bad"), ErrorCode.ILLEGAL_NAME),
+        (changed(batch=b""), ErrorCode.INVALID_ARGUMENT),
+        (changed(batch=GOOD[:-1] + b"y"), ErrorCode.INVALID_ARGUMENT),
+        (changed(batch=GOOD[:2] + b"\x01" + GOOD[3:]), ErrorCode.INVALID_ARGUMENT),
+        (changed(batch=GOOD[:29] + b"\x7f" + GOOD[30:]), ErrorCode.MESSAGE_TOO_LARGE),
+        (changed(batch=GOOD + bytes(MAX_BATCH_BYTES)), ErrorCode.MESSAGE_TOO_LARGE),
     ],
+    ids=["wait", "stream", "name", "empty", "checksum", "format of before", "announced size", "size"],
 )
 async def test_bad_batch_is_refused_in_its_place_and_the_call_goes_on(
-    tmp_path: Path, bad: data_pb2.PublishRequest, code: ErrorCode
+    tmp_path: Path, bad: data_pb2.PublishBatchRequest, code: ErrorCode
 ) -> None:
     async with cluster(tmp_path) as three:
         await three.formed()
         responses = await publish(three.sites[A], [bad, request([bytes(1024 * 1024)])])
         assert [response.error.code for response in responses] == [code, ""]
-        if code == ErrorCode.MESSAGE_TOO_LARGE:
-            assert int(responses[0].error.details["limit"]) > 0
         assert responses[1].base_offset == 0
+
+
+async def test_records_are_the_gateways_matter(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        api = three.sites[A].api
+        for call in (api.Publish, api.Read):
+            with pytest.raises(MeshError) as refusal:
+                call(None, None)
+            assert refusal.value.mapping.grpc == "UNIMPLEMENTED"
+
+
+async def test_a_batch_passes_as_it_is_whatever_it_holds(tmp_path: Path) -> None:
+    """Also one whose body no reader can open, and a compressed one: nobody on the way looks inside."""
+    lying = assemble(bytes(40), record_count=5, uncompressed_bytes=40, producer_id=0)
+    nonsense = assemble(b"no frame", record_count=2, uncompressed_bytes=1000, codec=Codec.ZSTD)
+    packed = encode_batch([Record(b"v" * 500, b"k", (("traceparent", b"00-1"),))], codec=Codec.ZSTD)
+    largest = assemble(bytes(MAX_BODY_BYTES), record_count=1, uncompressed_bytes=MAX_BODY_BYTES)
+    async with cluster(tmp_path) as four:
+        await four.formed()
+        four.start(D, make_view(2, StreamPhase.ACTIVE))
+        batches = [lying, nonsense, packed, largest]
+        answers = await publish(four.sites[A], [changed(batch=batch) for batch in batches[:3]])
+        answers += await publish(four.sites[D], [changed(batch=largest)])
+        assert [(answer.base_offset, answer.count) for answer in answers] == [(0, 5), (5, 2), (7, 1), (8, 1)]
+        for site in four.sites.values():
+            asked = data_pb2.ReadBatchesRequest(stream=NAME)
+            found = [item async for response in site.api.ReadBatches(asked, None) for item in response.batches]
+            assert [item.base_offset for item in found] == [0, 5, 7, 8]
+            assert [item.batch for item in found] == batches
+
+
+async def test_a_read_of_so_many_records_ends_with_the_batch_that_brings_them(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        await publish(three.sites[A], [request(numbered(4, start=4 * at)) for at in range(3)])
+        for records_max, offsets in ((1, [0]), (4, [0]), (5, [0, 4]), (12, [0, 4, 8]), (99, [0, 4, 8])):
+            asked = data_pb2.ReadBatchesRequest(stream=NAME, records_max=records_max)
+            responses = [response async for response in three.sites[C].api.ReadBatches(asked, None)]
+            assert [item.base_offset for response in responses for item in response.batches] == offsets
 
 
 async def test_reading_past_the_end_says_where_the_end_is(tmp_path: Path) -> None:
@@ -303,11 +345,46 @@ async def test_failed_disk_closes_groups_with_the_reason_and_others_go_on(tmp_pa
         assert await read(site) == [b"elsewhere"]
 
 
+async def test_entry_that_cannot_be_applied_closes_its_group_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path) as three:
+        await three.formed()
+        view = make_view(3, StreamPhase.ACTIVE)
+        other = replace(view.streams[STREAM], stream_id=StreamId(2), name="demo/other", state=StreamPhase.FORMING)
+        three.set_view(replace(view, streams={STREAM: view.streams[STREAM], StreamId(2): other}))
+        site = three.sites[A]
+
+        def sound() -> Replica | None:
+            replica = site.groups.replica(StreamId(2))
+            return replica if replica is not None and replica.is_leading and replica.is_formed else None
+
+        await until(lambda: sound() is not None)
+
+        def bug(*_: object) -> None:
+            raise ZeroDivisionError("planted")
+
+        monkeypatch.setattr(site.replica.core, "apply_run", bug)
+        failing = asyncio.gather(*(publish_values(site, [b"%d" % number]) for number in range(3)))
+        asked = request([b"goes on"])
+        asked.stream = "demo/other"
+        answers = await publish(site, [asked])
+        assert [(answer.error.code, answer.base_offset) for answer in answers] == [("", 0)]
+        await until(lambda: site.groups.reports()[0].state is ReplicaState.FAILED)
+        assert "ZeroDivisionError" in site.groups.reports()[0].reason
+        assert site.groups.reports()[1].state is ReplicaState.OPEN
+        assert REGISTRY.get_sample_value("mesh_unexpected_errors_total", {"where": "stream_apply"}) == 1
+        # What was committed here and not applied may not be called committed; the other members go on with the stream.
+        told = {answer.error.code for answered in await failing for answer in answered}
+        assert told <= {ErrorCode.OUTCOME_UNKNOWN, ErrorCode.STORAGE_FAILED}
+        assert [answer.error.code for answer in await publish_values(site, [b"later"])] == [""]
+
+
 async def test_view_of_another_revision_keeps_the_replica_and_updates_its_stream(tmp_path: Path) -> None:
     async with cluster(tmp_path) as three:
         await three.formed()
         before = three.sites[A].replica
-        view = make_view(9, StreamState.ACTIVE)
+        view = make_view(9, StreamPhase.ACTIVE)
         stream = replace(view.streams[STREAM], revision=9)
         three.set_view(replace(view, streams={STREAM: stream}))
         await until(lambda: three.sites[A].replica.stream.revision == 9)
@@ -349,12 +426,12 @@ async def test_shutting_down_ends_calls_that_would_stay(tmp_path: Path) -> None:
         site = three.sites[B]
         never = asyncio.Event()
 
-        async def requests() -> AsyncIterator[data_pb2.PublishRequest]:
+        async def requests() -> AsyncIterator[data_pb2.PublishBatchRequest]:
             yield request([b"one"])
             await never.wait()
 
-        async def publish_for_ever() -> list[data_pb2.PublishResponse]:
-            return [response async for response in site.api.Publish(requests(), None)]
+        async def publish_for_ever() -> list[data_pb2.PublishBatchResponse]:
+            return [response async for response in site.api.PublishBatch(requests(), None)]
 
         calls = [asyncio.create_task(publish_for_ever()), asyncio.create_task(read(site, follow=True))]
         await until(lambda: site.replica.next_offset == 1)

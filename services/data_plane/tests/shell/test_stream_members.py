@@ -26,17 +26,17 @@ from data_plane_testing.stream_cluster import (
     until,
 )
 from mesh_data.core.chain_audit import ChainAt
-from mesh_data.core.view import Member, Retiring, StreamState, View
-from mesh_data.shell import raft_serving
-from mesh_data.shell.group_reports import ReplicaState
-from mesh_data.shell.raft_serving import chain_marks
-from mesh_data.shell.replica import Replica
+from mesh_data.core.replica_report import ReplicaState
+from mesh_data.core.view import Member, Retiring, StreamPhase, View
+from mesh_data.shell.groups.replica import Replica
+from mesh_data.shell.streams import raft_serving
+from mesh_data.shell.streams.raft_serving import chain_marks
 from meshapi.data.v1 import data_pb2 as plane_pb2
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import MemberId, NodeId
 
-ACTIVE = StreamState.ACTIVE
+ACTIVE = StreamPhase.ACTIVE
 
 
 def retire(node: NodeId, revision: int, *, is_out: bool = False) -> Retiring:
@@ -87,10 +87,10 @@ async def test_the_leader_is_replaced_by_another_node_while_records_are_written(
             for at, value in enumerate(values):
                 batch = request([value], (ready.producer_id, ready.producer_epoch, at))
 
-                async def only(one: data_pb2.PublishRequest = batch):  # type: ignore[no-untyped-def]
+                async def only(one: data_pb2.PublishBatchRequest = batch):  # type: ignore[no-untyped-def]
                     yield one
 
-                async for answer in four.sites[B].api.Publish(only(), None):
+                async for answer in four.sites[B].api.PublishBatch(only(), None):
                     assert answer.error.code == ""
                     assert answer.base_offset == at
             done.set()
@@ -135,7 +135,7 @@ async def test_a_leader_with_an_older_catalogue_undoes_nothing(tmp_path: Path) -
         await until(lambda: voters(four, A) == {11, 12})
         # B still has revision 2, where C is a member; it takes over and must leave the group as it is.
         await four.sites[A].raft_api.TransferLeader(data_pb2.TransferLeaderRequest(stream=NAME, node="n2"), None)
-        await until(lambda: "older" in four.sites[B].replica.change)
+        await until(lambda: "older" in four.sites[B].replica.leader.change)
         assert voters(four, B) == {11, 12}
         four.sites[B].overlay.set_view(newer)
         await until(lambda: four.sites[B].replica.members_out == (13,))
@@ -148,7 +148,7 @@ async def test_no_step_leaves_the_group_without_a_quorum_in_touch(tmp_path: Path
         status = four.sites[A].replica.status
         await until(lambda: max(item.quiet_ticks for item in status().progress if item.member == 13) > 10)
         four.set_view(make_view(3, ACTIVE, (A, C), retiring=[retire(B, 3)]))
-        await until(lambda: "2 voters would need 2 in touch" in four.sites[A].replica.change)
+        await until(lambda: "2 voters would need 2 in touch" in four.sites[A].replica.leader.change)
         assert voters(four, A) == {11, 12, 13}
         four.start(C, make_view(3, ACTIVE, (A, C), retiring=[retire(B, 3)]))
         await until(lambda: voters(four, A) == {11, 13})
@@ -269,7 +269,7 @@ async def test_nothing_is_acknowledged_after_the_seal(tmp_path: Path) -> None:
         await four.formed()
         await publish_values(four.sites[A], numbered(2))
         # A hears of the deletion; B does not yet and goes on sending.
-        four.sites[A].overlay.set_view(make_view(3, StreamState.DELETING))
+        four.sites[A].overlay.set_view(make_view(3, StreamPhase.DELETING))
         await until(lambda: four.sites[B].replica.state.is_sealed)
         (refused,) = await publish_values(four.sites[B], [b"late"])
         assert refused.error.code == ErrorCode.STREAM_NOT_FOUND
@@ -281,10 +281,10 @@ async def test_a_deleted_stream_that_cannot_be_sealed_keeps_its_replicas(tmp_pat
         await four.formed()
         await four.stop(B)
         await four.stop(C)
-        four.set_view(make_view(3, StreamState.DELETING))
+        four.set_view(make_view(3, StreamPhase.DELETING))
         await asyncio.sleep(0.3)
         assert four.sites[A].groups.replica(STREAM) is not None
-        four.start(B, make_view(3, StreamState.DELETING))
+        four.start(B, make_view(3, StreamPhase.DELETING))
         await until(lambda: four.sites[A].groups.reports()[0].state is ReplicaState.SEALED)
 
 

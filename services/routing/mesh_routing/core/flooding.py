@@ -6,23 +6,33 @@ comes up both ends send a digest of their database, repeated until a digest of t
 by what its sender lacks, and by a digest: promptly when the two databases differ, seldom when they are equal, so that
 two equal ones fall silent.
 
-Leaves out the own advertisement's content (`origination`): an own one out of an earlier life that comes back is
-reported by `take_events` and outbid by its origin. Advertisements of unknown origins are not acknowledged, so that they
-come again once the MeshView names the origin. Sources: RFC 2328 §10.3–10.8 (exchange, here by digest alone), §13.
+Only what its origin signed is installed, acknowledged or passed on; the check costs, so it comes last, within
+`flood_limits`, and only for what is newer than what is held. What fails is dropped and counted.
+
+Leaves out the own advertisement's content (`origination`): an own one of an earlier incarnation that comes back,
+validly signed, is reported by `take_events` and outbid by its origin. Advertisements of unknown origins, and those
+beyond a limit, are not acknowledged, so that they come again. Sources: RFC 2328 §10.3–10.8 (exchange, here by digest
+alone), §13.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from mesh_routing.core.config import RoutingConfig
+from mesh_routing.core.flood_limits import FloodLimits
 from mesh_routing.core.lsa import Lsa, LsaKey, LsaMessage
+from mesh_routing.core.lsa_codec import KEYS_MAX
+from mesh_routing.core.lsa_signature import LsaSignatures
 from mesh_routing.core.lsdb import Lsdb, Outcome
 from meshcommon.ids import NodeId
 
 MESSAGE_LINKS_MAX: Final = 1_024
-"""Links (an advertisement counts as one more) in one message: about 24 KiB, so that control traffic stays prompt."""
+"""Links (an advertisement counts as twelve more) in one message: about 30 KiB, so that control traffic stays prompt."""
+_LSA_LINKS: Final = 12
+"""What the head, the signature and the delegation of an advertisement count in a message, in links."""
 
 
 class Outgoing(NamedTuple):
@@ -34,7 +44,7 @@ class Outgoing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OwnLsaMet:
-    """A neighbour holds an own advertisement that this life did not make, with this sequence number."""
+    """A neighbour has an own advertisement with this sequence number that this incarnation did not make."""
 
     sequence: int
 
@@ -48,6 +58,20 @@ class FloodingCounters:
     outdated: int = 0
     unknown_origins: int = 0
     retransmissions: int = 0
+    bad_signatures: int = 0
+    over_limit: int = 0
+    strangers: int = 0
+
+
+class Forgery(NamedTuple):
+    """An advertisement that its origin did not sign, and the neighbour that sent it.
+
+    `is_out_of_time`: its delegation is over or has not begun, so it is more likely that a clock is wrong.
+    """
+
+    peer: NodeId
+    origin: NodeId
+    is_out_of_time: bool
 
 
 @dataclass(slots=True)
@@ -69,6 +93,7 @@ class _Neighbour:
     digest: _Repeat | None = None
     is_digest_due: bool = False
     digest_sent_at: float = float("-inf")
+    repeated_at: float = float("-inf")
     # None until its first digest: then the versions named there that are not here yet.
     missing: dict[NodeId, int] | None = None
 
@@ -76,16 +101,19 @@ class _Neighbour:
 class Flooding:
     """Floods the advertisements of `lsdb` to the neighbours. `now` is monotonic seconds."""
 
-    def __init__(self, config: RoutingConfig, node_id: NodeId, lsdb: Lsdb) -> None:
+    def __init__(self, config: RoutingConfig, node_id: NodeId, lsdb: Lsdb, signatures: LsaSignatures) -> None:
         self._config = config
         self._node_id = node_id
         self._lsdb = lsdb
+        self._signatures = signatures
+        self._limits = FloodLimits()
         self._neighbours: dict[NodeId, _Neighbour] = {}
-        # Neighbours that spoke before the data plane reported their link: answered once, nothing is repeated to them.
+        # Members that spoke before the data plane reported their link: answered once, nothing is repeated to them.
         self._strangers: dict[NodeId, _Neighbour] = {}
         self._events: list[OwnLsaMet] = []
         self._now = 0.0
         self.counters = FloodingCounters()
+        self.last_forgery: Forgery | None = None
 
     @property
     def neighbours(self) -> frozenset[NodeId]:
@@ -122,7 +150,11 @@ class Flooding:
         if self._lsdb.offer(lsa, now) is Outcome.NEWER:
             self._flood(lsa, None)
 
-    def forget(self, origins: list[NodeId]) -> None:
+    def members_changed(self) -> None:
+        """The database has other members now."""
+        self._limits.forget_all_but(self._lsdb.members)
+
+    def forget(self, origins: Iterable[NodeId]) -> None:
         """Stops repeating advertisements that were dropped."""
         for neighbour in self._neighbours.values():
             for origin in origins:
@@ -136,6 +168,9 @@ class Flooding:
         self._now = now
         neighbour = self._neighbours.get(peer)
         if neighbour is None:
+            if peer not in self._lsdb.members or not self._limits.may_hear_stranger(now):
+                self.counters.strangers += 1
+                return
             neighbour = self._strangers.setdefault(peer, _Neighbour())
         for lsa in message.lsas:
             self._receive_lsa(peer, neighbour, lsa)
@@ -180,26 +215,47 @@ class Flooding:
     def _receive_lsa(self, peer: NodeId, neighbour: _Neighbour, lsa: Lsa) -> None:
         if lsa.origin == self._node_id and self._is_of_earlier_life(lsa):
             # Not acknowledged: the answer is a newer one, which replaces this one at the neighbour.
-            self._events.append(OwnLsaMet(lsa.sequence))
+            if self._is_proved(peer, lsa):
+                self._events.append(OwnLsaMet(lsa.sequence))
             return
-        outcome = self._lsdb.offer(lsa, self._now)
-        if outcome is Outcome.NEWER:
-            self.counters.installed += 1
-            self._flood(lsa, peer)
-        elif outcome is Outcome.UNKNOWN_ORIGIN:
+        outcome = self._lsdb.assess(lsa, self._now)
+        if outcome is Outcome.NEWER and not self._is_proved(peer, lsa):
+            return
+        self._lsdb.offer(lsa, self._now)
+        if outcome is Outcome.UNKNOWN_ORIGIN:
             self.counters.unknown_origins += 1
             return
-        elif outcome is Outcome.OLDER:
+        if outcome is Outcome.OLDER:
             self.counters.outdated += 1
             self._send(neighbour, lsa.origin)
             return
-        elif outcome is Outcome.EXPIRED:
+        if outcome is Outcome.EXPIRED:
             return
-        else:
-            self.counters.duplicates += 1
         neighbour.acks.add(lsa.key)
         # Who sends a version holds it: an implied acknowledgement.
         self._receive_ack(neighbour, lsa.key)
+        if outcome is Outcome.NEWER:
+            self.counters.installed += 1
+            self._limits.accepted(lsa.origin, self._now)
+        else:
+            self.counters.duplicates += 1
+        if outcome is Outcome.OVERAGED:
+            # Its sender would soon stop telling it on; it learns the younger age from our copy.
+            self._send(neighbour, lsa.origin)
+        elif outcome is not Outcome.DUPLICATE:
+            # A much younger copy goes on like a new version: whoever has the aged one learns the age.
+            self._flood(lsa, peer)
+
+    def _is_proved(self, peer: NodeId, lsa: Lsa) -> bool:
+        """Whether the origin signed `lsa`; False also when the limits leave no time to find out."""
+        if not self._limits.may_check(peer, lsa.origin, self._now, self._signatures.checks_needed(lsa)):
+            self.counters.over_limit += 1
+            return False
+        if self._signatures.is_valid(lsa):
+            return True
+        self.counters.bad_signatures += 1
+        self.last_forgery = Forgery(peer, lsa.origin, self._signatures.is_out_of_time(lsa))
+        return False
 
     def _is_of_earlier_life(self, lsa: Lsa) -> bool:
         own = self._lsdb.get(self._node_id)
@@ -214,18 +270,24 @@ class Flooding:
     def _receive_digest(self, neighbour: _Neighbour, database: tuple[LsaKey, ...]) -> None:
         there = dict(database)
         missing: dict[NodeId, int] = {}
+        is_different = False
         for key in database:
             held = self._lsdb.get(key.origin)
-            if key.origin == self._node_id and (held is None or held.sequence < key.sequence):
-                self._events.append(OwnLsaMet(key.sequence))
-            elif key.origin in self._lsdb.members and (held is None or held.sequence < key.sequence):
+            if key.origin not in self._lsdb.members or (held is not None and held.sequence >= key.sequence):
+                continue
+            is_different = True
+            # An own one of an earlier incarnation is outbid when it comes itself: the number alone proves nothing.
+            if key.origin != self._node_id:
                 missing[key.origin] = key.sequence
-        is_different = bool(missing)
-        for key in self._lsdb.digest():
+        # What is under way already may wait for a late repetition; the neighbour can take it now. Not more often, or a
+        # stream of empty digests would be answered by a stream of whole databases.
+        may_repeat = self._now - neighbour.repeated_at >= self._config.retransmit_first_s / 2
+        for key in self._lsdb.digest(self._now):
             if there.get(key.origin, 0) < key.sequence:
                 is_different = True
-                # What is under way already may wait for a late repetition; the neighbour can take it now.
-                neighbour.unacknowledged.pop(key.origin, None)
+                if may_repeat:
+                    neighbour.unacknowledged.pop(key.origin, None)
+                    neighbour.repeated_at = self._now
                 self._send(neighbour, key.origin)
             else:
                 self._receive_ack(neighbour, LsaKey(key.origin, there[key.origin]))
@@ -263,16 +325,18 @@ class Flooding:
         parts: list[list[Lsa]] = [[]]
         links = 0
         for origin in sorted(neighbour.send_now):
-            lsa = self._lsdb.aged(origin, self._now)
+            lsa = self._lsdb.told(origin, self._now)
             if lsa is None:
+                # It has become too old to be taken.
+                neighbour.unacknowledged.pop(origin, None)
                 continue
-            if links + len(lsa.links) + 1 > MESSAGE_LINKS_MAX and parts[-1]:
+            if links + len(lsa.links) + _LSA_LINKS > MESSAGE_LINKS_MAX and parts[-1]:
                 parts.append([])
                 links = 0
             parts[-1].append(lsa)
-            links += len(lsa.links) + 1
-        acks = tuple(sorted(neighbour.acks))
-        database = self._lsdb.digest() if neighbour.is_digest_due else None
+            links += len(lsa.links) + _LSA_LINKS
+        acks = sorted(neighbour.acks)
+        database = self._lsdb.digest(self._now) if neighbour.is_digest_due else None
         if neighbour.is_digest_due:
             neighbour.digest_sent_at = self._now
         neighbour.send_now.clear()
@@ -281,6 +345,7 @@ class Flooding:
         if not (parts[0] or acks or database is not None):
             return []
         messages = [LsaMessage(tuple(part)) for part in parts]
-        messages[0] = LsaMessage(messages[0].lsas, acks)
+        messages[0] = LsaMessage(messages[0].lsas, tuple(acks[:KEYS_MAX]))
+        # More are not lost: what is not acknowledged comes again.
         messages[-1] = LsaMessage(messages[-1].lsas, messages[-1].acks, database)
         return messages

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from meshcommon.delegation import Delegation
 from meshcommon.ids import NodeId
 
 SEQUENCE_MAX: Final = 2**63 - 1
-"""Largest sequence number: fits a signed 64-bit column. A life of a process uses far fewer than 2**31 of them."""
-LINKS_MAX: Final = 4_096
-"""Most links in one advertisement."""
+"""Largest sequence number: fits a signed 64-bit column. One incarnation of a process uses far fewer than 2**31."""
+NODE_ID_MAX: Final = 2**63 - 1
+"""Largest node id: it goes into a signed 64-bit column too."""
+LINKS_MAX: Final = 1_000
+"""Most links in one advertisement: a mesh has at most so many nodes."""
+SIGNATURE_BYTES: Final = 64
+"""Length of an Ed25519 signature."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -47,13 +52,17 @@ class Lsa:
         origin: Node that made it.
         sequence: 1 to SEQUENCE_MAX; a higher one replaces a lower one.
         links: Links that are up, strictly rising by peer.
-        age_s: Seconds since the origin made it, at the moment at which it was received or made.
+        age_s: Seconds since the origin made it, at the moment at which it was received or made; as its sender says.
+        signature: The origin's delegated key's, over all of the above but the age (`core.lsa_signature`).
+        delegation: The origin's, for that key; None only before it is signed.
     """
 
     origin: NodeId
     sequence: int
     links: tuple[LsaLink, ...]
     age_s: float = 0.0
+    signature: bytes = b""
+    delegation: Delegation | None = None
 
     @property
     def key(self) -> LsaKey:

@@ -1,14 +1,21 @@
 """The link-state database: one newest advertisement per member, its age, and the graph that both ends agree on.
 
-Leaves out who tells whom (`flooding`) and the own advertisement's rules (`origination`). Bounded: advertisements of
-nodes that are not members are refused. Sources: RFC 2328 §12.1.1 (age), §13.1 (newer), §16.1 (two-way check).
+Leaves out who tells whom (`flooding`), the own advertisement's rules (`origination`) and signatures (`lsa_signature`).
+Bounded: advertisements of nodes that are not members are refused.
+
+The age is the one part that nobody signs, so a sender's word about it is worth little. It decides whether a version is
+taken and told on, never when it is dropped: that is `max_age_s` after it was taken, by this node's own clock. Among the
+ages that copies of one version claim, the youngest counts, but never less than the time it has been held here.
+Sources: RFC 2328 §12.1.1 (age), §13.1 (newer), §16.1 (two-way check).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
+from typing import Final
 
 from mesh_routing.core.config import CostWeights
 from mesh_routing.core.cost import link_cost
@@ -16,12 +23,27 @@ from mesh_routing.core.lsa import Lsa, LsaKey, LsaLink
 from mesh_routing.core.spf import Graph
 from meshcommon.ids import NodeId
 
+AGE_DIFFERENCE_S: Final = 60.0
+"""Two copies of one version whose ages differ by more have not both travelled honestly (RFC 2328: MaxAgeDiff)."""
+
 
 class Outcome(Enum):
-    """What became of an advertisement that was offered."""
+    """What an advertisement that is offered is to what is held.
+
+    Attributes:
+        NEWER: It replaces what is held, or nothing is held.
+        DUPLICATE: The same version.
+        YOUNGER: The same version, said to be much younger: somebody had aged it on its way here.
+        OVERAGED: The same version, said to be much older: somebody has aged it on its way there.
+        OLDER: A newer version is held.
+        UNKNOWN_ORIGIN: Its origin is no member.
+        EXPIRED: It would be newer, but is said to be of the maximum age.
+    """
 
     NEWER = "newer"
     DUPLICATE = "duplicate"
+    YOUNGER = "younger"
+    OVERAGED = "overaged"
     OLDER = "older"
     UNKNOWN_ORIGIN = "unknown_origin"
     EXPIRED = "expired"
@@ -67,6 +89,11 @@ class Lsdb:
         self._graph: Graph | None = None
 
     @property
+    def count(self) -> int:
+        """Advertisements held."""
+        return len(self._entries)
+
+    @property
     def version(self) -> int:
         """Topology version: raised by every change of content. A refresh changes none."""
         return self._version
@@ -83,47 +110,67 @@ class Lsdb:
         for origin in gone:
             self._remove(origin)
 
-    def offer(self, lsa: Lsa, now: float) -> Outcome:
-        """Installs `lsa` if it is newer than what is here."""
+    def assess(self, lsa: Lsa, now: float) -> Outcome:
+        """What `lsa` is to what is held; changes nothing."""
         if lsa.origin not in self._members:
             return Outcome.UNKNOWN_ORIGIN
-        if lsa.age_s >= self._max_age_s:
-            return Outcome.EXPIRED
         entry = self._entries.get(lsa.origin)
-        if entry is not None and not lsa.is_newer_than(entry.lsa):
-            return Outcome.OLDER if entry.lsa.is_newer_than(lsa) else Outcome.DUPLICATE
+        if entry is None or lsa.is_newer_than(entry.lsa):
+            return Outcome.EXPIRED if lsa.age_s >= self._max_age_s else Outcome.NEWER
+        if entry.lsa.is_newer_than(lsa):
+            return Outcome.OLDER
+        difference = lsa.age_s - entry.age_s(now)
+        if abs(difference) <= AGE_DIFFERENCE_S:
+            return Outcome.DUPLICATE
+        return Outcome.OVERAGED if difference > 0 else Outcome.YOUNGER
+
+    def offer(self, lsa: Lsa, now: float) -> Outcome:
+        """Takes `lsa` if it is newer than what is held, or its age if that is much younger. Its signature was checked."""
+        outcome = self.assess(lsa, now)
+        entry = self._entries.get(lsa.origin)
+        if outcome is Outcome.YOUNGER and entry is not None:
+            # The held signature stays: the one on a duplicate has not been checked.
+            entry.lsa = replace(entry.lsa, age_s=max(0.0, lsa.age_s - (now - entry.installed_at)))
+        if outcome is not Outcome.NEWER:
+            return outcome
         self._entries[lsa.origin] = _Entry(lsa, now)
         if entry is None or entry.lsa.peers != lsa.peers:
             self._changed(Change.STRUCTURE)
         elif entry.lsa.links != lsa.links:
             self._changed(Change.METRICS)
-        return Outcome.NEWER
+        return outcome
+
+    def drop(self, origins: Iterable[NodeId]) -> None:
+        """Forgets the advertisements of `origins`: their signatures count no more."""
+        for origin in origins:
+            if origin in self._entries:
+                self._remove(origin)
 
     def purge(self, now: float) -> list[NodeId]:
-        """Drops what has reached the maximum age; returns the origins."""
-        expired = [origin for origin, entry in self._entries.items() if entry.age_s(now) >= self._max_age_s]
+        """Drops what has been held for the maximum age; returns the origins."""
+        expired = [origin for origin, entry in self._entries.items() if now >= entry.installed_at + self._max_age_s]
         for origin in expired:
             self._remove(origin)
         return expired
 
     def next_deadline(self) -> float | None:
         """When `purge` has something to do next."""
-        ends = [entry.installed_at + self._max_age_s - entry.lsa.age_s for entry in self._entries.values()]
-        return min(ends, default=None)
+        return min((entry.installed_at + self._max_age_s for entry in self._entries.values()), default=None)
 
     def get(self, origin: NodeId) -> Lsa | None:
         """The advertisement of `origin` as it was installed."""
         entry = self._entries.get(origin)
         return None if entry is None else entry.lsa
 
-    def aged(self, origin: NodeId, now: float) -> Lsa | None:
-        """The advertisement of `origin` with its present age, to be sent."""
+    def told(self, origin: NodeId, now: float) -> Lsa | None:
+        """The advertisement of `origin` with its present age, to be sent; None when others would not take it."""
         entry = self._entries.get(origin)
-        return None if entry is None else replace(entry.lsa, age_s=entry.age_s(now))
+        return replace(entry.lsa, age_s=entry.age_s(now)) if entry is not None and self._is_told(entry, now) else None
 
-    def digest(self) -> tuple[LsaKey, ...]:
-        """Every version held, by origin."""
-        return tuple(self._entries[origin].lsa.key for origin in sorted(self._entries))
+    def digest(self, now: float) -> tuple[LsaKey, ...]:
+        """Every version that can be told on, by origin."""
+        held = ((origin, self._entries[origin]) for origin in sorted(self._entries))
+        return tuple(entry.lsa.key for _, entry in held if self._is_told(entry, now))
 
     def lsas(self) -> list[Lsa]:
         """Every advertisement, by origin."""
@@ -156,6 +203,10 @@ class Lsdb:
             for lsa in self.lsas()
             for link in lsa.links
         ]
+
+    def _is_told(self, entry: _Entry, now: float) -> bool:
+        # As the wire rounds it.
+        return math.ceil(entry.age_s(now)) < self._max_age_s
 
     def _remove(self, origin: NodeId) -> None:
         del self._entries[origin]

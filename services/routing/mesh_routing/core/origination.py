@@ -1,13 +1,13 @@
 """When this node advertises itself anew, and under which sequence number.
 
 At once when a link came up or went down; when a delay moved by more than max(20 %, 0.5 ms) since the last time, after a
-hold-down; at the refresh interval; and at once when an own advertisement of an earlier life turns up, beyond its
+hold-down; at the refresh interval; and at once when an own advertisement of an earlier incarnation turns up, beyond its
 sequence number. Source: RFC 2328 §12.4, §13.4; the rules of significance are architecture §6.
 
 Sequence numbers are `boot << 32` plus a counter that starts at a random point below 2**31. The boot number is raised
-durably at each start of the service, so a new life begins beyond the last one without a clock. When the directory
-was lost the boot number starts again: then the random start makes it all but certain that no number is used twice for
-different content, and jumping past what the neighbours still hold does the rest.
+durably at each start of the service, so a new incarnation begins beyond the last one without a clock. When the
+directory was lost the boot number starts again: then the random start makes it all but certain that no number is used
+twice for different content, and jumping past what the neighbours still hold does the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COUNTER_BITS: Final = 32
 
 
 def first_sequence(boot: int, rng: Random) -> int:
-    """Where a life with this boot number starts to count."""
+    """Where an incarnation with this boot number starts to count."""
     return ((boot % 2**30) << _COUNTER_BITS) + 1 + rng.randrange(2 ** (_COUNTER_BITS - 1))
 
 
@@ -70,14 +70,20 @@ class Origination:
         self._due_at = self._next_origination()
 
     def jump_past(self, sequence: int) -> None:
-        """An own advertisement of an earlier life is about: outbid it.
+        """An own advertisement of an earlier incarnation is about: outbid it.
 
-        At SEQUENCE_MAX there is nothing beyond; the old one then has to age out. Honest origins never come near.
+        Only one with our own signature gets here, so the number is one that an incarnation of ours has reached. At
+        SEQUENCE_MAX there is nothing beyond; the old one then has to age out. Honest origins never come near.
         """
         if sequence >= self._sequence:
             self._sequence = min(sequence, SEQUENCE_MAX - 1)
             self._is_forced = True
             self._due_at = self._next_origination()
+
+    def repeat(self) -> None:
+        """What was advertised counts no more: the next one is due at once."""
+        self._is_forced = True
+        self._due_at = self._next_origination()
 
     def take_due(self, now: float) -> Lsa | None:
         """The next advertisement, when it is due."""

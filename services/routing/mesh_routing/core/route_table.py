@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from mesh_routing.core.disjoint import maximally_disjoint
 from mesh_routing.core.spf import Graph, NodePath, bounded_path, path_cost, shortest_tree
+from meshapi.data.v1 import data_pb2
 from meshcommon.ids import NodeId
 
 
@@ -49,6 +50,21 @@ class RouteDifference:
     version: int
     changed: tuple[Route, ...]
     removed: tuple[NodeId, ...]
+
+    def request(self) -> data_pb2.PushRoutesRequest:
+        """The message that brings it to the data plane."""
+        return data_pb2.PushRoutesRequest(
+            base_version=self.base_version,
+            version=self.version,
+            changed=[
+                data_pb2.Route(
+                    destination=route.destination,
+                    paths=[data_pb2.Path(nodes=path.nodes, cost=path.cost) for path in route.paths],
+                )
+                for route in self.changed
+            ],
+            removed=self.removed,
+        )
 
 
 def difference(base: RouteTable | None, target: RouteTable) -> RouteDifference:

@@ -1,6 +1,6 @@
-"""What routing needs of the MeshView: who the node is, and the names of the members.
+"""What routing needs of the MeshView: who the node is, and the names and keys of the members.
 
-Leaves out persistence (shell). Source: proto/meshapi/common/v1/view.proto.
+Leaves out persistence and the node's own key (shell). Source: proto/meshapi/common/v1/view.proto.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mesh_routing.core.lsa import NODE_ID_MAX
 from meshapi.routing.v1 import routing_pb2
+from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NO_NODE, NodeId
 
 
@@ -22,6 +24,7 @@ class View:
         mesh_epoch: Raised only by attested recovery, after which revisions may start lower.
         revision: Raised by every committed change.
         names: Member names by id.
+        keys: Members' Ed25519 public keys by id.
     """
 
     node_id: NodeId = NO_NODE
@@ -29,18 +32,29 @@ class View:
     mesh_epoch: int = 0
     revision: int = 0
     names: Mapping[NodeId, str] = field(default_factory=dict)
+    keys: Mapping[NodeId, bytes] = field(default_factory=dict)
 
     @classmethod
     def from_request(cls, request: routing_pb2.ConfigureRequest) -> View:
-        """The view that the control plane pushed."""
+        """The view that the control plane pushed.
+
+        Raises:
+            MeshError: INVALID_ARGUMENT.
+        """
         if not request.node_id:
             return cls()
+        for node_id in (request.node_id, *(node.node_id for node in request.view.nodes)):
+            if not 1 <= node_id <= NODE_ID_MAX:
+                raise MeshError(
+                    ErrorCode.INVALID_ARGUMENT, f"Routing was told of node {node_id}: use ids from 1 to {NODE_ID_MAX}."
+                )
         return cls(
             NodeId(request.node_id),
             request.view.mesh_id,
             request.view.mesh_epoch,
             request.view.revision,
             {NodeId(node.node_id): node.name for node in request.view.nodes},
+            {NodeId(node.node_id): node.public_key for node in request.view.nodes},
         )
 
     @property

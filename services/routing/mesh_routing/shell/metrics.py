@@ -29,6 +29,16 @@ class RoutingMetrics:
         self.retransmissions = Gauge(
             "mesh_routing_retransmissions", "Advertisements and digests sent again.", registry=registry
         )
+        self.bad_signatures = Gauge(
+            "mesh_routing_lsa_bad_signatures",
+            "Advertisements dropped because their origin did not sign them.",
+            registry=registry,
+        )
+        self.over_limit = Gauge(
+            "mesh_routing_lsa_over_limit",
+            "Advertisements dropped unread because their sender or origin exceeds its budget; they come again.",
+            registry=registry,
+        )
         self.lsas = Gauge("mesh_routing_lsas", "Advertisements in the database.", registry=registry)
         self.neighbours = Gauge("mesh_routing_neighbours", "Links that are up.", registry=registry)
         self.routes = Gauge("mesh_routing_routes", "Destinations with a route.", registry=registry)
@@ -43,10 +53,17 @@ class RoutingMetrics:
     def observe(self, router: Router) -> None:
         """Takes over the router's own figures."""
         self.computations.set(router.computations)
-        self.lsas.set(len(router.lsdb.digest()))
+        self.lsas.set(router.lsdb.count)
         self.routes.set(len(router.table.routes))
         self.topology_version.set(router.lsdb.version)
         self.route_version.set(router.table.version)
         flooding = router.flooding
         self.neighbours.set(0 if flooding is None else len(flooding.neighbours))
         self.retransmissions.set(0 if flooding is None else flooding.counters.retransmissions)
+        self.observe_refusals(router)
+
+    def observe_refusals(self, router: Router) -> None:
+        """Takes over what was dropped; no change of the database tells of it."""
+        flooding = router.flooding
+        self.bad_signatures.set(0 if flooding is None else flooding.counters.bad_signatures)
+        self.over_limit.set(0 if flooding is None else flooding.counters.over_limit)

@@ -24,6 +24,8 @@ from mesh_routing.shell.driver import RoutingDriver
 from mesh_routing.shell.metrics import RoutingMetrics
 from mesh_routing.shell.tables import links, lsa_versions
 from meshcommon.admin import Readiness
+from meshcommon.barrier import barrier
+from meshcommon.cancellation import raise_if_cancelled
 from meshcommon.ids import NodeId
 from meshcommon.logging import get_logger
 
@@ -81,7 +83,10 @@ class PostgresMirror:
         """Writes after each change until cancelled."""
         while True:
             self._changed.clear()
-            reason = await self._try_to_write(take_snapshot(self._driver))
+            # Its tables are for readers: what goes wrong there must not end routing.
+            reason: str | None = "the log of routing has the details"
+            with barrier("routing_mirror", store="postgres"):
+                reason = await self._try_to_write(take_snapshot(self._driver))
             if reason is not None:
                 self._readiness.warn("postgres", f"Postgres does not take the topology: {reason}. Routing goes on.")
                 self._metrics.mirror_failures.labels("postgres").inc()
@@ -153,14 +158,13 @@ class RedisMirror:
         """Writes after each change, and at least so often that nothing expires, until cancelled."""
         while True:
             self._changed.clear()
-            try:
-                async with asyncio.timeout(WRITE_TIMEOUT_S):
-                    await self._write(take_snapshot(self._driver))
-            except (RedisError, OSError) as error:
-                name = type(error).__name__
-                self._readiness.warn("redis", f"Redis does not answer ({name}): link metrics are not cached there.")
+            failure: str | None = "the log of routing has the details"
+            with barrier("routing_mirror", store="redis"):
+                failure = await self._try_to_write(take_snapshot(self._driver))
+            raise_if_cancelled()
+            if failure is not None:
+                self._readiness.warn("redis", f"Redis does not answer ({failure}): link metrics are not cached there.")
                 self._metrics.mirror_failures.labels("redis").inc()
-                _log.warning("mirror_failed", store="redis", error=name)
                 await asyncio.sleep(RETRY_S)
                 continue
             self._readiness.clear("redis")
@@ -170,6 +174,15 @@ class RedisMirror:
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    async def _try_to_write(self, snapshot: Snapshot) -> str | None:
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await self._write(snapshot)
+        except (RedisError, OSError) as error:
+            _log.warning("mirror_failed", store="redis", error=type(error).__name__)
+            return type(error).__name__
+        return None
 
     async def _write(self, snapshot: Snapshot) -> None:
         hashes = {

@@ -11,11 +11,12 @@ from typing import Final
 import grpc
 import grpc.aio
 
-from mesh_routing.core.route_table import Route, RouteDifference, RouteTable, difference
+from mesh_routing.core.route_table import RouteTable, difference
 from mesh_routing.shell.driver import RoutingDriver
 from mesh_routing.shell.metrics import RoutingMetrics
-from meshapi.data.v1 import data_pb2, data_pb2_grpc
+from meshapi.data.v1 import data_pb2_grpc
 from meshcommon.admin import Readiness
+from meshcommon.barrier import barrier
 from meshcommon.grpc_client import mesh_error
 from meshcommon.logging import get_logger
 
@@ -48,7 +49,10 @@ class RoutesPusher:
             await self._changed.wait()
             self._changed.clear()
             while self._is_behind():
-                if not await self._push():
+                is_pushed = False
+                with barrier("routing_push"):
+                    is_pushed = await self._push()
+                if not is_pushed:
                     await asyncio.sleep(RETRY_S)
 
     def _is_behind(self) -> bool:
@@ -61,7 +65,7 @@ class RoutesPusher:
         change = difference(base, table)
         self._metrics.pushes.labels("full" if base is None else "difference").inc()
         try:
-            response = await self._stub.PushRoutes(to_request(change), timeout=CALL_TIMEOUT_S)
+            response = await self._stub.PushRoutes(change.request(), timeout=CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as failure:
             self._metrics.push_failures.inc()
             self._confirmed = None
@@ -80,18 +84,3 @@ class RoutesPusher:
         self._readiness.clear("routes")
         _log.debug("routes_pushed", version=table.version, changed=len(change.changed), removed=len(change.removed))
         return True
-
-
-def to_request(change: RouteDifference) -> data_pb2.PushRoutesRequest:
-    """The difference as a message."""
-    return data_pb2.PushRoutesRequest(
-        base_version=change.base_version,
-        version=change.version,
-        changed=[_route(route) for route in change.changed],
-        removed=change.removed,
-    )
-
-
-def _route(route: Route) -> data_pb2.Route:
-    paths = [data_pb2.Path(nodes=path.nodes, cost=path.cost) for path in route.paths]
-    return data_pb2.Route(destination=route.destination, paths=paths)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import heapq
+from typing import Any, Final
 
 from mesh_routing.core.view import View
 from mesh_routing.shell.driver import RoutingDriver
 from meshapi.supervisor.v1 import topology_pb2, topology_pb2_grpc
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId
+from meshcommon.peer_text import printable
+
+NAMES_SHOWN_MAX: Final = 20
 
 
 class TopologyService(topology_pb2_grpc.TopologyServiceServicer):
@@ -76,8 +80,13 @@ class TopologyService(topology_pb2_grpc.TopologyServiceServicer):
 def _find(view: View, name: str) -> NodeId:
     node = view.find(name)
     if node is None:
-        known = ", ".join(sorted(view.names.values()))
+        named = printable(name)
+        # A mesh may have a thousand nodes: the first ones are enough to see a slip.
+        known = ", ".join(heapq.nsmallest(NAMES_SHOWN_MAX, view.names.values()))
+        more = f" and {len(view.names) - NAMES_SHOWN_MAX} more" if len(view.names) > NAMES_SHOWN_MAX else ""
         raise MeshError(
-            ErrorCode.UNKNOWN_NODE, f"No node of this mesh is named {name!r}; its nodes are {known}.", {"name": name}
+            ErrorCode.UNKNOWN_NODE,
+            f"No node of this mesh is named {named!r}; its nodes are {known}{more}.",
+            {"name": named},
         )
     return node

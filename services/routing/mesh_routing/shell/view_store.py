@@ -12,10 +12,12 @@ from google.protobuf.message import DecodeError
 
 from meshapi.routing.v1 import routing_pb2
 from meshcommon.datadir import DataDir
+from meshcommon.delegated_keys import DelegatedKeys
 from meshcommon.durable import write_durably
 from meshcommon.logging import get_logger
 
 _FILE: Final = "view.bin"
+_MODE: Final = 0o600
 _MAGIC: Final = b"MRV1"
 _HEADER_BYTES: Final = len(_MAGIC) + 4
 _log = get_logger(__name__)
@@ -24,8 +26,10 @@ _log = get_logger(__name__)
 class ViewStore:
     """`view.bin`: magic, CRC-32 of the rest, the last Configure request."""
 
-    def __init__(self, data_dir: DataDir) -> None:
+    def __init__(self, data_dir: DataDir, keys: DelegatedKeys) -> None:
+        """`keys` are this service's own, which stay when the directory is emptied."""
         self._data_dir = data_dir
+        self._keys = keys
         self._path = data_dir.path / _FILE
 
     def load(self) -> routing_pb2.ConfigureRequest | None:
@@ -56,12 +60,17 @@ class ViewStore:
         if (marker.node_id, marker.mesh_id) not in {membership, (0, "")}:
             # The control plane decides the membership; all that is here derives from it.
             self._data_dir.reset()
+            self._keys.keep()
         if not request.node_id:
-            self._path.unlink(missing_ok=True)
+            self.forget()
             return
         self._data_dir.claim(*membership)
         body = request.SerializeToString()
-        write_durably(self._path, _header(body) + body)
+        write_durably(self._path, _header(body) + body, _MODE)
+
+    def forget(self) -> None:
+        """Removes the view. Raises OSError."""
+        self._path.unlink(missing_ok=True)
 
 
 def _header(body: bytes) -> bytes:

@@ -31,7 +31,7 @@ def test_higher_sequence_replaces_and_lower_does_not() -> None:
     assert made.offer(lsa(A, 5, B), 0) is Outcome.DUPLICATE
     assert made.offer(lsa(A, 4), 0) is Outcome.OLDER
     assert made.offer(lsa(A, 6), 0) is Outcome.NEWER
-    assert made.digest() == ((A, 6),)
+    assert made.digest(0) == ((A, 6),)
 
 
 @given(st.permutations([lsa(A, 5, B), lsa(A, 5), lsa(A, 5, B, latency_us=7), lsa(A, 4, B, C)]))
@@ -48,30 +48,60 @@ def test_unknown_origins_are_refused_and_removed_members_dropped() -> None:
     assert made.offer(lsa(C, 1, A), 0) is Outcome.UNKNOWN_ORIGIN
     made.offer(lsa(B, 1, A), 0)
     made.set_members(frozenset((A, C)))
-    assert made.digest() == ()
+    assert made.digest(0) == ()
     assert made.offer(lsa(B, 2, A), 0) is Outcome.UNKNOWN_ORIGIN
 
 
-def test_age_counts_from_the_origin_and_ends_in_a_purge() -> None:
+def test_age_counts_from_the_origin_and_the_purge_from_when_it_was_taken() -> None:
     made = database()
     made.offer(lsa(A, 1, age_s=30.0), 1_000.0)
-    made.offer(lsa(B, 1), 1_000.0)
-    aged = made.aged(A, 1_050.0)
-    assert aged is not None
-    assert aged.age_s == 80.0
-    assert made.next_deadline() == 1_070.0
-    assert made.purge(1_069.9) == []
-    assert made.purge(1_070.0) == [A]
-    assert made.digest() == ((B, 1),)
+    made.offer(lsa(B, 1), 1_040.0)
+    told = made.told(A, 1_050.0)
+    assert told is not None
+    assert told.age_s == 80.0
+    # Others would not take it any more, so it is neither sent nor named.
+    assert made.told(A, 1_070.0) is None
+    assert made.digest(1_070.0) == ((B, 1),)
+    assert made.next_deadline() == 1_100.0
+    assert made.purge(1_099.9) == []
+    assert made.purge(1_100.0) == [A]
     # A refresh starts anew.
-    made.offer(lsa(B, 2), 1_099.0)
-    assert made.purge(1_100.0) == []
+    made.offer(lsa(B, 2), 1_139.0)
+    assert made.purge(1_140.0) == []
+
+
+def test_no_age_that_a_sender_claims_drops_what_is_held() -> None:
+    """A relay that ages honest advertisements gains nothing: the purge goes by this node's own clock."""
+    made = Lsdb(1_200.0, CostWeights())
+    made.set_members(frozenset((A, B)))
+    made.offer(lsa(A, 1, age_s=1_199.0), 0)
+    made.offer(lsa(B, 1), 0)
+    assert made.offer(lsa(B, 1, age_s=5_000.0), 1) is Outcome.OVERAGED
+    assert made.offer(lsa(B, 2, age_s=5_000.0), 1) is Outcome.EXPIRED
+    assert made.purge(1_199.9) == []
+    assert made.get(B) == lsa(B, 1)
+
+
+def test_youngest_age_of_a_version_counts_but_never_less_than_the_time_it_was_held() -> None:
+    made = Lsdb(1_200.0, CostWeights())
+    made.set_members(frozenset((A, B)))
+    made.offer(lsa(A, 1, age_s=1_199.0), 0)
+    assert made.told(A, 10) is None
+    assert made.offer(lsa(A, 1, age_s=12.0), 10) is Outcome.YOUNGER
+    told = made.told(A, 20)
+    assert told is not None
+    assert told.age_s == 22.0
+    assert made.offer(lsa(A, 1), 20) is Outcome.DUPLICATE
+    assert made.offer(lsa(A, 1), 300) is Outcome.YOUNGER
+    told = made.told(A, 300)
+    assert told is not None
+    assert told.age_s == 300.0
 
 
 def test_expired_advertisement_is_not_taken_back() -> None:
     made = database()
     assert made.offer(lsa(A, 1, age_s=MAX_AGE_S), 0) is Outcome.EXPIRED
-    assert made.digest() == ()
+    assert made.digest(0) == ()
 
 
 def test_link_counts_only_when_both_ends_advertise_it() -> None:

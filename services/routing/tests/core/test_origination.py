@@ -101,6 +101,6 @@ def test_numbers_stay_in_range_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("boot", [0, 1, 2, 1_000, 2**29])
-def test_next_life_begins_beyond_two_thousand_million_advertisements_of_the_last(boot: int) -> None:
+def test_next_incarnation_begins_beyond_two_thousand_million_advertisements_of_the_last(boot: int) -> None:
     last = first_sequence(boot, Random(1)) + 2**31
     assert last < first_sequence(boot + 1, Random(2)) <= SEQUENCE_MAX

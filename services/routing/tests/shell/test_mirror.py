@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
@@ -20,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mesh_routing.core.config import preset
 from mesh_routing.core.lsa import Lsa, LsaLink, LsaMessage
 from mesh_routing.core.lsa_codec import encode_message
+from mesh_routing.core.lsa_signature import LsaSignatures
 from mesh_routing.core.origination import LocalLink
 from mesh_routing.core.router import Router
 from mesh_routing.core.view import View
@@ -28,8 +31,11 @@ from mesh_routing.shell.metrics import RoutingMetrics
 from mesh_routing.shell.mirror import VERSIONS_KEPT, PostgresMirror, RedisMirror
 from mesh_routing.shell.tables import links, lsa_versions
 from meshcommon.admin import Readiness
+from meshcommon.delegation import Delegations, Use
 from meshcommon.ids import NodeId
+from meshcommon.key_signer import KeySigner
 from meshcommon.postgres import create_engine
+from meshtest.delegated import delegated_signer
 from meshtest.ports import free_ports
 from meshtest.stores import EmbeddedPostgres, EmbeddedValkey
 
@@ -57,20 +63,28 @@ def migrate(connection: Connection, step: str) -> None:
         getattr(module, step)()
 
 
+def signed_by_b(lsa: Lsa) -> Lsa:
+    signer = delegated_signer(b"b" * 32, "m", B, Use.LINK_STATES, mesh_epoch=1)
+    return LsaSignatures("m", 1, Delegations(time.time)).sign(lsa, signer)
+
+
 class Situation:
     """A driver with two nodes, a and b, linked both ways."""
 
     def __init__(self) -> None:
         self.metrics = RoutingMetrics(CollectorRegistry())
         self.readiness = Readiness()
-        self.driver = RoutingDriver(Router(preset("test"), 1, random.Random(1)), self.metrics)
-        self.driver.configure(View(A, "m", 1, 1, {A: "a", B: "b"}))
+        self.driver = RoutingDriver(Router(preset("test"), 1, random.Random(1), Delegations(time.time)), self.metrics)
+        keys = {A: KeySigner(bytes(32)).public_key, B: KeySigner(b"b" * 32).public_key}
+        own = delegated_signer(bytes(32), "m", A, Use.LINK_STATES, mesh_epoch=1)
+        self.driver.configure(View(A, "m", 1, 1, {A: "a", B: "b"}, keys), own)
         self.driver.set_links(A, [LocalLink(B, 2_000, 100)], is_fresh=True)
         self.advertise(1)
 
     def advertise(self, sequence: int, *peers: NodeId) -> None:
         lsa = Lsa(B, sequence, tuple(LsaLink(peer, 1_000) for peer in peers or (A,)))
-        self.driver.receive([(B, encode_message(LsaMessage((lsa,))))])
+        signed = signed_by_b(lsa)
+        self.driver.receive([(B, encode_message(LsaMessage((signed,))))])
 
 
 @pytest_asyncio.fixture
@@ -141,6 +155,53 @@ async def test_postgres_keeps_the_last_versions_only(postgres: EmbeddedPostgres)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(mirror.run())
         await eventually(has_newest)
+        running.cancel()
+    await engine.dispose()
+
+
+async def test_greatest_integers_that_a_member_can_sign_fit_into_postgres(postgres: EmbeddedPostgres) -> None:
+    situation = Situation()
+    greatest, u32 = NodeId(2**63 - 1), 2**32 - 1
+    lsa = Lsa(B, 2**63 - 1, (LsaLink(greatest, u32, u32, u32, u32),))
+    signed = signed_by_b(lsa)
+    situation.driver.receive([(B, encode_message(LsaMessage((signed,))))])
+    engine = create_engine(postgres.url)
+    mirror = PostgresMirror(engine, situation.driver, situation.readiness, situation.metrics)
+    async with engine.begin() as connection:
+        await connection.run_sync(migrate, "upgrade")
+
+    async def has_it() -> bool:
+        return (B, greatest, False) in await rows(engine)
+
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(mirror.run())
+        await eventually(has_it)
+        running.cancel()
+    assert situation.readiness.warnings() == []
+    await engine.dispose()
+
+
+async def test_mirror_outlives_what_it_did_not_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror is a copy for readers: whatever goes wrong there, routing goes on."""
+    situation = Situation()
+    engine = create_engine("postgresql+asyncpg://postgres@127.0.0.1:1/none")
+    mirror = PostgresMirror(engine, situation.driver, situation.readiness, situation.metrics)
+    calls = 0
+
+    def fail(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        raise ValueError("unexpected")
+
+    monkeypatch.setattr("mesh_routing.shell.mirror.take_snapshot", fail)
+    monkeypatch.setattr("mesh_routing.shell.mirror.RETRY_S", 0.0)
+
+    async def has_tried_again() -> bool:
+        return calls >= 2
+
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(mirror.run())
+        await eventually(has_tried_again)
         running.cancel()
     await engine.dispose()
 

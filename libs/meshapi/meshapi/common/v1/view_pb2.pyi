@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from meshapi.common.v1 import delegation_pb2 as _delegation_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -59,6 +60,8 @@ class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.V
     """Member that should be running."""
     NODE_STATE_STOPPED: _NodeState.ValueType  # 2
     """Member that was stopped on purpose: its silence is not a failure."""
+    NODE_STATE_JOINING: _NodeState.ValueType  # 3
+    """Admitted, but its control plane was not heard yet: no part of health, votes and placement."""
 
 class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper):
     """Where a node is in its life."""
@@ -69,6 +72,8 @@ NODE_STATE_ACTIVE: NodeState.ValueType  # 1
 """Member that should be running."""
 NODE_STATE_STOPPED: NodeState.ValueType  # 2
 """Member that was stopped on purpose: its silence is not a failure."""
+NODE_STATE_JOINING: NodeState.ValueType  # 3
+"""Admitted, but its control plane was not heard yet: no part of health, votes and placement."""
 Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
 class _StreamState:
@@ -99,6 +104,34 @@ STREAM_STATE_DELETING: StreamState.ValueType  # 3
 """Being deleted: members destroy their replicas; a tombstone until all confirmed."""
 Global___StreamState: _TypeAlias = StreamState  # noqa: Y015
 
+class _JoinPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JoinPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JoinPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOIN_POLICY_UNSPECIFIED: _JoinPolicy.ValueType  # 0
+    """In a state that was written before there were policies: the same as OPEN. In a request: the default, KEY_REQUIRED."""
+    JOIN_POLICY_OPEN: _JoinPolicy.ValueType  # 1
+    """Every node that reaches a member and has a free name."""
+    JOIN_POLICY_KEY_REQUIRED: _JoinPolicy.ValueType  # 2
+    """A node that holds a valid join token."""
+    JOIN_POLICY_CLOSED: _JoinPolicy.ValueType  # 3
+    """No node."""
+
+class JoinPolicy(_JoinPolicy, metaclass=_JoinPolicyEnumTypeWrapper):
+    """Who may become a member; changes nothing for those who are."""
+
+JOIN_POLICY_UNSPECIFIED: JoinPolicy.ValueType  # 0
+"""In a state that was written before there were policies: the same as OPEN. In a request: the default, KEY_REQUIRED."""
+JOIN_POLICY_OPEN: JoinPolicy.ValueType  # 1
+"""Every node that reaches a member and has a free name."""
+JOIN_POLICY_KEY_REQUIRED: JoinPolicy.ValueType  # 2
+"""A node that holds a valid join token."""
+JOIN_POLICY_CLOSED: JoinPolicy.ValueType  # 3
+"""No node."""
+Global___JoinPolicy: _TypeAlias = JoinPolicy  # noqa: Y015
+
 @_typing.final
 class NodeView(_message.Message):
     """One member node of the mesh."""
@@ -113,6 +146,8 @@ class NodeView(_message.Message):
     IS_REACHABLE_FIELD_NUMBER: _builtins.int
     MCG_MEMBER_FIELD_NUMBER: _builtins.int
     IS_VOTER_FIELD_NUMBER: _builtins.int
+    MESH_VERSION_FIELD_NUMBER: _builtins.int
+    ADMITTED_AT_MS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     """Id that the MCG allocated; never used again."""
     name: _builtins.str
@@ -129,6 +164,10 @@ class NodeView(_message.Message):
     """Raft member id in the MCG; never used again."""
     is_voter: _builtins.bool
     """Whether it votes in the MCG."""
+    mesh_version: _builtins.int
+    """Highest mesh version that its software supports; 0 stands for 1."""
+    admitted_at_ms: _builtins.int
+    """State time at its admission, milliseconds since 1970; 0 for the founder and for nodes of old states."""
     def __init__(
         self,
         *,
@@ -140,10 +179,12 @@ class NodeView(_message.Message):
         is_reachable: _builtins.bool = ...,
         mcg_member: _builtins.int = ...,
         is_voter: _builtins.bool = ...,
+        mesh_version: _builtins.int = ...,
+        admitted_at_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_reachable", b"is_reachable", "is_voter", b"is_voter", "mcg_member", b"mcg_member", "name", b"name", "node_id", b"node_id", "peer_address", b"peer_address", "public_key", b"public_key", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_at_ms", b"admitted_at_ms", "is_reachable", b"is_reachable", "is_voter", b"is_voter", "mcg_member", b"mcg_member", "mesh_version", b"mesh_version", "name", b"name", "node_id", b"node_id", "peer_address", b"peer_address", "public_key", b"public_key", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,6 +327,8 @@ class MeshView(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     STREAMS_FIELD_NUMBER: _builtins.int
     NEXT_MEMBER_ID_FIELD_NUMBER: _builtins.int
+    MESH_VERSION_FIELD_NUMBER: _builtins.int
+    NEXT_STREAM_ID_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """MCG revision: raised by every committed change."""
     mesh_id: _builtins.str
@@ -296,6 +339,12 @@ class MeshView(_message.Message):
     """Committed health."""
     next_member_id: _builtins.int
     """Ids of stream members from this one on are not given out yet; a smaller one that its stream does not name is out for good."""
+    mesh_version: _builtins.int
+    """Version that the mesh runs at: raised only when every member supports it. 0 stands for 1."""
+    next_stream_id: _builtins.int
+    """Ids of streams from this one on are not given out yet; a smaller one that `streams` does not name is gone for good. 0
+    from a control plane that does not tell.
+    """
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeView]:
         """Members, by node id."""
@@ -314,10 +363,12 @@ class MeshView(_message.Message):
         nodes: _abc.Iterable[Global___NodeView] | None = ...,
         streams: _abc.Iterable[Global___StreamView] | None = ...,
         next_member_id: _builtins.int = ...,
+        mesh_version: _builtins.int = ...,
+        next_stream_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_epoch", b"mesh_epoch", "mesh_id", b"mesh_id", "next_member_id", b"next_member_id", "nodes", b"nodes", "revision", b"revision", "status", b"status", "streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_epoch", b"mesh_epoch", "mesh_id", b"mesh_id", "mesh_version", b"mesh_version", "next_member_id", b"next_member_id", "next_stream_id", b"next_stream_id", "nodes", b"nodes", "revision", b"revision", "status", b"status", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,29 +376,35 @@ Global___MeshView: _TypeAlias = MeshView  # noqa: Y015
 
 @_typing.final
 class LocalIdentity(_message.Message):
-    """Who the local node is, handed by its control plane to the services that speak for it. Never leaves the site."""
+    """Who the local node is, and what its control plane delegated to the service that is told."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
-    PRIVATE_KEY_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    DELEGATION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
-    """The node's id."""
+    """The node's id; 0 for a node that is about to join."""
     name: _builtins.str
     """The node's name."""
-    private_key: _builtins.bytes
-    """Ed25519 private key seed, 32 bytes."""
+    public_key: _builtins.bytes
+    """The node's identity key: Ed25519 public key, 32 bytes."""
+    @_builtins.property
+    def delegation(self) -> _delegation_pb2.Delegation:
+        """For the key of the service that is told (GetDelegatedKey)."""
+
     def __init__(
         self,
         *,
         node_id: _builtins.int = ...,
         name: _builtins.str = ...,
-        private_key: _builtins.bytes = ...,
+        public_key: _builtins.bytes = ...,
+        delegation: _delegation_pb2.Delegation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delegation", b"delegation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "node_id", b"node_id", "private_key", b"private_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegation", b"delegation", "name", b"name", "node_id", b"node_id", "public_key", b"public_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,6 +28,9 @@ class JoinRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    MESH_VERSION_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Mesh that it wants to join; empty for whichever the neighbour is in."""
     name: _builtins.str
@@ -36,6 +39,14 @@ class JoinRequest(_message.Message):
     """Ed25519 public key, 32 bytes: the lane proved it."""
     peer_address: _builtins.str
     """Address at which peers may dial it, empty when it only dials."""
+    mesh_version: _builtins.int
+    """Highest mesh version that its software supports; 0 stands for 1."""
+    token_id: _builtins.str
+    """Id of the join token that it holds, empty when it holds none."""
+    proof: _builtins.bytes
+    """Shows that it holds the token (docs/design/identity.md): HMAC-SHA256 under the token's verifier over "mesh.v1 join" and
+    the fields above. Empty without a token.
+    """
     def __init__(
         self,
         *,
@@ -43,10 +54,13 @@ class JoinRequest(_message.Message):
         name: _builtins.str = ...,
         public_key: _builtins.bytes = ...,
         peer_address: _builtins.str = ...,
+        mesh_version: _builtins.int = ...,
+        token_id: _builtins.str = ...,
+        proof: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "name", b"name", "peer_address", b"peer_address", "public_key", b"public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "mesh_version", b"mesh_version", "name", b"name", "peer_address", b"peer_address", "proof", b"proof", "public_key", b"public_key", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -61,10 +75,15 @@ class JoinResponse(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     MCG_MEMBER_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
+    CONFIRMATION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     """Id allocated to it."""
     mcg_member: _builtins.int
     """Raft member id in the MCG."""
+    confirmation: _builtins.bytes
+    """Shows that the mesh issued the token: HMAC-SHA256 under its verifier over "mesh.v1 admitted", the newcomer's public key
+    and the bytes of this message before this field, which is the last one. Absent when the request had no token.
+    """
     @_builtins.property
     def view(self) -> _view_pb2.MeshView:
         """View that contains it."""
@@ -75,14 +94,62 @@ class JoinResponse(_message.Message):
         node_id: _builtins.int = ...,
         mcg_member: _builtins.int = ...,
         view: _view_pb2.MeshView | None = ...,
+        confirmation: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mcg_member", b"mcg_member", "node_id", b"node_id", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmation", b"confirmation", "mcg_member", b"mcg_member", "node_id", b"node_id", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class StandingRequest(_message.Message):
+    """Asked over a join lane by a node that hears nothing of its mesh: whether it is still a member. The lane proves its key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StandingRequest: _TypeAlias = StandingRequest  # noqa: Y015
+
+@_typing.final
+class StandingResponse(_message.Message):
+    """What the mesh knows of that key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESH_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    mesh_id: _builtins.str
+    """Mesh of the node that answers."""
+    revision: _builtins.int
+    """Revision that it has applied."""
+    node_id: _builtins.int
+    """The member with that key, 0 when there is none."""
+    def __init__(
+        self,
+        *,
+        mesh_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        node_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "node_id", b"node_id", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StandingResponse: _TypeAlias = StandingResponse  # noqa: Y015
 
 @_typing.final
 class ProposeRequest(_message.Message):

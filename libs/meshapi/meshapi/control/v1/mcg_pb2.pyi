@@ -41,10 +41,21 @@ class Command(_message.Message):
     MEMBER_OUT_FIELD_NUMBER: _builtins.int
     STREAM_SEALED_FIELD_NUMBER: _builtins.int
     RENEW_MEMBER_FIELD_NUMBER: _builtins.int
+    FORGET_NODE_FIELD_NUMBER: _builtins.int
+    ACTIVATE_NODE_FIELD_NUMBER: _builtins.int
+    EXPIRE_NODE_FIELD_NUMBER: _builtins.int
+    ANNOUNCE_VERSION_FIELD_NUMBER: _builtins.int
+    RAISE_MESH_VERSION_FIELD_NUMBER: _builtins.int
+    ISSUE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVOKE_TOKEN_FIELD_NUMBER: _builtins.int
+    SET_JOIN_POLICY_FIELD_NUMBER: _builtins.int
+    MIN_VERSION_FIELD_NUMBER: _builtins.int
     stamp_ms: _builtins.int
     """Leader's wall clock in milliseconds since 1970; state time = max(previous, stamp)."""
     proposal_id: _builtins.int
     """Random id of the proposal: a repeated one answers as the first did."""
+    min_version: _builtins.int
+    """Least mesh version whose software can apply this command; 0 stands for 1. Older software stops before it."""
     @_builtins.property
     def found_mesh(self) -> Global___FoundMesh:
         """Founds the mesh (first entry)."""
@@ -101,6 +112,38 @@ class Command(_message.Message):
     def renew_member(self) -> Global___RenewMember:
         """A node whose disk forgot what it confirmed becomes another member of the MCG."""
 
+    @_builtins.property
+    def forget_node(self) -> Global___ForgetNode:
+        """Removes a node that is lost, with its places in streams."""
+
+    @_builtins.property
+    def activate_node(self) -> Global___ActivateNode:
+        """A node that joins was heard."""
+
+    @_builtins.property
+    def expire_node(self) -> Global___ExpireNode:
+        """A node that joins was not heard for too long."""
+
+    @_builtins.property
+    def announce_version(self) -> Global___AnnounceVersion:
+        """The highest mesh version that a node's software supports changed."""
+
+    @_builtins.property
+    def raise_mesh_version(self) -> Global___RaiseMeshVersion:
+        """Every member supports a higher mesh version."""
+
+    @_builtins.property
+    def issue_token(self) -> Global___IssueToken:
+        """Adds a join token."""
+
+    @_builtins.property
+    def revoke_token(self) -> Global___RevokeToken:
+        """Removes a join token."""
+
+    @_builtins.property
+    def set_join_policy(self) -> Global___SetJoinPolicy:
+        """Changes who may become a member."""
+
     def __init__(
         self,
         *,
@@ -120,12 +163,21 @@ class Command(_message.Message):
         member_out: Global___MemberOut | None = ...,
         stream_sealed: Global___StreamSealed | None = ...,
         renew_member: Global___RenewMember | None = ...,
+        forget_node: Global___ForgetNode | None = ...,
+        activate_node: Global___ActivateNode | None = ...,
+        expire_node: Global___ExpireNode | None = ...,
+        announce_version: Global___AnnounceVersion | None = ...,
+        raise_mesh_version: Global___RaiseMeshVersion | None = ...,
+        issue_token: Global___IssueToken | None = ...,
+        revoke_token: Global___RevokeToken | None = ...,
+        set_join_policy: Global___SetJoinPolicy | None = ...,
+        min_version: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_node", b"add_node", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "found_mesh", b"found_mesh", "kind", b"kind", "member_out", b"member_out", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_node", b"activate_node", "add_node", b"add_node", "announce_version", b"announce_version", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "expire_node", b"expire_node", "forget_node", b"forget_node", "found_mesh", b"found_mesh", "issue_token", b"issue_token", "kind", b"kind", "member_out", b"member_out", "raise_mesh_version", b"raise_mesh_version", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "revoke_token", b"revoke_token", "set_join_policy", b"set_join_policy", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_node", b"add_node", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "found_mesh", b"found_mesh", "kind", b"kind", "member_out", b"member_out", "proposal_id", b"proposal_id", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "stamp_ms", b"stamp_ms", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_node", b"activate_node", "add_node", b"add_node", "announce_version", b"announce_version", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "expire_node", b"expire_node", "forget_node", b"forget_node", "found_mesh", b"found_mesh", "issue_token", b"issue_token", "kind", b"kind", "member_out", b"member_out", "min_version", b"min_version", "proposal_id", b"proposal_id", "raise_mesh_version", b"raise_mesh_version", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "revoke_token", b"revoke_token", "set_join_policy", b"set_join_policy", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "stamp_ms", b"stamp_ms", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["found_mesh", "add_node", "remove_node", "set_node_state", "set_reachability", "set_voters", "create_stream", "stream_formed", "delete_stream", "replica_destroyed", "change_members", "member_out", "stream_sealed", "renew_member"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["found_mesh", "add_node", "remove_node", "set_node_state", "set_reachability", "set_voters", "create_stream", "stream_formed", "delete_stream", "replica_destroyed", "change_members", "member_out", "stream_sealed", "renew_member", "forget_node", "activate_node", "expire_node", "announce_version", "raise_mesh_version", "issue_token", "revoke_token", "set_join_policy"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -139,8 +191,14 @@ class FoundMesh(_message.Message):
 
     MESH_ID_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    MESH_NAME_FIELD_NUMBER: _builtins.int
+    JOIN_POLICY_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """UUID text."""
+    mesh_name: _builtins.str
+    """Name of the mesh, a DNS label; empty in meshes of version 1."""
+    join_policy: _view_pb2.JoinPolicy.ValueType
+    """Who may become a member; unspecified in meshes of version 1, which are OPEN."""
     @_builtins.property
     def node(self) -> _view_pb2.NodeView:
         """The first node; its id and mcg_member are 1."""
@@ -150,10 +208,12 @@ class FoundMesh(_message.Message):
         *,
         mesh_id: _builtins.str = ...,
         node: _view_pb2.NodeView | None = ...,
+        mesh_name: _builtins.str = ...,
+        join_policy: _view_pb2.JoinPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["join_policy", b"join_policy", "mesh_id", b"mesh_id", "mesh_name", b"mesh_name", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -168,26 +228,112 @@ class AddNode(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    MESH_VERSION_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     public_key: _builtins.bytes
     """Ed25519 public key."""
     peer_address: _builtins.str
     """Peer address or empty."""
+    mesh_version: _builtins.int
+    """Highest mesh version that its software supports; 0 stands for 1."""
+    token_id: _builtins.str
+    """The join token that is used up by it, empty for none. The proof was checked by the member that proposes this."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         public_key: _builtins.bytes = ...,
         peer_address: _builtins.str = ...,
+        mesh_version: _builtins.int = ...,
+        token_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "peer_address", b"peer_address", "public_key", b"public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_version", b"mesh_version", "name", b"name", "peer_address", b"peer_address", "public_key", b"public_key", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AddNode: _TypeAlias = AddNode  # noqa: Y015
+
+@_typing.final
+class IssueToken(_message.Message):
+    """Adds a join token. Tokens that have expired are dropped by it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERIFIER_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    verifier: _builtins.bytes
+    """HKDF-SHA256 of the token's secret, 32 bytes. Its id is the first 8 bytes of this one's SHA-256, in hexadecimal."""
+    uses: _builtins.int
+    """How many nodes it admits."""
+    ttl_ms: _builtins.int
+    """How long it is valid, milliseconds of state time from its apply."""
+    name: _builtins.str
+    """Name of the node that it is for, empty for any."""
+    def __init__(
+        self,
+        *,
+        verifier: _builtins.bytes = ...,
+        uses: _builtins.int = ...,
+        ttl_ms: _builtins.int = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "ttl_ms", b"ttl_ms", "uses", b"uses", "verifier", b"verifier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IssueToken: _TypeAlias = IssueToken  # noqa: Y015
+
+@_typing.final
+class RevokeToken(_message.Message):
+    """Removes a join token, so that it admits nobody any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    """Token."""
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeToken: _TypeAlias = RevokeToken  # noqa: Y015
+
+@_typing.final
+class SetJoinPolicy(_message.Message):
+    """Changes who may become a member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOIN_POLICY_FIELD_NUMBER: _builtins.int
+    join_policy: _view_pb2.JoinPolicy.ValueType
+    """The policy from now on."""
+    def __init__(
+        self,
+        *,
+        join_policy: _view_pb2.JoinPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["join_policy", b"join_policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetJoinPolicy: _TypeAlias = SetJoinPolicy  # noqa: Y015
 
 @_typing.final
 class RemoveNode(_message.Message):
@@ -510,6 +656,124 @@ class RenewMember(_message.Message):
 Global___RenewMember: _TypeAlias = RenewMember  # noqa: Y015
 
 @_typing.final
+class ForgetNode(_message.Message):
+    """Removes a node that nobody hears any more, and takes it out of its streams."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ACCEPT_RISK_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """Node."""
+    accept_risk: _builtins.bool
+    """Whether the operator accepts that streams lose their quorum, or their last member."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+        accept_risk: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_risk", b"accept_risk", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetNode: _TypeAlias = ForgetNode  # noqa: Y015
+
+@_typing.final
+class ActivateNode(_message.Message):
+    """Proposed by the leader, which has heard the node: JOINING becomes ACTIVE."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """Node."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateNode: _TypeAlias = ActivateNode  # noqa: Y015
+
+@_typing.final
+class ExpireNode(_message.Message):
+    """Proposed by the leader: a node that has been JOINING for ten minutes of state time is removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """Node."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpireNode: _TypeAlias = ExpireNode  # noqa: Y015
+
+@_typing.final
+class AnnounceVersion(_message.Message):
+    """Proposed by the node itself when it starts with other software."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    MESH_VERSION_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """Node."""
+    mesh_version: _builtins.int
+    """Highest mesh version that its software supports."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+        mesh_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_version", b"mesh_version", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnnounceVersion: _TypeAlias = AnnounceVersion  # noqa: Y015
+
+@_typing.final
+class RaiseMeshVersion(_message.Message):
+    """Proposed by the leader; takes effect only when every member supports the version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESH_VERSION_FIELD_NUMBER: _builtins.int
+    mesh_version: _builtins.int
+    """New version of the mesh; also the command's min_version."""
+    def __init__(
+        self,
+        *,
+        mesh_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_version", b"mesh_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RaiseMeshVersion: _TypeAlias = RaiseMeshVersion  # noqa: Y015
+
+@_typing.final
 class ProposalResult(_message.Message):
     """Result of a proposal that is remembered for repeats."""
 
@@ -541,6 +805,7 @@ class ProposalResult(_message.Message):
     ERROR_CODE_FIELD_NUMBER: _builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     ERROR_DETAILS_FIELD_NUMBER: _builtins.int
+    ERROR_RETRYABLE_FIELD_NUMBER: _builtins.int
     proposal_id: _builtins.int
     """Proposal."""
     revision: _builtins.int
@@ -551,6 +816,8 @@ class ProposalResult(_message.Message):
     """Error code when it was refused."""
     error_message: _builtins.str
     """Error message when it was refused."""
+    error_retryable: _builtins.bool
+    """Whether the same request can succeed later; absent in old states, where the code tells."""
     @_builtins.property
     def error_details(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Values that the message speaks of."""
@@ -564,18 +831,55 @@ class ProposalResult(_message.Message):
         error_code: _builtins.str = ...,
         error_message: _builtins.str = ...,
         error_details: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        error_retryable: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_error_retryable", b"_error_retryable", "error_retryable", b"error_retryable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_id", b"allocated_id", "error_code", b"error_code", "error_details", b"error_details", "error_message", b"error_message", "proposal_id", b"proposal_id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error_retryable", b"_error_retryable", "allocated_id", b"allocated_id", "error_code", b"error_code", "error_details", b"error_details", "error_message", b"error_message", "error_retryable", b"error_retryable", "proposal_id", b"proposal_id", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__error_retryable: _TypeAlias = _typing.Literal["error_retryable"]  # noqa: Y015
+    _WhichOneofArgType__error_retryable: _TypeAlias = _typing.Literal["_error_retryable", b"_error_retryable"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error_retryable) -> _WhichOneofReturnType__error_retryable | None: ...
 
 Global___ProposalResult: _TypeAlias = ProposalResult  # noqa: Y015
 
 @_typing.final
+class JoinToken(_message.Message):
+    """A join token as the MCG keeps it; the secret is known to its holder alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERIFIER_FIELD_NUMBER: _builtins.int
+    USES_LEFT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    verifier: _builtins.bytes
+    """HKDF-SHA256 of the secret, 32 bytes."""
+    uses_left: _builtins.int
+    """Nodes that it can still admit."""
+    expires_at_ms: _builtins.int
+    """State time from which on it admits nobody, milliseconds since 1970."""
+    name: _builtins.str
+    """Name of the node that it is for, empty for any."""
+    def __init__(
+        self,
+        *,
+        verifier: _builtins.bytes = ...,
+        uses_left: _builtins.int = ...,
+        expires_at_ms: _builtins.int = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at_ms", b"expires_at_ms", "name", b"name", "uses_left", b"uses_left", "verifier", b"verifier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinToken: _TypeAlias = JoinToken  # noqa: Y015
+
+@_typing.final
 class McgSnapshot(_message.Message):
-    """The whole MCG state."""
+    """The whole MCG state. `view.mesh_version` is the least version whose software can read it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -588,6 +892,9 @@ class McgSnapshot(_message.Message):
     NEXT_MEMBER_ID_FIELD_NUMBER: _builtins.int
     RECENT_FIELD_NUMBER: _builtins.int
     DESTROYED_FIELD_NUMBER: _builtins.int
+    MESH_NAME_FIELD_NUMBER: _builtins.int
+    JOIN_POLICY_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     applied_index: _builtins.int
     """Applied index that it stands for."""
     time_ms: _builtins.int
@@ -600,6 +907,10 @@ class McgSnapshot(_message.Message):
     """Next stream id."""
     next_member_id: _builtins.int
     """Next member id of stream groups."""
+    mesh_name: _builtins.str
+    """Name of the mesh, empty in meshes that were founded at version 1."""
+    join_policy: _view_pb2.JoinPolicy.ValueType
+    """Who may become a member."""
     @_builtins.property
     def view(self) -> _view_pb2.MeshView:
         """View."""
@@ -611,6 +922,10 @@ class McgSnapshot(_message.Message):
     @_builtins.property
     def destroyed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaDestroyed]:
         """Members that have confirmed the destruction of deleted streams."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___JoinToken]:
+        """Join tokens, the oldest first."""
 
     def __init__(
         self,
@@ -624,10 +939,13 @@ class McgSnapshot(_message.Message):
         next_member_id: _builtins.int = ...,
         recent: _abc.Iterable[Global___ProposalResult] | None = ...,
         destroyed: _abc.Iterable[Global___ReplicaDestroyed] | None = ...,
+        mesh_name: _builtins.str = ...,
+        join_policy: _view_pb2.JoinPolicy.ValueType = ...,
+        tokens: _abc.Iterable[Global___JoinToken] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "destroyed", b"destroyed", "next_mcg_member", b"next_mcg_member", "next_member_id", b"next_member_id", "next_node_id", b"next_node_id", "next_stream_id", b"next_stream_id", "recent", b"recent", "time_ms", b"time_ms", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "destroyed", b"destroyed", "join_policy", b"join_policy", "mesh_name", b"mesh_name", "next_mcg_member", b"next_mcg_member", "next_member_id", b"next_member_id", "next_node_id", b"next_node_id", "next_stream_id", b"next_stream_id", "recent", b"recent", "time_ms", b"time_ms", "tokens", b"tokens", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from meshapi.common.v1 import view_pb2 as meshapi_dot_common_dot_v1_dot_view__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#meshapi/control/v1/membership.proto\x12\x12meshapi.control.v1\x1a\x1cmeshapi/common/v1/view.proto\"\xaf\x01\n\nMembership\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x04\x12\x12\n\nmcg_member\x18\x03 \x01(\x04\x12\x12\n\nis_running\x18\x04 \x01(\x08\x12\x12\n\nis_founder\x18\x05 \x01(\x08\x12\x12\n\nis_leaving\x18\x06 \x01(\x08\x12/\n\nfirst_view\x18\x07 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshViewb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#meshapi/control/v1/membership.proto\x12\x12meshapi.control.v1\x1a\x1cmeshapi/common/v1/view.proto\"\xca\x01\n\nMembership\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x04\x12\x12\n\nmcg_member\x18\x03 \x01(\x04\x12\x12\n\nis_running\x18\x04 \x01(\x08\x12\x12\n\nis_founder\x18\x05 \x01(\x08\x12\x12\n\nis_leaving\x18\x06 \x01(\x08\x12/\n\nfirst_view\x18\x07 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshView\x12\x19\n\x11\x66ounding_snapshot\x18\x08 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshapi.control.v1.membersh
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MEMBERSHIP']._serialized_start=90
-  _globals['_MEMBERSHIP']._serialized_end=265
+  _globals['_MEMBERSHIP']._serialized_end=292
 # @@protoc_insertion_point(module_scope)

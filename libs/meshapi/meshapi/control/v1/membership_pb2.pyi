@@ -30,6 +30,7 @@ class Membership(_message.Message):
     IS_FOUNDER_FIELD_NUMBER: _builtins.int
     IS_LEAVING_FIELD_NUMBER: _builtins.int
     FIRST_VIEW_FIELD_NUMBER: _builtins.int
+    FOUNDING_SNAPSHOT_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Mesh."""
     node_id: _builtins.int
@@ -42,6 +43,8 @@ class Membership(_message.Message):
     """The founder starts the MCG's group, everybody else waits for its leader."""
     is_leaving: _builtins.bool
     """The removal of this node is committed; what is left to do is to forget."""
+    founding_snapshot: _builtins.bytes
+    """While this node is the founder: the founded state, a McgSnapshot, from which the group is born."""
     @_builtins.property
     def first_view(self) -> _view_pb2.MeshView:
         """View at the time of seeding or joining: whom to listen to before the log says more."""
@@ -56,10 +59,11 @@ class Membership(_message.Message):
         is_founder: _builtins.bool = ...,
         is_leaving: _builtins.bool = ...,
         first_view: _view_pb2.MeshView | None = ...,
+        founding_snapshot: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_view", b"first_view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_view", b"first_view", "is_founder", b"is_founder", "is_leaving", b"is_leaving", "is_running", b"is_running", "mcg_member", b"mcg_member", "mesh_id", b"mesh_id", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_view", b"first_view", "founding_snapshot", b"founding_snapshot", "is_founder", b"is_founder", "is_leaving", b"is_leaving", "is_running", b"is_running", "mcg_member", b"mcg_member", "mesh_id", b"mesh_id", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

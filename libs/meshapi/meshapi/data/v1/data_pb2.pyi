@@ -57,6 +57,49 @@ GROUP_STATE_SEALED: GroupState.ValueType  # 5
 Global___GroupState: _TypeAlias = GroupState  # noqa: Y015
 
 @_typing.final
+class GetDelegatedKeyRequest(_message.Message):
+    """Which key do you have?"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDelegatedKeyRequest: _TypeAlias = GetDelegatedKeyRequest  # noqa: Y015
+
+@_typing.final
+class GetDelegatedKeyResponse(_message.Message):
+    """The key of this service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    MADE_AT_S_FIELD_NUMBER: _builtins.int
+    public_key: _builtins.bytes
+    """Ed25519 public key, 32 bytes. The service makes it, keeps it, and makes another one half a day later."""
+    made_at_s: _builtins.int
+    """When it was made, seconds since 1970: it may be delegated until a day later."""
+    def __init__(
+        self,
+        *,
+        public_key: _builtins.bytes = ...,
+        made_at_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["made_at_s", b"made_at_s", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDelegatedKeyResponse: _TypeAlias = GetDelegatedKeyResponse  # noqa: Y015
+
+@_typing.final
 class ConfigureRequest(_message.Message):
     """Identity, view and whether the node should run."""
 
@@ -74,7 +117,9 @@ class ConfigureRequest(_message.Message):
     """
     @_builtins.property
     def identity(self) -> _view_pb2.LocalIdentity:
-        """Who the node is; absent when the control plane knows no membership. Then only `has_left` changes anything."""
+        """Who the node is, with a delegation for lanes; absent when the control plane knows no membership. Then only `has_left`
+        changes anything.
+        """
 
     @_builtins.property
     def view(self) -> _view_pb2.MeshView:

@@ -45,6 +45,11 @@ class DataPlaneServiceStub:
                 request_serializer=meshapi_dot_data_dot_v1_dot_data__pb2.PushRoutesRequest.SerializeToString,
                 response_deserializer=meshapi_dot_data_dot_v1_dot_data__pb2.PushRoutesResponse.FromString,
                 _registered_method=True)
+        self.GetDelegatedKey = channel.unary_unary(
+                '/meshapi.data.v1.DataPlaneService/GetDelegatedKey',
+                request_serializer=meshapi_dot_data_dot_v1_dot_data__pb2.GetDelegatedKeyRequest.SerializeToString,
+                response_deserializer=meshapi_dot_data_dot_v1_dot_data__pb2.GetDelegatedKeyResponse.FromString,
+                _registered_method=True)
         self.WatchGroups = channel.unary_stream(
                 '/meshapi.data.v1.DataPlaneService/WatchGroups',
                 request_serializer=meshapi_dot_data_dot_v1_dot_data__pb2.WatchGroupsRequest.SerializeToString,
@@ -70,6 +75,13 @@ class DataPlaneServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDelegatedKey(self, request, context):
+        """The key that this service signs with: its control plane asks before it delegates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchGroups(self, request, context):
         """State of the local stream groups: at once, then at each change.
         """
@@ -89,6 +101,11 @@ def add_DataPlaneServiceServicer_to_server(servicer, server):
                     servicer.PushRoutes,
                     request_deserializer=meshapi_dot_data_dot_v1_dot_data__pb2.PushRoutesRequest.FromString,
                     response_serializer=meshapi_dot_data_dot_v1_dot_data__pb2.PushRoutesResponse.SerializeToString,
+            ),
+            'GetDelegatedKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDelegatedKey,
+                    request_deserializer=meshapi_dot_data_dot_v1_dot_data__pb2.GetDelegatedKeyRequest.FromString,
+                    response_serializer=meshapi_dot_data_dot_v1_dot_data__pb2.GetDelegatedKeyResponse.SerializeToString,
             ),
             'WatchGroups': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchGroups,
@@ -151,6 +168,33 @@ class DataPlaneService:
             '/meshapi.data.v1.DataPlaneService/PushRoutes',
             meshapi_dot_data_dot_v1_dot_data__pb2.PushRoutesRequest.SerializeToString,
             meshapi_dot_data_dot_v1_dot_data__pb2.PushRoutesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDelegatedKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.data.v1.DataPlaneService/GetDelegatedKey',
+            meshapi_dot_data_dot_v1_dot_data__pb2.GetDelegatedKeyRequest.SerializeToString,
+            meshapi_dot_data_dot_v1_dot_data__pb2.GetDelegatedKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

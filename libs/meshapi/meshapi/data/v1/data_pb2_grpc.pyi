@@ -37,6 +37,8 @@ class DataPlaneServiceStub:
     """Replaces identity and MeshView. Idempotent; an older revision of the same mesh is ignored."""
     PushRoutes: _grpc.UnaryUnaryMultiCallable[_data_pb2.PushRoutesRequest, _data_pb2.PushRoutesResponse]
     """Applies a difference to the route table, or the whole table."""
+    GetDelegatedKey: _grpc.UnaryUnaryMultiCallable[_data_pb2.GetDelegatedKeyRequest, _data_pb2.GetDelegatedKeyResponse]
+    """The key that this service signs with: its control plane asks before it delegates."""
     WatchGroups: _grpc.UnaryStreamMultiCallable[_data_pb2.WatchGroupsRequest, _data_pb2.WatchGroupsResponse]
     """State of the local stream groups: at once, then at each change."""
 
@@ -49,6 +51,8 @@ class DataPlaneServiceAsyncStub(DataPlaneServiceStub):
     """Replaces identity and MeshView. Idempotent; an older revision of the same mesh is ignored."""
     PushRoutes: _aio.UnaryUnaryMultiCallable[_data_pb2.PushRoutesRequest, _data_pb2.PushRoutesResponse]  # type: ignore[assignment]
     """Applies a difference to the route table, or the whole table."""
+    GetDelegatedKey: _aio.UnaryUnaryMultiCallable[_data_pb2.GetDelegatedKeyRequest, _data_pb2.GetDelegatedKeyResponse]  # type: ignore[assignment]
+    """The key that this service signs with: its control plane asks before it delegates."""
     WatchGroups: _aio.UnaryStreamMultiCallable[_data_pb2.WatchGroupsRequest, _data_pb2.WatchGroupsResponse]  # type: ignore[assignment]
     """State of the local stream groups: at once, then at each change."""
 
@@ -70,6 +74,14 @@ class DataPlaneServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_data_pb2.PushRoutesResponse, _abc.Awaitable[_data_pb2.PushRoutesResponse]]:
         """Applies a difference to the route table, or the whole table."""
+
+    @_abc_1.abstractmethod
+    def GetDelegatedKey(
+        self,
+        request: _data_pb2.GetDelegatedKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_pb2.GetDelegatedKeyResponse, _abc.Awaitable[_data_pb2.GetDelegatedKeyResponse]]:
+        """The key that this service signs with: its control plane asks before it delegates."""
 
     @_abc_1.abstractmethod
     def WatchGroups(

@@ -22,41 +22,42 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from meshapi.common.v1 import view_pb2 as meshapi_dot_common_dot_v1_dot_view__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n meshapi/overlay/v1/overlay.proto\x12\x12meshapi.overlay.v1\"\x82\x01\n\tOutPacket\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x15\n\rtraffic_class\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\x04\x12\x0f\n\x07lane_id\x18\x04 \x01(\x04\x12\x15\n\ris_link_local\x18\x05 \x01(\x08\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\"e\n\x08InPacket\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x15\n\rtraffic_class\x18\x02 \x01(\r\x12\x0e\n\x06source\x18\x03 \x01(\x04\x12\x0f\n\x07lane_id\x18\x04 \x01(\x04\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\"\xa6\x01\n\tLinkState\x12\x0c\n\x04peer\x18\x01 \x01(\x04\x12\r\n\x05is_up\x18\x02 \x01(\x08\x12\x0e\n\x06rtt_us\x18\x03 \x01(\r\x12\x12\n\nrtt_var_us\x18\x04 \x01(\r\x12\x12\n\nbytes_sent\x18\x05 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x06 \x01(\x04\x12\x17\n\x0fpackets_dropped\x18\x07 \x01(\x04\x12\x13\n\x0b\x64own_reason\x18\x08 \x01(\t\"\x1f\n\nAttachBind\x12\x11\n\tprotocols\x18\x01 \x03(\r\"<\n\nAttachSend\x12.\n\x07packets\x18\x01 \x03(\x0b\x32\x1d.meshapi.overlay.v1.OutPacket\"w\n\rAttachRequest\x12.\n\x04\x62ind\x18\x01 \x01(\x0b\x32\x1e.meshapi.overlay.v1.AttachBindH\x00\x12.\n\x04send\x18\x02 \x01(\x0b\x32\x1e.meshapi.overlay.v1.AttachSendH\x00\x42\x06\n\x04kind\">\n\rAttachDeliver\x12-\n\x07packets\x18\x01 \x03(\x0b\x32\x1c.meshapi.overlay.v1.InPacket\"L\n\x0b\x41ttachLinks\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12,\n\x05links\x18\x02 \x03(\x0b\x32\x1d.meshapi.overlay.v1.LinkState\"\x80\x01\n\x0e\x41ttachResponse\x12\x34\n\x07\x64\x65liver\x18\x01 \x01(\x0b\x32!.meshapi.overlay.v1.AttachDeliverH\x00\x12\x30\n\x05links\x18\x02 \x01(\x0b\x32\x1f.meshapi.overlay.v1.AttachLinksH\x00\x42\x06\n\x04kind\"I\n\x13OpenJoinLaneRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bprivate_key\x18\x03 \x01(\x0c\"W\n\x14OpenJoinLaneResponse\x12\x0f\n\x07lane_id\x18\x01 \x01(\x04\x12\x0f\n\x07mesh_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x0c\n\x04name\x18\x04 \x01(\t\"\'\n\x14\x43loseJoinLaneRequest\x12\x0f\n\x07lane_id\x18\x01 \x01(\x04\"\x17\n\x15\x43loseJoinLaneResponse2\xae\x02\n\x0eOverlayService\x12S\n\x06\x41ttach\x12!.meshapi.overlay.v1.AttachRequest\x1a\".meshapi.overlay.v1.AttachResponse(\x01\x30\x01\x12\x61\n\x0cOpenJoinLane\x12\'.meshapi.overlay.v1.OpenJoinLaneRequest\x1a(.meshapi.overlay.v1.OpenJoinLaneResponse\x12\x64\n\rCloseJoinLane\x12(.meshapi.overlay.v1.CloseJoinLaneRequest\x1a).meshapi.overlay.v1.CloseJoinLaneResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n meshapi/overlay/v1/overlay.proto\x12\x12meshapi.overlay.v1\x1a\x1cmeshapi/common/v1/view.proto\"\x82\x01\n\tOutPacket\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x15\n\rtraffic_class\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\x04\x12\x0f\n\x07lane_id\x18\x04 \x01(\x04\x12\x15\n\ris_link_local\x18\x05 \x01(\x08\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\"\x91\x01\n\x08InPacket\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x15\n\rtraffic_class\x18\x02 \x01(\r\x12\x0e\n\x06source\x18\x03 \x01(\x04\x12\x0f\n\x07lane_id\x18\x04 \x01(\x04\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12\x17\n\x0flane_public_key\x18\x06 \x01(\x0c\x12\x11\n\tlane_host\x18\x07 \x01(\t\"\xa6\x01\n\tLinkState\x12\x0c\n\x04peer\x18\x01 \x01(\x04\x12\r\n\x05is_up\x18\x02 \x01(\x08\x12\x0e\n\x06rtt_us\x18\x03 \x01(\r\x12\x12\n\nrtt_var_us\x18\x04 \x01(\r\x12\x12\n\nbytes_sent\x18\x05 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x06 \x01(\x04\x12\x17\n\x0fpackets_dropped\x18\x07 \x01(\x04\x12\x13\n\x0b\x64own_reason\x18\x08 \x01(\t\"\x1f\n\nAttachBind\x12\x11\n\tprotocols\x18\x01 \x03(\r\"<\n\nAttachSend\x12.\n\x07packets\x18\x01 \x03(\x0b\x32\x1d.meshapi.overlay.v1.OutPacket\"w\n\rAttachRequest\x12.\n\x04\x62ind\x18\x01 \x01(\x0b\x32\x1e.meshapi.overlay.v1.AttachBindH\x00\x12.\n\x04send\x18\x02 \x01(\x0b\x32\x1e.meshapi.overlay.v1.AttachSendH\x00\x42\x06\n\x04kind\">\n\rAttachDeliver\x12-\n\x07packets\x18\x01 \x03(\x0b\x32\x1c.meshapi.overlay.v1.InPacket\"L\n\x0b\x41ttachLinks\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12,\n\x05links\x18\x02 \x03(\x0b\x32\x1d.meshapi.overlay.v1.LinkState\"\x80\x01\n\x0e\x41ttachResponse\x12\x34\n\x07\x64\x65liver\x18\x01 \x01(\x0b\x32!.meshapi.overlay.v1.AttachDeliverH\x00\x12\x30\n\x05links\x18\x02 \x01(\x0b\x32\x1f.meshapi.overlay.v1.AttachLinksH\x00\x42\x06\n\x04kind\"y\n\x13OpenJoinLaneRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x32\n\x08identity\x18\x04 \x01(\x0b\x32 .meshapi.common.v1.LocalIdentityJ\x04\x08\x02\x10\x03J\x04\x08\x03\x10\x04R\x04nameR\x0bprivate_key\"W\n\x14OpenJoinLaneResponse\x12\x0f\n\x07lane_id\x18\x01 \x01(\x04\x12\x0f\n\x07mesh_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x0c\n\x04name\x18\x04 \x01(\t\"\'\n\x14\x43loseJoinLaneRequest\x12\x0f\n\x07lane_id\x18\x01 \x01(\x04\"\x17\n\x15\x43loseJoinLaneResponse2\xae\x02\n\x0eOverlayService\x12S\n\x06\x41ttach\x12!.meshapi.overlay.v1.AttachRequest\x1a\".meshapi.overlay.v1.AttachResponse(\x01\x30\x01\x12\x61\n\x0cOpenJoinLane\x12\'.meshapi.overlay.v1.OpenJoinLaneRequest\x1a(.meshapi.overlay.v1.OpenJoinLaneResponse\x12\x64\n\rCloseJoinLane\x12(.meshapi.overlay.v1.CloseJoinLaneRequest\x1a).meshapi.overlay.v1.CloseJoinLaneResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshapi.overlay.v1.overlay_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTPACKET']._serialized_start=57
-  _globals['_OUTPACKET']._serialized_end=187
-  _globals['_INPACKET']._serialized_start=189
-  _globals['_INPACKET']._serialized_end=290
-  _globals['_LINKSTATE']._serialized_start=293
-  _globals['_LINKSTATE']._serialized_end=459
-  _globals['_ATTACHBIND']._serialized_start=461
-  _globals['_ATTACHBIND']._serialized_end=492
-  _globals['_ATTACHSEND']._serialized_start=494
-  _globals['_ATTACHSEND']._serialized_end=554
-  _globals['_ATTACHREQUEST']._serialized_start=556
-  _globals['_ATTACHREQUEST']._serialized_end=675
-  _globals['_ATTACHDELIVER']._serialized_start=677
-  _globals['_ATTACHDELIVER']._serialized_end=739
-  _globals['_ATTACHLINKS']._serialized_start=741
-  _globals['_ATTACHLINKS']._serialized_end=817
-  _globals['_ATTACHRESPONSE']._serialized_start=820
-  _globals['_ATTACHRESPONSE']._serialized_end=948
-  _globals['_OPENJOINLANEREQUEST']._serialized_start=950
-  _globals['_OPENJOINLANEREQUEST']._serialized_end=1023
-  _globals['_OPENJOINLANERESPONSE']._serialized_start=1025
-  _globals['_OPENJOINLANERESPONSE']._serialized_end=1112
-  _globals['_CLOSEJOINLANEREQUEST']._serialized_start=1114
-  _globals['_CLOSEJOINLANEREQUEST']._serialized_end=1153
-  _globals['_CLOSEJOINLANERESPONSE']._serialized_start=1155
-  _globals['_CLOSEJOINLANERESPONSE']._serialized_end=1178
-  _globals['_OVERLAYSERVICE']._serialized_start=1181
-  _globals['_OVERLAYSERVICE']._serialized_end=1483
+  _globals['_OUTPACKET']._serialized_start=87
+  _globals['_OUTPACKET']._serialized_end=217
+  _globals['_INPACKET']._serialized_start=220
+  _globals['_INPACKET']._serialized_end=365
+  _globals['_LINKSTATE']._serialized_start=368
+  _globals['_LINKSTATE']._serialized_end=534
+  _globals['_ATTACHBIND']._serialized_start=536
+  _globals['_ATTACHBIND']._serialized_end=567
+  _globals['_ATTACHSEND']._serialized_start=569
+  _globals['_ATTACHSEND']._serialized_end=629
+  _globals['_ATTACHREQUEST']._serialized_start=631
+  _globals['_ATTACHREQUEST']._serialized_end=750
+  _globals['_ATTACHDELIVER']._serialized_start=752
+  _globals['_ATTACHDELIVER']._serialized_end=814
+  _globals['_ATTACHLINKS']._serialized_start=816
+  _globals['_ATTACHLINKS']._serialized_end=892
+  _globals['_ATTACHRESPONSE']._serialized_start=895
+  _globals['_ATTACHRESPONSE']._serialized_end=1023
+  _globals['_OPENJOINLANEREQUEST']._serialized_start=1025
+  _globals['_OPENJOINLANEREQUEST']._serialized_end=1146
+  _globals['_OPENJOINLANERESPONSE']._serialized_start=1148
+  _globals['_OPENJOINLANERESPONSE']._serialized_end=1235
+  _globals['_CLOSEJOINLANEREQUEST']._serialized_start=1237
+  _globals['_CLOSEJOINLANEREQUEST']._serialized_end=1276
+  _globals['_CLOSEJOINLANERESPONSE']._serialized_start=1278
+  _globals['_CLOSEJOINLANERESPONSE']._serialized_end=1301
+  _globals['_OVERLAYSERVICE']._serialized_start=1304
+  _globals['_OVERLAYSERVICE']._serialized_end=1606
 # @@protoc_insertion_point(module_scope)

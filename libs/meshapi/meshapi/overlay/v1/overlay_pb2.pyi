@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from meshapi.common.v1 import view_pb2 as _view_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -71,6 +72,8 @@ class InPacket(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     LANE_ID_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    LANE_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    LANE_HOST_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """Protocol number."""
     traffic_class: _builtins.int
@@ -81,6 +84,10 @@ class InPacket(_message.Message):
     """Lane that it came in on; answer to source 0 with it."""
     payload: _builtins.bytes
     """Payload."""
+    lane_public_key: _builtins.bytes
+    """Ed25519 key, 32 bytes, that a neighbour which is not yet a member (source 0) proved in the lane's handshake; else empty."""
+    lane_host: _builtins.str
+    """Host that such a neighbour's lane comes from, as text; else empty."""
     def __init__(
         self,
         *,
@@ -89,10 +96,12 @@ class InPacket(_message.Message):
         source: _builtins.int = ...,
         lane_id: _builtins.int = ...,
         payload: _builtins.bytes = ...,
+        lane_public_key: _builtins.bytes = ...,
+        lane_host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lane_id", b"lane_id", "payload", b"payload", "protocol", b"protocol", "source", b"source", "traffic_class", b"traffic_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lane_host", b"lane_host", "lane_id", b"lane_id", "lane_public_key", b"lane_public_key", "payload", b"payload", "protocol", b"protocol", "source", b"source", "traffic_class", b"traffic_class"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -319,24 +328,22 @@ class OpenJoinLaneRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ADDRESS_FIELD_NUMBER: _builtins.int
-    NAME_FIELD_NUMBER: _builtins.int
-    PRIVATE_KEY_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """`ws://host:port` or `wss://host:port`."""
-    name: _builtins.str
-    """Name of this node."""
-    private_key: _builtins.bytes
-    """Ed25519 private key seed of this node, 32 bytes."""
+    @_builtins.property
+    def identity(self) -> _view_pb2.LocalIdentity:
+        """Who wants to join: node id 0, with a delegation for lanes that names no mesh."""
+
     def __init__(
         self,
         *,
         address: _builtins.str = ...,
-        name: _builtins.str = ...,
-        private_key: _builtins.bytes = ...,
+        identity: _view_pb2.LocalIdentity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "private_key", b"private_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "identity", b"identity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

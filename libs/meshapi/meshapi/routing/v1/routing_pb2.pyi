@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from meshapi.common.v1 import delegation_pb2 as _delegation_pb2
 from meshapi.common.v1 import view_pb2 as _view_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,49 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class GetDelegatedKeyRequest(_message.Message):
+    """Which key do you have?"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDelegatedKeyRequest: _TypeAlias = GetDelegatedKeyRequest  # noqa: Y015
+
+@_typing.final
+class GetDelegatedKeyResponse(_message.Message):
+    """The key of this service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    MADE_AT_S_FIELD_NUMBER: _builtins.int
+    public_key: _builtins.bytes
+    """Ed25519 public key, 32 bytes. The service makes it, keeps it, and makes another one half a day later."""
+    made_at_s: _builtins.int
+    """When it was made, seconds since 1970: it may be delegated until a day later."""
+    def __init__(
+        self,
+        *,
+        public_key: _builtins.bytes = ...,
+        made_at_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["made_at_s", b"made_at_s", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDelegatedKeyResponse: _TypeAlias = GetDelegatedKeyResponse  # noqa: Y015
+
+@_typing.final
 class ConfigureRequest(_message.Message):
     """Identity and view; without identity the node is in no mesh."""
 
@@ -27,21 +71,27 @@ class ConfigureRequest(_message.Message):
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     """Local node id, 0 when not a member."""
     @_builtins.property
     def view(self) -> _view_pb2.MeshView:
         """The view."""
 
+    @_builtins.property
+    def identity(self) -> _view_pb2.LocalIdentity:
+        """Who the node is, with a delegation for link states: what routing signs carries it. Required with a node id."""
+
     def __init__(
         self,
         *,
         node_id: _builtins.int = ...,
         view: _view_pb2.MeshView | None = ...,
+        identity: _view_pb2.LocalIdentity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "node_id", b"node_id", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -81,7 +131,7 @@ class LsaLink(_message.Message):
     LOSS_PPM_FIELD_NUMBER: _builtins.int
     ADMIN_COST_FIELD_NUMBER: _builtins.int
     peer: _builtins.int
-    """Neighbour."""
+    """Neighbour, at most 2^63-1."""
     latency_us: _builtins.int
     """Smoothed latency (half a round trip) in microseconds."""
     jitter_us: _builtins.int
@@ -117,15 +167,28 @@ class Lsa(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
     AGE_S_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    DELEGATION_FIELD_NUMBER: _builtins.int
     origin: _builtins.int
-    """Node that made it."""
+    """Node that made it, at most 2^63-1."""
     sequence: _builtins.int
-    """Sequence number: a higher one replaces a lower one."""
+    """Sequence number, 1 to 2^63-1: a higher one replaces a lower one."""
     age_s: _builtins.int
-    """Age in seconds since the origin made it; at the maximum it is purged."""
+    """Age in seconds since the origin made it, as its sender counts. Not signed, since it changes on the way: an LSA of the
+    maximum age is not taken, but no age makes a receiver drop what it holds.
+    """
+    signature: _builtins.bytes
+    """Ed25519 signature of the delegated key, 64 bytes, over (network byte order; bytes and text with their length before
+    them, u32): "mesh.v2 lsa", mesh id, signature of the delegation, mesh epoch u64, origin u64, sequence u64, number of
+    links u32, and each link's peer u64, latency_us u32, jitter_us u32, loss_ppm u32, admin_cost u32.
+    """
     @_builtins.property
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LsaLink]:
-        """Links that are up, by peer."""
+        """Links that are up, strictly rising by peer, at most 1,000."""
+
+    @_builtins.property
+    def delegation(self) -> _delegation_pb2.Delegation:
+        """The origin's delegation for link states."""
 
     def __init__(
         self,
@@ -134,10 +197,12 @@ class Lsa(_message.Message):
         sequence: _builtins.int = ...,
         links: _abc.Iterable[Global___LsaLink] | None = ...,
         age_s: _builtins.int = ...,
+        signature: _builtins.bytes = ...,
+        delegation: _delegation_pb2.Delegation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delegation", b"delegation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "links", b"links", "origin", b"origin", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "delegation", b"delegation", "links", b"links", "origin", b"origin", "sequence", b"sequence", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,15 +248,17 @@ class LsaMessage(_message.Message):
     """Whether `database` is present (it may be empty)."""
     @_builtins.property
     def lsas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lsa]:
-        """LSAs flooded."""
+        """LSAs flooded, at most 1,024."""
 
     @_builtins.property
     def acks(self) -> _containers.RepeatedCompositeFieldContainer[Global___LsaKey]:
-        """LSAs acknowledged."""
+        """LSAs acknowledged, strictly rising, at most 4,096."""
 
     @_builtins.property
     def database(self) -> _containers.RepeatedCompositeFieldContainer[Global___LsaKey]:
-        """Digest of the sender's whole database, sent when a link comes up; the receiver floods back what is newer or missing."""
+        """Digest of the sender's whole database, strictly rising by origin, at most 4,096; sent when a link comes up. The
+        receiver floods back what is newer or missing.
+        """
 
     def __init__(
         self,

@@ -40,6 +40,11 @@ class RoutingServiceStub:
                 request_serializer=meshapi_dot_routing_dot_v1_dot_routing__pb2.ConfigureRequest.SerializeToString,
                 response_deserializer=meshapi_dot_routing_dot_v1_dot_routing__pb2.ConfigureResponse.FromString,
                 _registered_method=True)
+        self.GetDelegatedKey = channel.unary_unary(
+                '/meshapi.routing.v1.RoutingService/GetDelegatedKey',
+                request_serializer=meshapi_dot_routing_dot_v1_dot_routing__pb2.GetDelegatedKeyRequest.SerializeToString,
+                response_deserializer=meshapi_dot_routing_dot_v1_dot_routing__pb2.GetDelegatedKeyResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer:
@@ -53,6 +58,13 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDelegatedKey(self, request, context):
+        """The key that this service signs with: its control plane asks before it delegates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +72,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.Configure,
                     request_deserializer=meshapi_dot_routing_dot_v1_dot_routing__pb2.ConfigureRequest.FromString,
                     response_serializer=meshapi_dot_routing_dot_v1_dot_routing__pb2.ConfigureResponse.SerializeToString,
+            ),
+            'GetDelegatedKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDelegatedKey,
+                    request_deserializer=meshapi_dot_routing_dot_v1_dot_routing__pb2.GetDelegatedKeyRequest.FromString,
+                    response_serializer=meshapi_dot_routing_dot_v1_dot_routing__pb2.GetDelegatedKeyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +107,33 @@ class RoutingService:
             '/meshapi.routing.v1.RoutingService/Configure',
             meshapi_dot_routing_dot_v1_dot_routing__pb2.ConfigureRequest.SerializeToString,
             meshapi_dot_routing_dot_v1_dot_routing__pb2.ConfigureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDelegatedKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.routing.v1.RoutingService/GetDelegatedKey',
+            meshapi_dot_routing_dot_v1_dot_routing__pb2.GetDelegatedKeyRequest.SerializeToString,
+            meshapi_dot_routing_dot_v1_dot_routing__pb2.GetDelegatedKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

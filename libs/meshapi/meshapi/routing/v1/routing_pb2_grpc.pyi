@@ -35,6 +35,8 @@ class RoutingServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RoutingServiceAsyncStub: ...
     Configure: _grpc.UnaryUnaryMultiCallable[_routing_pb2.ConfigureRequest, _routing_pb2.ConfigureResponse]
     """Replaces the MeshView. Idempotent; an older revision of the same mesh is ignored."""
+    GetDelegatedKey: _grpc.UnaryUnaryMultiCallable[_routing_pb2.GetDelegatedKeyRequest, _routing_pb2.GetDelegatedKeyResponse]
+    """The key that this service signs with: its control plane asks before it delegates."""
 
 @_typing.type_check_only
 class RoutingServiceAsyncStub(RoutingServiceStub):
@@ -43,6 +45,8 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Configure: _aio.UnaryUnaryMultiCallable[_routing_pb2.ConfigureRequest, _routing_pb2.ConfigureResponse]  # type: ignore[assignment]
     """Replaces the MeshView. Idempotent; an older revision of the same mesh is ignored."""
+    GetDelegatedKey: _aio.UnaryUnaryMultiCallable[_routing_pb2.GetDelegatedKeyRequest, _routing_pb2.GetDelegatedKeyResponse]  # type: ignore[assignment]
+    """The key that this service signs with: its control plane asks before it delegates."""
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by routing to its own site."""
@@ -54,5 +58,13 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_routing_pb2.ConfigureResponse, _abc.Awaitable[_routing_pb2.ConfigureResponse]]:
         """Replaces the MeshView. Idempotent; an older revision of the same mesh is ignored."""
+
+    @_abc_1.abstractmethod
+    def GetDelegatedKey(
+        self,
+        request: _routing_pb2.GetDelegatedKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_routing_pb2.GetDelegatedKeyResponse, _abc.Awaitable[_routing_pb2.GetDelegatedKeyResponse]]:
+        """The key that this service signs with: its control plane asks before it delegates."""
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

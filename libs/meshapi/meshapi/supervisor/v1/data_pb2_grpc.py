@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MeshDataServiceStub:
-    """Publish, read, describe.
+    """Publish, read, describe. What a batch is: docs/design/batches.md.
     """
 
     def __init__(self, channel):
@@ -50,6 +50,16 @@ class MeshDataServiceStub:
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ReadRequest.SerializeToString,
                 response_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ReadResponse.FromString,
                 _registered_method=True)
+        self.PublishBatch = channel.stream_stream(
+                '/meshapi.supervisor.v1.MeshDataService/PublishBatch',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.PublishBatchRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.PublishBatchResponse.FromString,
+                _registered_method=True)
+        self.ReadBatches = channel.unary_stream(
+                '/meshapi.supervisor.v1.MeshDataService/ReadBatches',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ReadBatchesRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ReadBatchesResponse.FromString,
+                _registered_method=True)
         self.DescribeStream = channel.unary_unary(
                 '/meshapi.supervisor.v1.MeshDataService/DescribeStream',
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.DescribeStreamRequest.SerializeToString,
@@ -64,6 +74,11 @@ class MeshDataServiceStub:
                 '/meshapi.supervisor.v1.MeshDataService/ListReplicas',
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasRequest.SerializeToString,
                 response_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasResponse.FromString,
+                _registered_method=True)
+        self.RecoverStream = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshDataService/RecoverStream',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.RecoverStreamRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.RecoverStreamResponse.FromString,
                 _registered_method=True)
         self.AuditStream = channel.unary_unary(
                 '/meshapi.supervisor.v1.MeshDataService/AuditStream',
@@ -83,35 +98,54 @@ class MeshDataServiceStub:
 
 
 class MeshDataServiceServicer:
-    """Publish, read, describe.
+    """Publish, read, describe. What a batch is: docs/design/batches.md.
     """
 
     def InitProducer(self, request, context):
         """Gets a producer id: with it a repeated publish is recognised for ever. The same non-empty name gets the same id
-        with a higher epoch, which fences the earlier holder. Errors: STREAM_NOT_FOUND, NO_QUORUM.
+        with a higher epoch, which fences the earlier holder. Errors: STREAM_NOT_FOUND, STREAM_REPLACED, NO_QUORUM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Publish(self, request_iterator, context):
-        """Publishes batches; answers come in the order of the requests. Any node may be asked, it need not hold the stream.
-        An error of one batch comes in its answer; only a broken stream of requests ends the call.
+        """The gateway's: publishes batches of records that it encodes. As PublishBatch otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Read(self, request, context):
-        """Reads committed records in order. Errors: STREAM_NOT_FOUND, OFFSET_PAST_END, OFFSET_BELOW_FLOOR; STREAM_UNAVAILABLE,
-        which may be retried, when a linearizable read finds no leader in time.
+        """The gateway's: reads committed records in order. Errors as ReadBatches; BATCH_UNREADABLE when a batch's records are not
+        what its header says: `next_offset` in the details is where to go on behind it; BACKPRESSURE, which may be retried,
+        when the gateway has as many batches open as it may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PublishBatch(self, request_iterator, context):
+        """Publishes batches; answers come in the order of the requests. Any node may be asked, it need not hold the stream.
+        A batch is passed on as it is: its header is checked, its body never opened. An error of one batch comes in its answer;
+        only a broken stream of requests ends the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadBatches(self, request, context):
+        """Reads committed batches in order, as they were published; without `follow` there is always an answer, without batches at
+        the end of the stream. Errors: STREAM_NOT_FOUND, STREAM_REPLACED, OFFSET_PAST_END, OFFSET_BELOW_FLOOR;
+        STREAM_UNAVAILABLE, which may be retried, when a linearizable read finds no leader in time; UPDATE_REQUIRED when no member
+        has software that knows what comes next. A follow ends with STREAM_NOT_FOUND or STREAM_REPLACED when its stream is deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeStream(self, request, context):
-        """Live state of a stream. Errors: STREAM_NOT_FOUND, STREAM_UNAVAILABLE.
+        """Live state of a stream. Errors: STREAM_NOT_FOUND, STREAM_REPLACED, STREAM_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +161,16 @@ class MeshDataServiceServicer:
 
     def ListReplicas(self, request, context):
         """Replicas of this node, as Raft sees them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecoverStream(self, request, context):
+        """Goes on with the survivors of a stream's group alone, on an operator's word that every other member is lost for good. To be
+        called at each survivor with the same names; the group leads again when all of them have answered, and the longest log
+        wins. Errors: STREAM_NOT_FOUND, UNKNOWN_NODE; INVALID_ARGUMENT when the asked node is none of them, a named one is no
+        member, a replica is not open or blank, or the group has a leader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,6 +216,16 @@ def add_MeshDataServiceServicer_to_server(servicer, server):
                     request_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ReadRequest.FromString,
                     response_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ReadResponse.SerializeToString,
             ),
+            'PublishBatch': grpc.stream_stream_rpc_method_handler(
+                    servicer.PublishBatch,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.PublishBatchRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.PublishBatchResponse.SerializeToString,
+            ),
+            'ReadBatches': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadBatches,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ReadBatchesRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ReadBatchesResponse.SerializeToString,
+            ),
             'DescribeStream': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeStream,
                     request_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.DescribeStreamRequest.FromString,
@@ -186,6 +240,11 @@ def add_MeshDataServiceServicer_to_server(servicer, server):
                     servicer.ListReplicas,
                     request_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasRequest.FromString,
                     response_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasResponse.SerializeToString,
+            ),
+            'RecoverStream': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecoverStream,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.RecoverStreamRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_data__pb2.RecoverStreamResponse.SerializeToString,
             ),
             'AuditStream': grpc.unary_unary_rpc_method_handler(
                     servicer.AuditStream,
@@ -211,7 +270,7 @@ def add_MeshDataServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MeshDataService:
-    """Publish, read, describe.
+    """Publish, read, describe. What a batch is: docs/design/batches.md.
     """
 
     @staticmethod
@@ -296,6 +355,60 @@ class MeshDataService:
             _registered_method=True)
 
     @staticmethod
+    def PublishBatch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/meshapi.supervisor.v1.MeshDataService/PublishBatch',
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.PublishBatchRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.PublishBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadBatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshDataService/ReadBatches',
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.ReadBatchesRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.ReadBatchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DescribeStream(request,
             target,
             options=(),
@@ -366,6 +479,33 @@ class MeshDataService:
             '/meshapi.supervisor.v1.MeshDataService/ListReplicas',
             meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasRequest.SerializeToString,
             meshapi_dot_supervisor_dot_v1_dot_data__pb2.ListReplicasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecoverStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshDataService/RecoverStream',
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.RecoverStreamRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_data__pb2.RecoverStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,12 +27,21 @@ class SeedRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    NAME_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the mesh, a DNS label; empty for "mesh"."""
+    policy: _view_pb2.JoinPolicy.ValueType
+    """Who may become a member; unspecified for KEY_REQUIRED."""
     def __init__(
         self,
+        *,
+        name: _builtins.str = ...,
+        policy: _view_pb2.JoinPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -46,19 +55,23 @@ class SeedResponse(_message.Message):
 
     MESH_ID_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Mesh id."""
     node_id: _builtins.int
     """Id of this node."""
+    token: _builtins.str
+    """With KEY_REQUIRED: a join token for one node, valid for 15 minutes."""
     def __init__(
         self,
         *,
         mesh_id: _builtins.str = ...,
         node_id: _builtins.int = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "node_id", b"node_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -72,19 +85,29 @@ class JoinRequest(_message.Message):
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     MESH_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    TRUST_FIRST_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """`ws://host:port` or `wss://host:port` of any member that listens for peers."""
+    """`ws://host:port` or `wss://host:port` of any member that listens for peers. With a token it may be empty, and is asked in
+    place of the token's addresses.
+    """
     mesh_id: _builtins.str
-    """Expected mesh id; empty accepts whichever answers."""
+    """Expected mesh id; empty accepts whichever answers, or the token's."""
+    token: _builtins.str
+    """Join token, as IssueToken returned it."""
+    trust_first: _builtins.bool
+    """Without a token: accepts that nothing shows which mesh answers. Only an OPEN mesh admits a node like that."""
     def __init__(
         self,
         *,
         address: _builtins.str = ...,
         mesh_id: _builtins.str = ...,
+        token: _builtins.str = ...,
+        trust_first: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mesh_id", b"mesh_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mesh_id", b"mesh_id", "token", b"token", "trust_first", b"trust_first"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -115,6 +138,219 @@ class JoinResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class IssueTokenRequest(_message.Message):
+    """Makes a token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USES_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    uses: _builtins.int
+    """How many nodes it admits, 1 to 1,000; 0 for 1."""
+    ttl_s: _builtins.int
+    """How long it is valid, seconds, at most 30 days; 0 for 15 minutes."""
+    name: _builtins.str
+    """Name of the node that it is for, empty for any."""
+    def __init__(
+        self,
+        *,
+        uses: _builtins.int = ...,
+        ttl_s: _builtins.int = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "ttl_s", b"ttl_s", "uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IssueTokenRequest: _TypeAlias = IssueTokenRequest  # noqa: Y015
+
+@_typing.final
+class IssueTokenResponse(_message.Message):
+    """The token. Whoever holds it can join."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """One line, to be given to the node that joins."""
+    token_id: _builtins.str
+    """Id, which is no secret."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        token_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IssueTokenResponse: _TypeAlias = IssueTokenResponse  # noqa: Y015
+
+@_typing.final
+class ListTokensRequest(_message.Message):
+    """Asks for the tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTokensRequest: _TypeAlias = ListTokensRequest  # noqa: Y015
+
+@_typing.final
+class TokenInfo(_message.Message):
+    """A join token without its secret."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    USES_LEFT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    IS_EXPIRED_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    """Id."""
+    uses_left: _builtins.int
+    """Nodes that it can still admit."""
+    expires_at_ms: _builtins.int
+    """State time from which on it admits nobody, milliseconds since 1970."""
+    name: _builtins.str
+    """Name of the node that it is for, empty for any."""
+    is_expired: _builtins.bool
+    """Whether it admits nobody any more, as far as this node knows the state time."""
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+        uses_left: _builtins.int = ...,
+        expires_at_ms: _builtins.int = ...,
+        name: _builtins.str = ...,
+        is_expired: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at_ms", b"expires_at_ms", "is_expired", b"is_expired", "name", b"name", "token_id", b"token_id", "uses_left", b"uses_left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenInfo: _TypeAlias = TokenInfo  # noqa: Y015
+
+@_typing.final
+class ListTokensResponse(_message.Message):
+    """Tokens, the oldest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenInfo]:
+        """At most 1,000; expired ones stay until another one is issued."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___TokenInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTokensResponse: _TypeAlias = ListTokensResponse  # noqa: Y015
+
+@_typing.final
+class RevokeTokenRequest(_message.Message):
+    """Revokes a token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    """Id."""
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeTokenRequest: _TypeAlias = RevokeTokenRequest  # noqa: Y015
+
+@_typing.final
+class RevokeTokenResponse(_message.Message):
+    """It admits nobody any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeTokenResponse: _TypeAlias = RevokeTokenResponse  # noqa: Y015
+
+@_typing.final
+class SetJoinPolicyRequest(_message.Message):
+    """Changes the policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    policy: _view_pb2.JoinPolicy.ValueType
+    """Who may become a member from now on."""
+    def __init__(
+        self,
+        *,
+        policy: _view_pb2.JoinPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetJoinPolicyRequest: _TypeAlias = SetJoinPolicyRequest  # noqa: Y015
+
+@_typing.final
+class SetJoinPolicyResponse(_message.Message):
+    """Changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetJoinPolicyResponse: _TypeAlias = SetJoinPolicyResponse  # noqa: Y015
 
 @_typing.final
 class LeaveRequest(_message.Message):
@@ -149,6 +385,116 @@ class LeaveResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaveResponse: _TypeAlias = LeaveResponse  # noqa: Y015
+
+@_typing.final
+class RecoverControlGroupRequest(_message.Message):
+    """Who survives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SURVIVORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def survivors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the nodes, at most ten, the asked one among them."""
+
+    def __init__(
+        self,
+        *,
+        survivors: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["survivors", b"survivors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverControlGroupRequest: _TypeAlias = RecoverControlGroupRequest  # noqa: Y015
+
+@_typing.final
+class RecoverControlGroupResponse(_message.Message):
+    """The asked node has taken the survivors for the group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    IS_BELOW_QUORUM_FIELD_NUMBER: _builtins.int
+    LAST_INDEX_FIELD_NUMBER: _builtins.int
+    LAST_TERM_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The asked node knows what was committed up to this revision of the mesh. With fewer survivors than a quorum, later changes than
+    the highest such revision among them may be lost.
+    """
+    is_below_quorum: _builtins.bool
+    """Whether the survivors are fewer than a quorum of the voters that the asked node knew."""
+    last_index: _builtins.int
+    """Last log index and term at the asked node: the greatest (term, index) among the survivors wins."""
+    last_term: _builtins.int
+    """Term of that entry."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        is_below_quorum: _builtins.bool = ...,
+        last_index: _builtins.int = ...,
+        last_term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_below_quorum", b"is_below_quorum", "last_index", b"last_index", "last_term", b"last_term", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverControlGroupResponse: _TypeAlias = RecoverControlGroupResponse  # noqa: Y015
+
+@_typing.final
+class ForgetNodeRequest(_message.Message):
+    """Forgets a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ACCEPT_RISK_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the node."""
+    accept_risk: _builtins.bool
+    """Accept that streams lose their quorum; those that have not formed, or whose last member it is, are deleted."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        accept_risk: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_risk", b"accept_risk", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetNodeRequest: _TypeAlias = ForgetNodeRequest  # noqa: Y015
+
+@_typing.final
+class ForgetNodeResponse(_message.Message):
+    """It is no member any more. It may join again, as a new node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def streams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Streams that it was a member of."""
+
+    def __init__(
+        self,
+        *,
+        streams: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["streams", b"streams"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetNodeResponse: _TypeAlias = ForgetNodeResponse  # noqa: Y015
 
 @_typing.final
 class StopRequest(_message.Message):
@@ -250,6 +596,8 @@ class GetStatusResponse(_message.Message):
     MCG_APPLIED_FIELD_NUMBER: _builtins.int
     HAS_QUORUM_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    MESH_NAME_FIELD_NUMBER: _builtins.int
+    JOIN_POLICY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     """Id of this node, 0 when it is in no mesh."""
     name: _builtins.str
@@ -264,6 +612,10 @@ class GetStatusResponse(_message.Message):
     """Index applied here."""
     has_quorum: _builtins.bool
     """Whether this node is in touch with an MCG leader that has a quorum."""
+    mesh_name: _builtins.str
+    """Name of the mesh, empty when it has none (it was founded at version 1) or the node is in no mesh."""
+    join_policy: _view_pb2.JoinPolicy.ValueType
+    """Who may become a member; unspecified when the node is in no mesh."""
     @_builtins.property
     def view(self) -> _view_pb2.MeshView:
         """The view, absent when it is in no mesh. Without a quorum its status is CRITICAL whatever was committed."""
@@ -284,10 +636,12 @@ class GetStatusResponse(_message.Message):
         mcg_applied: _builtins.int = ...,
         has_quorum: _builtins.bool = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        mesh_name: _builtins.str = ...,
+        join_policy: _view_pb2.JoinPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_quorum", b"has_quorum", "is_running", b"is_running", "mcg_applied", b"mcg_applied", "mcg_leader", b"mcg_leader", "mcg_term", b"mcg_term", "name", b"name", "node_id", b"node_id", "view", b"view", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_quorum", b"has_quorum", "is_running", b"is_running", "join_policy", b"join_policy", "mcg_applied", b"mcg_applied", "mcg_leader", b"mcg_leader", "mcg_term", b"mcg_term", "mesh_name", b"mesh_name", "name", b"name", "node_id", b"node_id", "view", b"view", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

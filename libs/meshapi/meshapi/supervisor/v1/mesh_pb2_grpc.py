@@ -45,10 +45,35 @@ class MeshServiceStub:
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.JoinRequest.SerializeToString,
                 response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.JoinResponse.FromString,
                 _registered_method=True)
+        self.IssueToken = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshService/IssueToken',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.IssueTokenRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.IssueTokenResponse.FromString,
+                _registered_method=True)
+        self.ListTokens = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshService/ListTokens',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ListTokensRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ListTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshService/RevokeToken',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RevokeTokenResponse.FromString,
+                _registered_method=True)
+        self.SetJoinPolicy = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshService/SetJoinPolicy',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyResponse.FromString,
+                _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/meshapi.supervisor.v1.MeshService/Leave',
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.LeaveRequest.SerializeToString,
                 response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.LeaveResponse.FromString,
+                _registered_method=True)
+        self.ForgetNode = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshService/ForgetNode',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ForgetNodeRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ForgetNodeResponse.FromString,
                 _registered_method=True)
         self.Stop = channel.unary_unary(
                 '/meshapi.supervisor.v1.MeshService/Stop',
@@ -64,6 +89,11 @@ class MeshServiceStub:
                 '/meshapi.supervisor.v1.MeshService/GetStatus',
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
+        self.RecoverControlGroup = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshService/RecoverControlGroup',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RecoverControlGroupRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RecoverControlGroupResponse.FromString,
                 _registered_method=True)
         self.CreateStream = channel.unary_unary(
                 '/meshapi.supervisor.v1.MeshService/CreateStream',
@@ -97,15 +127,46 @@ class MeshServiceServicer:
     """
 
     def Seed(self, request, context):
-        """Founds a new mesh with this node as its first. Errors: ALREADY_MEMBER.
+        """Founds a new mesh with this node as its first. Repeated with the same name and policy it gives the same answer, and a new
+        token. Errors: ALREADY_MEMBER, ILLEGAL_NAME.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Join(self, request, context):
-        """Joins the mesh of the node at `address`. Errors: ALREADY_MEMBER, MESH_ID_MISMATCH, ADDRESS_UNREACHABLE,
-        WRONG_PROTOCOL, NAME_TAKEN, NO_QUORUM.
+        """Joins the mesh that issued `token`, or that of the node at `address`. Errors: ALREADY_MEMBER, MESH_ID_MISMATCH,
+        ADDRESS_UNREACHABLE, WRONG_PROTOCOL, NAME_TAKEN, KEY_MISMATCH, MESH_FULL, UPDATE_REQUIRED, NO_QUORUM, TOKEN_REQUIRED,
+        TOKEN_UNKNOWN, TOKEN_EXPIRED, TOKEN_USED_UP, TOKEN_FOR_ANOTHER_NAME, JOIN_CLOSED, BACKPRESSURE (too many wrong proofs).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IssueToken(self, request, context):
+        """Makes a join token; the answer is the only place where its secret appears. Errors: NOT_A_MEMBER, INVALID_ARGUMENT,
+        ILLEGAL_NAME, MESH_FULL, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokens(self, request, context):
+        """Join tokens that the mesh knows, without their secrets. Errors: NOT_A_MEMBER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Makes a join token worthless. Errors: NOT_A_MEMBER, TOKEN_UNKNOWN, MESH_VERSION_TOO_LOW, NO_QUORUM.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetJoinPolicy(self, request, context):
+        """Changes who may become a member. Errors: NOT_A_MEMBER, INVALID_ARGUMENT, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +174,15 @@ class MeshServiceServicer:
 
     def Leave(self, request, context):
         """Leaves the mesh for good and forgets it. Errors: NOT_A_MEMBER, STREAMS_AT_RISK, LAST_NODE, NO_QUORUM.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetNode(self, request, context):
+        """Removes a node that is lost, so that its name is free and it no longer counts. Streams that keep their quorum go on
+        without it. Also in a CRITICAL mesh. Errors: UNKNOWN_NODE, NODE_IS_HEARD, STREAMS_AT_RISK (unless accepted), LAST_NODE,
+        NO_QUORUM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,6 +204,16 @@ class MeshServiceServicer:
 
     def GetStatus(self, request, context):
         """What this node knows of the mesh and of itself. Works without quorum.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecoverControlGroup(self, request, context):
+        """Goes on with the survivors of the control group alone, on an operator's word that every other node is lost for good. To be
+        called at each survivor with the same names; the group leads again when all of them have answered, and the longest log
+        wins. Errors: NOT_A_MEMBER, UNKNOWN_NODE; INVALID_ARGUMENT when the asked node is none of them, holds no log, or the group
+        has a leader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,10 +270,35 @@ def add_MeshServiceServicer_to_server(servicer, server):
                     request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.JoinRequest.FromString,
                     response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.JoinResponse.SerializeToString,
             ),
+            'IssueToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueToken,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.IssueTokenRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.IssueTokenResponse.SerializeToString,
+            ),
+            'ListTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokens,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ListTokensRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RevokeTokenResponse.SerializeToString,
+            ),
+            'SetJoinPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetJoinPolicy,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyResponse.SerializeToString,
+            ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
                     request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.LeaveRequest.FromString,
                     response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.LeaveResponse.SerializeToString,
+            ),
+            'ForgetNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetNode,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ForgetNodeRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ForgetNodeResponse.SerializeToString,
             ),
             'Stop': grpc.unary_unary_rpc_method_handler(
                     servicer.Stop,
@@ -209,6 +314,11 @@ def add_MeshServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStatusRequest.FromString,
                     response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'RecoverControlGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecoverControlGroup,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RecoverControlGroupRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RecoverControlGroupResponse.SerializeToString,
             ),
             'CreateStream': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateStream,
@@ -302,6 +412,114 @@ class MeshService:
             _registered_method=True)
 
     @staticmethod
+    def IssueToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshService/IssueToken',
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.IssueTokenRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.IssueTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshService/ListTokens',
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ListTokensRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshService/RevokeToken',
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RevokeTokenRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RevokeTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetJoinPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshService/SetJoinPolicy',
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Leave(request,
             target,
             options=(),
@@ -318,6 +536,33 @@ class MeshService:
             '/meshapi.supervisor.v1.MeshService/Leave',
             meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.LeaveRequest.SerializeToString,
             meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshService/ForgetNode',
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ForgetNodeRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.ForgetNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -399,6 +644,33 @@ class MeshService:
             '/meshapi.supervisor.v1.MeshService/GetStatus',
             meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStatusRequest.SerializeToString,
             meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecoverControlGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshService/RecoverControlGroup',
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RecoverControlGroupRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.RecoverControlGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,19 +36,43 @@ class MeshServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MeshServiceAsyncStub: ...
     Seed: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.SeedRequest, _mesh_pb2.SeedResponse]
-    """Founds a new mesh with this node as its first. Errors: ALREADY_MEMBER."""
-    Join: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.JoinRequest, _mesh_pb2.JoinResponse]
-    """Joins the mesh of the node at `address`. Errors: ALREADY_MEMBER, MESH_ID_MISMATCH, ADDRESS_UNREACHABLE,
-    WRONG_PROTOCOL, NAME_TAKEN, NO_QUORUM.
+    """Founds a new mesh with this node as its first. Repeated with the same name and policy it gives the same answer, and a new
+    token. Errors: ALREADY_MEMBER, ILLEGAL_NAME.
     """
+    Join: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.JoinRequest, _mesh_pb2.JoinResponse]
+    """Joins the mesh that issued `token`, or that of the node at `address`. Errors: ALREADY_MEMBER, MESH_ID_MISMATCH,
+    ADDRESS_UNREACHABLE, WRONG_PROTOCOL, NAME_TAKEN, KEY_MISMATCH, MESH_FULL, UPDATE_REQUIRED, NO_QUORUM, TOKEN_REQUIRED,
+    TOKEN_UNKNOWN, TOKEN_EXPIRED, TOKEN_USED_UP, TOKEN_FOR_ANOTHER_NAME, JOIN_CLOSED, BACKPRESSURE (too many wrong proofs).
+    """
+    IssueToken: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.IssueTokenRequest, _mesh_pb2.IssueTokenResponse]
+    """Makes a join token; the answer is the only place where its secret appears. Errors: NOT_A_MEMBER, INVALID_ARGUMENT,
+    ILLEGAL_NAME, MESH_FULL, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM.
+    """
+    ListTokens: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.ListTokensRequest, _mesh_pb2.ListTokensResponse]
+    """Join tokens that the mesh knows, without their secrets. Errors: NOT_A_MEMBER."""
+    RevokeToken: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.RevokeTokenRequest, _mesh_pb2.RevokeTokenResponse]
+    """Makes a join token worthless. Errors: NOT_A_MEMBER, TOKEN_UNKNOWN, MESH_VERSION_TOO_LOW, NO_QUORUM."""
+    SetJoinPolicy: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.SetJoinPolicyRequest, _mesh_pb2.SetJoinPolicyResponse]
+    """Changes who may become a member. Errors: NOT_A_MEMBER, INVALID_ARGUMENT, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM."""
     Leave: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.LeaveRequest, _mesh_pb2.LeaveResponse]
     """Leaves the mesh for good and forgets it. Errors: NOT_A_MEMBER, STREAMS_AT_RISK, LAST_NODE, NO_QUORUM."""
+    ForgetNode: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.ForgetNodeRequest, _mesh_pb2.ForgetNodeResponse]
+    """Removes a node that is lost, so that its name is free and it no longer counts. Streams that keep their quorum go on
+    without it. Also in a CRITICAL mesh. Errors: UNKNOWN_NODE, NODE_IS_HEARD, STREAMS_AT_RISK (unless accepted), LAST_NODE,
+    NO_QUORUM.
+    """
     Stop: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.StopRequest, _mesh_pb2.StopResponse]
     """Stops this node on purpose: lanes and groups close, data stay. Errors: NOT_A_MEMBER."""
     Start: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.StartRequest, _mesh_pb2.StartResponse]
     """Starts a stopped node again. Errors: NOT_A_MEMBER."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.GetStatusRequest, _mesh_pb2.GetStatusResponse]
     """What this node knows of the mesh and of itself. Works without quorum."""
+    RecoverControlGroup: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.RecoverControlGroupRequest, _mesh_pb2.RecoverControlGroupResponse]
+    """Goes on with the survivors of the control group alone, on an operator's word that every other node is lost for good. To be
+    called at each survivor with the same names; the group leads again when all of them have answered, and the longest log
+    wins. Errors: NOT_A_MEMBER, UNKNOWN_NODE; INVALID_ARGUMENT when the asked node is none of them, holds no log, or the group
+    has a leader.
+    """
     CreateStream: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.CreateStreamRequest, _mesh_pb2.CreateStreamResponse]
     """Creates a stream and returns when its group has formed. Errors: MEMBER_COUNT, UNKNOWN_NODE, STREAM_EXISTS,
     ILLEGAL_NAME, MESH_CRITICAL, NO_QUORUM, STREAM_NOT_FORMED (created, still forming: ask again).
@@ -71,19 +95,43 @@ class MeshServiceAsyncStub(MeshServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Seed: _aio.UnaryUnaryMultiCallable[_mesh_pb2.SeedRequest, _mesh_pb2.SeedResponse]  # type: ignore[assignment]
-    """Founds a new mesh with this node as its first. Errors: ALREADY_MEMBER."""
-    Join: _aio.UnaryUnaryMultiCallable[_mesh_pb2.JoinRequest, _mesh_pb2.JoinResponse]  # type: ignore[assignment]
-    """Joins the mesh of the node at `address`. Errors: ALREADY_MEMBER, MESH_ID_MISMATCH, ADDRESS_UNREACHABLE,
-    WRONG_PROTOCOL, NAME_TAKEN, NO_QUORUM.
+    """Founds a new mesh with this node as its first. Repeated with the same name and policy it gives the same answer, and a new
+    token. Errors: ALREADY_MEMBER, ILLEGAL_NAME.
     """
+    Join: _aio.UnaryUnaryMultiCallable[_mesh_pb2.JoinRequest, _mesh_pb2.JoinResponse]  # type: ignore[assignment]
+    """Joins the mesh that issued `token`, or that of the node at `address`. Errors: ALREADY_MEMBER, MESH_ID_MISMATCH,
+    ADDRESS_UNREACHABLE, WRONG_PROTOCOL, NAME_TAKEN, KEY_MISMATCH, MESH_FULL, UPDATE_REQUIRED, NO_QUORUM, TOKEN_REQUIRED,
+    TOKEN_UNKNOWN, TOKEN_EXPIRED, TOKEN_USED_UP, TOKEN_FOR_ANOTHER_NAME, JOIN_CLOSED, BACKPRESSURE (too many wrong proofs).
+    """
+    IssueToken: _aio.UnaryUnaryMultiCallable[_mesh_pb2.IssueTokenRequest, _mesh_pb2.IssueTokenResponse]  # type: ignore[assignment]
+    """Makes a join token; the answer is the only place where its secret appears. Errors: NOT_A_MEMBER, INVALID_ARGUMENT,
+    ILLEGAL_NAME, MESH_FULL, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM.
+    """
+    ListTokens: _aio.UnaryUnaryMultiCallable[_mesh_pb2.ListTokensRequest, _mesh_pb2.ListTokensResponse]  # type: ignore[assignment]
+    """Join tokens that the mesh knows, without their secrets. Errors: NOT_A_MEMBER."""
+    RevokeToken: _aio.UnaryUnaryMultiCallable[_mesh_pb2.RevokeTokenRequest, _mesh_pb2.RevokeTokenResponse]  # type: ignore[assignment]
+    """Makes a join token worthless. Errors: NOT_A_MEMBER, TOKEN_UNKNOWN, MESH_VERSION_TOO_LOW, NO_QUORUM."""
+    SetJoinPolicy: _aio.UnaryUnaryMultiCallable[_mesh_pb2.SetJoinPolicyRequest, _mesh_pb2.SetJoinPolicyResponse]  # type: ignore[assignment]
+    """Changes who may become a member. Errors: NOT_A_MEMBER, INVALID_ARGUMENT, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM."""
     Leave: _aio.UnaryUnaryMultiCallable[_mesh_pb2.LeaveRequest, _mesh_pb2.LeaveResponse]  # type: ignore[assignment]
     """Leaves the mesh for good and forgets it. Errors: NOT_A_MEMBER, STREAMS_AT_RISK, LAST_NODE, NO_QUORUM."""
+    ForgetNode: _aio.UnaryUnaryMultiCallable[_mesh_pb2.ForgetNodeRequest, _mesh_pb2.ForgetNodeResponse]  # type: ignore[assignment]
+    """Removes a node that is lost, so that its name is free and it no longer counts. Streams that keep their quorum go on
+    without it. Also in a CRITICAL mesh. Errors: UNKNOWN_NODE, NODE_IS_HEARD, STREAMS_AT_RISK (unless accepted), LAST_NODE,
+    NO_QUORUM.
+    """
     Stop: _aio.UnaryUnaryMultiCallable[_mesh_pb2.StopRequest, _mesh_pb2.StopResponse]  # type: ignore[assignment]
     """Stops this node on purpose: lanes and groups close, data stay. Errors: NOT_A_MEMBER."""
     Start: _aio.UnaryUnaryMultiCallable[_mesh_pb2.StartRequest, _mesh_pb2.StartResponse]  # type: ignore[assignment]
     """Starts a stopped node again. Errors: NOT_A_MEMBER."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_mesh_pb2.GetStatusRequest, _mesh_pb2.GetStatusResponse]  # type: ignore[assignment]
     """What this node knows of the mesh and of itself. Works without quorum."""
+    RecoverControlGroup: _aio.UnaryUnaryMultiCallable[_mesh_pb2.RecoverControlGroupRequest, _mesh_pb2.RecoverControlGroupResponse]  # type: ignore[assignment]
+    """Goes on with the survivors of the control group alone, on an operator's word that every other node is lost for good. To be
+    called at each survivor with the same names; the group leads again when all of them have answered, and the longest log
+    wins. Errors: NOT_A_MEMBER, UNKNOWN_NODE; INVALID_ARGUMENT when the asked node is none of them, holds no log, or the group
+    has a leader.
+    """
     CreateStream: _aio.UnaryUnaryMultiCallable[_mesh_pb2.CreateStreamRequest, _mesh_pb2.CreateStreamResponse]  # type: ignore[assignment]
     """Creates a stream and returns when its group has formed. Errors: MEMBER_COUNT, UNKNOWN_NODE, STREAM_EXISTS,
     ILLEGAL_NAME, MESH_CRITICAL, NO_QUORUM, STREAM_NOT_FORMED (created, still forming: ask again).
@@ -109,7 +157,9 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _mesh_pb2.SeedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_mesh_pb2.SeedResponse, _abc.Awaitable[_mesh_pb2.SeedResponse]]:
-        """Founds a new mesh with this node as its first. Errors: ALREADY_MEMBER."""
+        """Founds a new mesh with this node as its first. Repeated with the same name and policy it gives the same answer, and a new
+        token. Errors: ALREADY_MEMBER, ILLEGAL_NAME.
+        """
 
     @_abc_1.abstractmethod
     def Join(
@@ -117,9 +167,44 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _mesh_pb2.JoinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_mesh_pb2.JoinResponse, _abc.Awaitable[_mesh_pb2.JoinResponse]]:
-        """Joins the mesh of the node at `address`. Errors: ALREADY_MEMBER, MESH_ID_MISMATCH, ADDRESS_UNREACHABLE,
-        WRONG_PROTOCOL, NAME_TAKEN, NO_QUORUM.
+        """Joins the mesh that issued `token`, or that of the node at `address`. Errors: ALREADY_MEMBER, MESH_ID_MISMATCH,
+        ADDRESS_UNREACHABLE, WRONG_PROTOCOL, NAME_TAKEN, KEY_MISMATCH, MESH_FULL, UPDATE_REQUIRED, NO_QUORUM, TOKEN_REQUIRED,
+        TOKEN_UNKNOWN, TOKEN_EXPIRED, TOKEN_USED_UP, TOKEN_FOR_ANOTHER_NAME, JOIN_CLOSED, BACKPRESSURE (too many wrong proofs).
         """
+
+    @_abc_1.abstractmethod
+    def IssueToken(
+        self,
+        request: _mesh_pb2.IssueTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.IssueTokenResponse, _abc.Awaitable[_mesh_pb2.IssueTokenResponse]]:
+        """Makes a join token; the answer is the only place where its secret appears. Errors: NOT_A_MEMBER, INVALID_ARGUMENT,
+        ILLEGAL_NAME, MESH_FULL, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTokens(
+        self,
+        request: _mesh_pb2.ListTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.ListTokensResponse, _abc.Awaitable[_mesh_pb2.ListTokensResponse]]:
+        """Join tokens that the mesh knows, without their secrets. Errors: NOT_A_MEMBER."""
+
+    @_abc_1.abstractmethod
+    def RevokeToken(
+        self,
+        request: _mesh_pb2.RevokeTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.RevokeTokenResponse, _abc.Awaitable[_mesh_pb2.RevokeTokenResponse]]:
+        """Makes a join token worthless. Errors: NOT_A_MEMBER, TOKEN_UNKNOWN, MESH_VERSION_TOO_LOW, NO_QUORUM."""
+
+    @_abc_1.abstractmethod
+    def SetJoinPolicy(
+        self,
+        request: _mesh_pb2.SetJoinPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.SetJoinPolicyResponse, _abc.Awaitable[_mesh_pb2.SetJoinPolicyResponse]]:
+        """Changes who may become a member. Errors: NOT_A_MEMBER, INVALID_ARGUMENT, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM."""
 
     @_abc_1.abstractmethod
     def Leave(
@@ -128,6 +213,17 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_mesh_pb2.LeaveResponse, _abc.Awaitable[_mesh_pb2.LeaveResponse]]:
         """Leaves the mesh for good and forgets it. Errors: NOT_A_MEMBER, STREAMS_AT_RISK, LAST_NODE, NO_QUORUM."""
+
+    @_abc_1.abstractmethod
+    def ForgetNode(
+        self,
+        request: _mesh_pb2.ForgetNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.ForgetNodeResponse, _abc.Awaitable[_mesh_pb2.ForgetNodeResponse]]:
+        """Removes a node that is lost, so that its name is free and it no longer counts. Streams that keep their quorum go on
+        without it. Also in a CRITICAL mesh. Errors: UNKNOWN_NODE, NODE_IS_HEARD, STREAMS_AT_RISK (unless accepted), LAST_NODE,
+        NO_QUORUM.
+        """
 
     @_abc_1.abstractmethod
     def Stop(
@@ -152,6 +248,18 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_mesh_pb2.GetStatusResponse, _abc.Awaitable[_mesh_pb2.GetStatusResponse]]:
         """What this node knows of the mesh and of itself. Works without quorum."""
+
+    @_abc_1.abstractmethod
+    def RecoverControlGroup(
+        self,
+        request: _mesh_pb2.RecoverControlGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.RecoverControlGroupResponse, _abc.Awaitable[_mesh_pb2.RecoverControlGroupResponse]]:
+        """Goes on with the survivors of the control group alone, on an operator's word that every other node is lost for good. To be
+        called at each survivor with the same names; the group leads again when all of them have answered, and the longest log
+        wins. Errors: NOT_A_MEMBER, UNKNOWN_NODE; INVALID_ARGUMENT when the asked node is none of them, holds no log, or the group
+        has a leader.
+        """
 
     @_abc_1.abstractmethod
     def CreateStream(
