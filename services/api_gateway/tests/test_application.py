@@ -20,6 +20,8 @@ OPERATIONS = {
     "/v1/mesh/tokens": {"get", "post"},
     "/v1/mesh/tokens/{token_id}": {"delete"},
     "/v1/mesh/policy": {"put"},
+    "/v1/mesh/weights": {"get"},
+    "/v1/mesh/weights/{traffic_class}": {"patch"},
     "/v1/mesh/leave": {"post"},
     "/v1/mesh/nodes/{name}/forget": {"post"},
     "/v1/mesh/stop": {"post"},

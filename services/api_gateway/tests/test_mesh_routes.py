@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meshapi.common.v1 import view_pb2
+from meshapi.common.v1 import view_pb2, weights_pb2
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshcommon.cost_weights import DEFAULTS, weights_message, write_weights
 from meshcommon.errors import ErrorCode, MeshError
+from meshwire.packet import TrafficClass
 
 if TYPE_CHECKING:
     from tests.conftest import Gateway
@@ -248,3 +250,28 @@ async def test_every_call_has_a_deadline(gateway: Gateway) -> None:
     remaining = gateway.control.asked[-1].time_remaining_s
     assert remaining is not None
     assert 0 < remaining < 6
+
+
+async def test_weights_are_shown_and_changed_by_class(gateway: Gateway) -> None:
+    gateway.control.answer("GetCostWeights", mesh_pb2.GetCostWeightsResponse(classes=write_weights(DEFAULTS)))
+    gateway.control.answer(
+        "SetCostWeights", mesh_pb2.SetCostWeightsResponse(weights=weights_message(DEFAULTS[TrafficClass.BULK]))
+    )
+    shown = (await gateway.http.get("/v1/mesh/weights")).json()["classes"]
+    assert shown["CONTROL"]["hop_us"] == 2_000
+    assert set(shown) == {"CONTROL", "PRIORITY", "BULK"}
+    answer = await gateway.http.patch("/v1/mesh/weights/BULK", json={"hop_us": 5, "reset": True})
+    assert (answer.status_code, answer.json()["bandwidth_us"]) == (200, 1_000_000)
+    asked = gateway.control.asked[-1].request
+    assert (asked.change.traffic_class, asked.reset) == (weights_pb2.TRAFFIC_CLASS_BULK, True)
+    assert asked.change.weights == weights_pb2.CostWeights(hop_us=5)
+    before = len(gateway.control.asked)
+    for path, body in (
+        ("BULK", {"hop_us": 0}),
+        ("BULK", {"latency_permille": 100_001}),
+        ("BULK", {"latency_permille": -1}),
+        ("BULK", {"unknown": 1}),
+        ("UNSPECIFIED", {"hop_us": 1}),
+    ):
+        assert (await gateway.http.patch(f"/v1/mesh/weights/{path}", json=body)).status_code == 400
+    assert len(gateway.control.asked) == before

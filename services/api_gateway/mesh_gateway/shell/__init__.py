@@ -25,4 +25,5 @@ Files:
     record_exchanges  Calls that speak of records, made as calls that speak of batches: one exchange for each call under
                       way
     stream_routes     REST: the catalogue of streams, publish and read
+    weight_routes     REST: weights of the link cost, by traffic class
 """

@@ -25,6 +25,7 @@ from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.openapi import add_schema
 from mesh_gateway.shell.raft_routes import raft_router
 from mesh_gateway.shell.stream_routes import catalogue_router, records_router
+from mesh_gateway.shell.weight_routes import weight_router
 from meshcommon.errors import MeshError
 from meshcommon.logging import correlation_id
 from meshcommon.problem import MEDIA_TYPE, problem_of
@@ -63,6 +64,7 @@ def build_app(
     for router in (
         mesh_router(calls),
         join_router(calls),
+        weight_router(calls),
         topology_router(calls),
         catalogue_router(calls),
         raft_router(calls),

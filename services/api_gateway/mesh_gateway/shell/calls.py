@@ -78,6 +78,14 @@ class Calls:
         """Changes who may become a member."""
         await self._control(self._backends.mesh_service.SetJoinPolicy, request)
 
+    async def cost_weights(self) -> mesh_pb2.GetCostWeightsResponse:
+        """Weights of the link cost."""
+        return await self._control(self._backends.mesh_service.GetCostWeights, mesh_pb2.GetCostWeightsRequest())
+
+    async def set_cost_weights(self, request: mesh_pb2.SetCostWeightsRequest) -> mesh_pb2.SetCostWeightsResponse:
+        """Changes weights of the link cost."""
+        return await self._control(self._backends.mesh_service.SetCostWeights, request)
+
     async def leave(self) -> None:
         """Leaves the mesh."""
         await self._control(self._backends.mesh_service.Leave, mesh_pb2.LeaveRequest())

@@ -42,6 +42,7 @@ from mesh_control.core.status import mesh_status
 from mesh_control.core.versions import FIRST_VERSION, INTRODUCED, Beyond, stated_version, version_of
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import mcg_pb2
+from meshcommon.cost_weights import WeightsByClass, changed_classes, read_weights, write_weights
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import LogIndex, MemberId, NodeId, StreamId, check_mesh_id, check_mesh_name
 
@@ -78,6 +79,7 @@ class _Catalogue:
     mesh_name: str = ""
     join_policy: JoinPolicy = JoinPolicy.UNSPECIFIED
     tokens: dict[str, JoinToken] = field(default_factory=dict)
+    cost_weights: WeightsByClass = field(default_factory=dict)
     mesh_epoch: int = 0
     mesh_version: int = FIRST_VERSION
     nodes: dict[NodeId, Node] = field(default_factory=dict)
@@ -188,6 +190,7 @@ class McgState:
                 next_ids=(now.counters.stream_id, now.counters.member_id),
                 mesh_version=now.mesh_version,
             )
+            self._view.cost_weights.extend(write_weights(now.cost_weights))
         return self._view
 
     def advance(self, index: int) -> None:
@@ -251,7 +254,8 @@ class McgState:
             message = mcg_pb2.McgSnapshot.FromString(data)
             nodes, streams = encoding.read_view(message.view, message.destroyed)
             join_policy = JoinPolicy(message.join_policy)
-        except (DecodeError, ValueError) as error:
+            cost_weights = read_weights(message.view.cost_weights)
+        except (DecodeError, ValueError, MeshError) as error:
             raise MeshError(
                 ErrorCode.STORAGE_FAILED,
                 f"The stored state of the mesh cannot be read ({error}): empty this node's data directory and join again.",
@@ -264,6 +268,7 @@ class McgState:
             mesh_name=message.mesh_name,
             join_policy=join_policy,
             tokens=join_rules.read_tokens(message.tokens),
+            cost_weights=cost_weights,
             mesh_epoch=message.view.mesh_epoch,
             mesh_version=stated_version(message.view.mesh_version),
             nodes=nodes,
@@ -368,6 +373,15 @@ class McgState:
         policy = join_rules.read_policy(command.set_join_policy.join_policy)
         if policy is not self._now.join_policy:
             self._now.join_policy = policy
+            self._changed()
+        return 0
+
+    def _set_cost_weights(self, command: mcg_pb2.Command) -> int:
+        rules.check_not_critical(self.status)
+        change = command.set_cost_weights
+        weights = changed_classes(self._now.cost_weights, change.change, is_reset=change.reset)
+        if weights != self._now.cost_weights:
+            self._now.cost_weights = weights
             self._changed()
         return 0
 

@@ -19,11 +19,13 @@ from google.protobuf.message import DecodeError
 from meshapi.control.v1 import mcg_pb2
 from meshcommon.errors import ErrorCode, MeshError
 
-MESH_VERSION: Final = 2
+MESH_VERSION: Final = 3
 """Highest mesh version that this software supports."""
 FIRST_VERSION: Final = 1
 JOIN_VERSION: Final = 2
 """Introduced join policies and tokens."""
+WEIGHTS_VERSION: Final = 3
+"""Introduced the weights of the link cost."""
 VERSION_MAX: Final = 2**31 - 1
 
 INTRODUCED: Final[dict[str, int]] = {
@@ -49,6 +51,7 @@ INTRODUCED: Final[dict[str, int]] = {
     "issue_token": JOIN_VERSION,
     "revoke_token": JOIN_VERSION,
     "set_join_policy": JOIN_VERSION,
+    "set_cost_weights": WEIGHTS_VERSION,
 }
 """Mesh version that introduced each kind of command."""
 

@@ -2,8 +2,8 @@
 
 Files:
 
-    config         Timing and weights of the routing core, with the presets `lan`, `wan` and `test`
-    cost           The cost of one link in one direction
+    config         Timing of the routing core, with the presets `lan`, `wan` and `test`
+    cost           The cost of one link in one direction, term by term
     disjoint       The backup of a path: as disjoint from it as the graph allows, and the cheapest such
     flood_limits   How much a neighbour, or the origin of advertisements, may make this node work
     flooding       Reliable flooding: every advertisement reaches every node over any links that lose, double and

@@ -17,7 +17,7 @@ from mesh_routing.core.lsa_codec import decode_message, encode_message
 from mesh_routing.core.lsa_signature import LsaSignatures
 from mesh_routing.core.lsdb import Change, Lsdb
 from mesh_routing.core.origination import LocalLink, Origination, first_sequence
-from mesh_routing.core.route_table import Path, RouteTable, compute_routes, find_paths
+from mesh_routing.core.route_table import Hysteresis, Path, RouteTable, compute_routes, find_paths
 from mesh_routing.core.throttle import Throttle
 from mesh_routing.core.view import View
 from meshcommon.delegation import DelegatedSigner, Delegations
@@ -58,7 +58,7 @@ class Router:
         self._delegations = delegations
         self._boot = boot
         self._rng = rng
-        self._lsdb = Lsdb(config.max_age_s, config.weights)
+        self._lsdb = Lsdb(config.max_age_s)
         self._throttle = Throttle(config.throttle)
         self._member: _Membership | None = None
         self._links: dict[NodeId, LocalLink] = {}
@@ -99,6 +99,8 @@ class Router:
         member = self._member
         if member is None:
             return
+        self._lsdb.set_weights(view.weights)
+        member.origination.set_weights(view.weights)
         members = frozenset(view.keys) | {member.node_id}
         keys = dict(view.keys)
         if signer is not None:
@@ -227,6 +229,8 @@ class Router:
 
     def _compute(self, member: _Membership) -> None:
         self.computations += 1
-        routes = compute_routes(self._lsdb.graph(), member.node_id, self._config.route_nodes_max)
+        config = self._config
+        keep = Hysteresis(self._table.routes, config.hysteresis_ratio, config.hysteresis_us)
+        routes = compute_routes(self._lsdb.graph(), member.node_id, config.route_nodes_max, keep)
         if routes != self._table.routes or not self._table.version:
             self._table = RouteTable(self._table.version + 1, routes)

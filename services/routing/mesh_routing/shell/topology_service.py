@@ -33,7 +33,7 @@ class TopologyService(topology_pb2_grpc.TopologyServiceServicer):
                 to=view.name(row.link.peer),
                 latency_us=row.link.latency_us,
                 jitter_us=row.link.jitter_us,
-                loss_ppm=row.link.loss_ppm,
+                loss_ppm=row.link.loss_ppm or 0,
                 cost=row.cost,
                 is_two_way=row.is_two_way,
             )
