@@ -30,6 +30,8 @@ OPERATIONS = {
     "/v1/nodes/{name}/ping": {"post"},
     "/v1/links": {"get"},
     "/v1/paths": {"get"},
+    "/v1/whatif/cut": {"get"},
+    "/v1/whatif/stop": {"get"},
     "/v1/forwarding": {"get"},
     "/v1/streams": {"get", "post"},
     "/v1/streams/{namespace}/{name}": {"get", "delete"},

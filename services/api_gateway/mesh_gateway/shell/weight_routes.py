@@ -69,13 +69,18 @@ def weight_router(calls: Calls) -> APIRouter:
         Errors: NOT_A_MEMBER, INVALID_ARGUMENT, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM.
         """
         change = weights_pb2.ClassWeights(
-            traffic_class=weights_pb2.TrafficClass.Value(_PREFIX + traffic_class),
+            traffic_class=class_value(traffic_class),
             weights=weights_pb2.CostWeights(**body.model_dump(exclude={"reset"}, exclude_none=True)),
         )
         answer = await calls.set_cost_weights(mesh_pb2.SetCostWeightsRequest(change=change, reset=body.reset))
         return _model(answer.weights)
 
     return router
+
+
+def class_value(name: TrafficClass) -> weights_pb2.TrafficClass.ValueType:
+    """The traffic class of a path or query."""
+    return weights_pb2.TrafficClass.Value(_PREFIX + name)
 
 
 def _name(value: weights_pb2.TrafficClass.ValueType) -> str:

@@ -21,6 +21,7 @@ from typing import Final
 from mesh_routing.core.cost import CostTerms, cost_terms, link_cost
 from mesh_routing.core.lsa import Lsa, LsaKey, LsaLink
 from mesh_routing.core.spf import Graph
+from mesh_routing.core.topology_graph import TopologyGraph
 from meshcommon.cost_weights import DEFAULTS, CostWeights, WeightsByClass
 from meshcommon.ids import NodeId
 from meshwire.packet import TrafficClass
@@ -88,7 +89,7 @@ class Lsdb:
         self._entries: dict[NodeId, _Entry] = {}
         self._change = Change.NONE
         self._version = 0
-        self._graphs: dict[TrafficClass, Graph] = {}
+        self._graphs: dict[TrafficClass, TopologyGraph] = {}
 
     @property
     def count(self) -> int:
@@ -116,6 +117,7 @@ class Lsdb:
         """Takes the weights of the mesh, of every class. Other ones are another topology."""
         if weights != self._weights:
             self._weights = weights
+            self._graphs.clear()
             self._changed(Change.METRICS)
 
     def weights(self, traffic_class: TrafficClass) -> CostWeights:
@@ -146,6 +148,8 @@ class Lsdb:
         if outcome is not Outcome.NEWER:
             return outcome
         self._entries[lsa.origin] = _Entry(lsa, now)
+        for graph in self._graphs.values():
+            graph.put(lsa)
         if entry is None or entry.lsa.peers != lsa.peers:
             self._changed(Change.STRUCTURE)
         elif entry.lsa.links != lsa.links:
@@ -194,19 +198,19 @@ class Lsdb:
         return change
 
     def graph(self, traffic_class: TrafficClass = TrafficClass.CONTROL) -> Graph:
-        """The links that both ends advertise, with the cost in each direction; every member heard of is a key."""
+        """The links that both ends advertise, with the cost in each direction; every member heard of is a key.
+
+        It changes with the database: do not keep it.
+        """
+        return self.topology(traffic_class).edges
+
+    def topology(self, traffic_class: TrafficClass) -> TopologyGraph:
+        """The same with its journal; another object after the weights have changed."""
         graph = self._graphs.get(traffic_class)
         if graph is None:
-            weights = self._weights[traffic_class]
-            peers = {origin: entry.lsa.peers for origin, entry in self._entries.items()}
-            graph = self._graphs[traffic_class] = {
-                origin: {
-                    link.peer: link_cost(link, weights)
-                    for link in entry.lsa.links
-                    if _is_two_way(peers, origin, link.peer)
-                }
-                for origin, entry in self._entries.items()
-            }
+            graph = self._graphs[traffic_class] = TopologyGraph(self._weights[traffic_class])
+            for entry in self._entries.values():
+                graph.put(entry.lsa)
         return graph
 
     def terms(self, nodes: Sequence[NodeId], traffic_class: TrafficClass) -> CostTerms:
@@ -233,12 +237,13 @@ class Lsdb:
 
     def _remove(self, origin: NodeId) -> None:
         del self._entries[origin]
+        for graph in self._graphs.values():
+            graph.remove(origin)
         self._changed(Change.STRUCTURE)
 
     def _changed(self, change: Change) -> None:
         self._change = max(self._change, change)
         self._version += 1
-        self._graphs.clear()
 
 
 def _is_two_way(peers: Mapping[NodeId, Iterable[NodeId]], origin: NodeId, peer: NodeId) -> bool:

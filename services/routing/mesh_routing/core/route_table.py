@@ -6,7 +6,7 @@ present one, however many versions lie between. Source: architecture §6, proto/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -116,35 +116,14 @@ NO_HYSTERESIS: Final = Hysteresis()
 def find_paths(graph: Graph, source: NodeId, destination: NodeId, nodes_max: int) -> tuple[Path, ...]:
     """The best path and its backup between two nodes; empty when there is none."""
     primary = shortest_tree(graph, source, goal=destination).path(destination)
-    return _with_backup(graph, primary, source, destination, nodes_max)
-
-
-def compute_routes(
-    graph: Graph, source: NodeId, nodes_max: int, keep: Hysteresis = NO_HYSTERESIS
-) -> dict[NodeId, Route]:
-    """Routes from `source` to every other node that can be reached."""
-    tree = shortest_tree(graph, source)
-    routes: dict[NodeId, Route] = {}
-    for destination in sorted(tree.labels.keys() - {source}):
-        paths = _with_backup(graph, tree.path(destination), source, destination, nodes_max, keep)
-        if paths:
-            routes[destination] = Route(destination, paths)
-    return routes
-
-
-def _with_backup(
-    graph: Graph,
-    primary: NodePath | None,
-    source: NodeId,
-    destination: NodeId,
-    nodes_max: int,
-    keep: Hysteresis = NO_HYSTERESIS,
-) -> tuple[Path, ...]:
     if primary is not None and len(primary) > nodes_max:
         primary = bounded_path(graph, source, destination, nodes_max)
     if primary is None:
         return ()
-    primary = keep.choose(graph, primary)
     backup = maximally_disjoint(graph, primary, nodes_max)
-    found = (primary,) if backup is None else (primary, backup)
-    return tuple(Path(nodes, path_cost(graph, nodes)) for nodes in found)
+    return priced(graph, (primary,) if backup is None else (primary, backup))
+
+
+def priced(graph: Graph, paths: Iterable[NodePath]) -> tuple[Path, ...]:
+    """The paths with what they cost."""
+    return tuple(Path(nodes, path_cost(graph, nodes)) for nodes in paths)

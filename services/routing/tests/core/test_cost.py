@@ -14,7 +14,8 @@ from mesh_routing.core.cost import CostTerms, cost_terms, link_cost
 from mesh_routing.core.lsa import Lsa, LsaLink
 from mesh_routing.core.lsdb import Change, Lsdb
 from mesh_routing.core.origination import LocalLink, Origination
-from mesh_routing.core.route_table import Hysteresis, Path, Route, compute_routes
+from mesh_routing.core.route_table import Hysteresis, Path, Route
+from mesh_routing.core.route_work import compute_routes
 from mesh_routing.core.spf import path_cost
 from meshcommon.cost_weights import COST_US_MAX, DEFAULTS, PERMILLE_MAX, CostWeights
 from meshcommon.ids import NodeId
