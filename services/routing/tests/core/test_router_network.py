@@ -106,6 +106,8 @@ class Network:
         for peer, honest in router.take_outgoing():
             self.sent += 1
             payload = self._aged(node, honest)
+            if not self.on_sent(node, peer, payload):
+                continue
             copies = 2 if self.rng.random() < self.duplication else 1
             for _ in range(copies):
                 if self.rng.random() >= self.loss:
@@ -113,6 +115,10 @@ class Network:
                     heapq.heappush(self._wire, (arrival, next(self._order), node, peer, payload))
         deadline = router.next_deadline()
         self._deadlines[node] = float("inf") if deadline is None else deadline
+
+    def on_sent(self, node: NodeId, peer: NodeId, payload: bytes) -> bool:
+        """Whether a message that was sent gets onto the wire."""
+        return True
 
     def receive(self, source: NodeId, destination: NodeId, payload: bytes) -> None:
         """As the driver does: what is malformed is dropped."""
