@@ -34,6 +34,7 @@ Files:
     routing_client    What the control plane tells this site's routing: who this node is, and the view
     schema            Brings the node's database to the newest schema, or says that it is newer than this version
     settings          Settings of the control plane: section `[control]`, variables `MESH_CONTROL_*`
+    site_issuer       The site issuer: the key that signs the certificates of this site's services, and of no others
     standing_check    Tells a node that was forgotten while it was away that it is no member any more
     store_watch       Whether this site's Postgres and Redis answer, told as warnings of the node's status
     tables            Tables of the projection, as the migrations make them: revision 0001
