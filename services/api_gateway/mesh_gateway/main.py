@@ -101,7 +101,7 @@ async def main(stop: Stop) -> None:
         await backends.close()
 
 
-def _hosts(settings: GatewaySettings) -> set[str]:
+def _hosts(settings: GatewaySettings) -> frozenset[str]:
     return own_names(settings.http_listen) | set(settings.hosts)
 
 
