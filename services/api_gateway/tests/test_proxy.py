@@ -224,7 +224,7 @@ async def test_of_a_callers_metadata_only_ids_and_the_trace_are_passed_on(
         "r-1",
         "v=1",
     )
-    assert metadata["traceparent"].startswith(trace[:36]), (
+    assert str(metadata["traceparent"]).startswith(trace[:36]), (
         "the same trace; its span is the gateway's where it is traced"
     )
     assert set(metadata) - PASSED_METADATA <= {"user-agent"}, "user-agent is that of the gateway's own connection"
