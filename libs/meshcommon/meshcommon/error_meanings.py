@@ -45,6 +45,8 @@ MEANINGS: Final[dict[ErrorCode, str]] = {
     ErrorCode.VERSION_MISMATCH: "Two nodes speak no common version of the protocol.",
     ErrorCode.KEY_MISMATCH: "A node could not prove the key that the mesh knows it by.",
     ErrorCode.CLOCK_SKEW: "A node's delegated key does not count at this moment: one of two clocks is wrong.",
+    ErrorCode.MEMBERSHIP_OUTDATED: "The two ends of a lane know other members, and the newer membership was not shown or not "
+    "believed.",
     ErrorCode.NO_PATH: "No working path leads to the node.",
     ErrorCode.STREAM_NOT_FOUND: "There is no stream of this name.",
     ErrorCode.STREAM_EXISTS: "A stream of this name exists already.",
