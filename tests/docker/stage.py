@@ -17,7 +17,7 @@ import httpx
 from meshapi.common.v1 import view_pb2
 from meshtest.gateway_client import Gateway
 from meshtest.ports import free_ports
-from meshtest.trio import NODES, Trio
+from meshtest.trio import NODES, Trio, served_everywhere
 from meshtest.waiting import eventually
 from tests.docker.engine import CommandFailedError, Compose, command, docker
 from tests.e2e.workload import Workload, check, publishing
@@ -89,11 +89,11 @@ class Stage:
     async def create_stream(self, name: str, members: Sequence[str] = NODES) -> str:
         """A stream on all three nodes, the first being the preferred leader."""
 
-        async def created() -> bool:
-            await self.gateways["a"].create_stream(name, [*members])
-            return True
+        async def created() -> int:
+            return (await self.gateways["a"].create_stream(name, [*members])).stream.stream_id
 
-        await eventually(f"stream {name} is created", created, timeout_s=60)
+        stream_id = await eventually(f"stream {name} is created", created, timeout_s=60)
+        await served_everywhere(self.gateways, name, stream_id)
         return name
 
     @asynccontextmanager

@@ -44,6 +44,8 @@ Files:
                           statuses
     listen                Binding to an address, with an error that says what to do when it is taken
     logging               JSON logs on standard error, one object a line, with correlation and trace ids
+    membership            Who the members of a mesh are, in a form that can be compared, vouched for and shown to
+                          somebody who missed a change
     overlay_attachment    One service's end of the overlay: the Attach stream of packets to and from this site's data
                           plane
     overlay_calls         The one driver of overlay requests: calls that wait, handlers that answer, repeats on a timer
