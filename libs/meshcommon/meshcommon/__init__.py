@@ -43,6 +43,8 @@ Files:
                           statuses
     listen                Binding to an address, with an error that says what to do when it is taken
     logging               JSON logs on standard error, one object a line, with correlation and trace ids
+    mesh_certificates     Certificates of the mesh CA: how root, intermediate and node certificates look, and the strict
+                          check of each
     overlay_attachment    One service's end of the overlay: the Attach stream of packets to and from this site's data
                           plane
     overlay_calls         The one driver of overlay requests: calls that wait, handlers that answer, repeats on a timer

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -131,15 +132,15 @@ class DataDir:
         self.marker = replace(self.marker, node_id=node_id, mesh_id=mesh_id)
         _write_marker(self.path, self.marker)
 
-    def reset(self) -> None:
-        """Forgets the membership: removes all content, keeps lock and role, takes a new store id.
+    def reset(self, keep: Collection[str] = ()) -> None:
+        """Forgets the membership: removes all content but `keep`, keeps lock and role, takes a new store id.
 
         A crash in between is made good by the next open, so that the content of a former membership is never met again.
         """
         blank = replace(self.marker, node_id=0, mesh_id="", store_id=str(uuid.uuid4()), is_resetting=False)
         _write_marker(self.path, replace(blank, is_resetting=True))
         for item in self.path.iterdir():
-            if item.name in {_MARKER, _LOCK}:
+            if item.name in {_MARKER, _LOCK, *keep}:
                 continue
             if item.is_dir() and not item.is_symlink():
                 shutil.rmtree(item)
