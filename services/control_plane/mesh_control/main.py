@@ -11,6 +11,9 @@ from typing import Final
 from mesh_control.core.leaderless import LeaderlessStreams
 from mesh_control.core.timing import TIMINGS
 from mesh_control.shell import metrics
+from mesh_control.shell.ca_desk import CaDesk
+from mesh_control.shell.ca_service import CaService
+from mesh_control.shell.ca_watch import CaWatch
 from mesh_control.shell.data_client import DataClient
 from mesh_control.shell.gauges import Gauges
 from mesh_control.shell.group_watch import GroupWatch
@@ -18,17 +21,19 @@ from mesh_control.shell.join_service import JoinService
 from mesh_control.shell.lifecycle import Lifecycle
 from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.mesh_service import MeshService
+from mesh_control.shell.node_certificates import NodeCertificates
 from mesh_control.shell.peer_calls import PeerCalls
 from mesh_control.shell.projection import Projection
 from mesh_control.shell.proposer import Proposer
 from mesh_control.shell.renewal import Renewal
 from mesh_control.shell.routing_client import RoutingClient
 from mesh_control.shell.settings import ControlSettings
+from mesh_control.shell.site_issuer import SiteIssuer
 from mesh_control.shell.standing_check import StandingCheck
 from mesh_control.shell.store_watch import Jobs, watches
 from mesh_control.shell.token_desk import TokenDesk
 from mesh_control.shell.version_watch import VersionWatch
-from meshapi.supervisor.v1 import mesh_pb2_grpc
+from meshapi.supervisor.v1 import ca_pb2_grpc, mesh_pb2_grpc
 from meshcommon.admin import Readiness, serve_admin
 from meshcommon.datadir import DataDir
 from meshcommon.grpc_client import open_channel
@@ -58,24 +63,13 @@ async def main(stop: Stop) -> None:
     data_dir = DataDir.open(settings.data_dir / "control", "control", settings.name)
     data_channel, routing_channel = open_channel(own.data_target), open_channel(own.routing_target)
     overlay = OverlayAttachment("control_overlay", data_channel, QUEUE_LIMITS, metrics.PACKETS_DROPPED)
-
-    def send_raft(peer: NodeId, frame_class: int, data: bytes) -> None:
-        traffic_class = TrafficClass.CONTROL if frame_class == CLASS_CONTROL else TrafficClass.BULK
-        overlay.send(Protocol.RAFT_MCG, traffic_class, peer, data)
-
     rng = random.Random(secrets.randbits(64))
-    node = LocalNode(
-        settings.name,
-        own.peer_address,
-        data_dir,
-        TIMINGS[settings.preset],
-        send_raft,
-        lambda: time.time_ns() // 1_000_000,
-        seed=rng.getrandbits(63),
-    )
+    node = _open_node(settings, own, data_dir, overlay, rng)
     calls = PeerCalls(overlay, first_id=rng.getrandbits(62))
     proposer = Proposer(node, calls, rng)
-    JoinService(node, calls, proposer)
+    issuer = SiteIssuer.load_or_make(data_dir.path, settings.name)
+    certificates = NodeCertificates(node, calls, issuer, rng)
+    JoinService(node, calls, proposer, certificates)
     leaderless = LeaderlessStreams(node.timing.leaderless_after_s)
     data = DataClient(data_channel, node, readiness, leaderless)
     routing = RoutingClient(routing_channel, node, readiness)
@@ -84,8 +78,10 @@ async def main(stop: Stop) -> None:
     overlay.handle(Protocol.JOIN, calls.receive_packet)
     server = GrpcServer()
     tokens = TokenDesk(node, proposer, secrets.token_bytes)
-    mesh_service = MeshService(node, lifecycle, tokens, proposer, readiness, leaderless)
+    ca_desk, ca_watch = CaDesk(node, proposer), CaWatch(node, certificates, proposer, readiness)
+    mesh_service = MeshService(node, lifecycle, (tokens, ca_desk), proposer, readiness, leaderless)
     mesh_pb2_grpc.add_MeshServiceServicer_to_server(mesh_service, server.server)
+    ca_pb2_grpc.add_CaServiceServicer_to_server(CaService(ca_desk, ca_watch), server.server)
     jobs = {
         "replica": node.run(),
         "overlay": overlay.run(),
@@ -98,6 +94,8 @@ async def main(stop: Stop) -> None:
         "standing": StandingCheck(node, data, calls, rng).run(),
         "version watch": VersionWatch(node, readiness).run(),
         "gauges": Gauges(node).run(),
+        "node certificates": certificates.run(),
+        "ca watch": ca_watch.run(),
         "admin": serve_admin(readiness, own.admin_listen, hosts=settings.admin_hosts, is_insecure_dev=is_insecure),
     }
     jobs |= _jobs_of_stores(settings, own, node, readiness)
@@ -118,6 +116,24 @@ async def main(stop: Stop) -> None:
         await routing_channel.close()
         data_dir.close()
     _log.info("stopped")
+
+
+def _open_node(
+    settings: NodeSettings, own: ControlSettings, data_dir: DataDir, overlay: OverlayAttachment, rng: random.Random
+) -> LocalNode:
+    def send_raft(peer: NodeId, frame_class: int, data: bytes) -> None:
+        traffic_class = TrafficClass.CONTROL if frame_class == CLASS_CONTROL else TrafficClass.BULK
+        overlay.send(Protocol.RAFT_MCG, traffic_class, peer, data)
+
+    return LocalNode(
+        settings.name,
+        own.peer_address,
+        data_dir,
+        TIMINGS[settings.preset],
+        send_raft,
+        lambda: time.time_ns() // 1_000_000,
+        seed=rng.getrandbits(63),
+    )
 
 
 def _jobs_of_stores(settings: NodeSettings, own: ControlSettings, node: LocalNode, readiness: Readiness) -> Jobs:
