@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from meshapi.supervisor.v1.ca_pb2_grpc import CaServiceStub
 from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceStub
 from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceStub
 from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceStub
@@ -22,6 +23,7 @@ from meshcommon.grpc_client import open_channel
 from meshcommon.logging import get_logger
 
 if TYPE_CHECKING:
+    from meshapi.supervisor.v1.ca_pb2_grpc import CaServiceAsyncStub
     from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceAsyncStub
     from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceAsyncStub
     from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceAsyncStub
@@ -49,6 +51,7 @@ class Backends:
         self.routing = Backend("routing", routing_target, open_channel(routing_target))
         self.data = Backend("data plane", data_target, open_channel(data_target))
         self.mesh_service: MeshServiceAsyncStub = MeshServiceStub(self.control.channel)
+        self.ca_service: CaServiceAsyncStub = CaServiceStub(self.control.channel)
         self.topology_service: TopologyServiceAsyncStub = TopologyServiceStub(self.routing.channel)
         self.data_service: MeshDataServiceAsyncStub = MeshDataServiceStub(self.data.channel)
 
