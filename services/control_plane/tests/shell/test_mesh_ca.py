@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import ssl
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
 from mesh_control.core.join_tokens import encode_token, parse_token
@@ -25,7 +29,7 @@ from meshcommon import mesh_certificates as certificates
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId
 from meshcommon.mesh_certificates import Authority
-from meshcommon.service_certificates import key_usage
+from meshcommon.service_certificates import Service, key_usage
 
 if TYPE_CHECKING:
     from tests.shell.conftest import OneNode, SmallMesh
@@ -398,3 +402,38 @@ async def test_mesh_of_version_2_gets_wrap_keys_and_a_ca_after_the_update(mesh: 
     await mesh.eventually(lambda: all(node.wrap_key for node in a.node.require_mcg().state.nodes.values()))
     await a.ca.init()
     await mesh.eventually(lambda: bool(a.certificates.chain) and bool(b.certificates.chain))
+
+
+async def test_root_alone_verifies_the_gateway_of_every_site(mesh: SmallMesh, tmp_path: Path) -> None:
+    """What `meshctl ca root` prints is all that a client needs: a real TLS 1.3 handshake by OpenSSL, for each site."""
+    nodes = await with_ca(mesh, "a", "b")
+    key = ec.generate_private_key(ec.SECP256R1())
+    roots = nodes[0].ca.show().roots_pem
+    for node in nodes:
+        mesh_id = node.node.require_mcg().state.mesh_id
+        node.issuer.mesh = mesh_id
+        leaf = node.issuer.issue(Service.GATEWAY, key.public_key(), ["gateway.example"], datetime.now(UTC))
+        file = tmp_path / f"{node.name}.pem"
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        file.write_text("".join(map(certificates.pem, (leaf, *node.issuer.chain))) + private)
+        assert shakes_hands(file, roots) == (("URI", f"spiffe://{mesh_id}/node/{node.name}/gateway"),)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            shakes_hands(file, certificates.pem(certificates.make_root(mesh_id, OTHER, datetime.now(UTC))))
+
+
+def shakes_hands(server_file: Path, roots: str) -> tuple[tuple[str, str], ...]:
+    """The URIs of a server that a client with these roots has verified."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(server_file)
+    client = ssl.create_default_context(cadata=roots)
+    pipes = [ssl.MemoryBIO(), ssl.MemoryBIO()]
+    ends = [
+        server.wrap_bio(pipes[0], pipes[1], server_side=True),
+        client.wrap_bio(pipes[1], pipes[0], server_hostname="gateway.example"),
+    ]
+    for _round in range(4):
+        for end in reversed(ends):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    shown: Any = ends[1].getpeercert()
+    return tuple(name for name in shown["subjectAltName"] if name[0] == "URI")
