@@ -31,7 +31,8 @@ Files:
                           library (`picows`) after the handshake
     go_back_n             Go-back-N: what was handed in and is not answered, in order
     grpc_client           Channels to other services, and their errors as MeshError
-    grpc_server           A service's gRPC server: health, error mapping, correlation ids, size limits, no shared port
+    grpc_server           A service's gRPC server: TLS and callers, health, error mapping, correlation ids, size limits,
+                          no shared port
     guarded_store         One store with its guard: what has to become durable and what is said, in the order that makes
                           words true
     heap                  Gives freed memory back to the system after a burst
@@ -43,6 +44,8 @@ Files:
                           statuses
     listen                Binding to an address, with an error that says what to do when it is taken
     logging               JSON logs on standard error, one object a line, with correlation and trace ids
+    membership            Who the members of a mesh are, in a form that can be compared, vouched for and shown to
+                          somebody who missed a change
     mesh_certificates     Certificates of the mesh CA: how root, intermediate and node certificates look, and the strict
                           check of each
     overlay_attachment    One service's end of the overlay: the Attach stream of packets to and from this site's data
@@ -65,6 +68,14 @@ Files:
     signed_parts          Byte strings for signatures, key derivations and hashes: a list of parts, each behind its
                           length
     signer                The port through which a service signs: what speaks for this node, without the key itself
+    site_callers          Who of a site may make which gRPC call: the arrows of architecture §2, checked by the caller's
+                          certificate at each call
+    site_channel          A gRPC channel to another service of the same site, over mutual TLS with certificates that
+                          change
+    site_files            The certificate of one service for gRPC within its site: three files, read again when they
+                          change
+    site_start            The start of a service that needs a certificate for the gRPC of its site: waits for the files,
+                          and says so meanwhile
     socket_gate           How many sockets strangers may hold open on one port before they have shown who they are
     store_files           The files that say which store a Raft log directory is, and what was seen of the peers' stores
     store_guard           Who may be heard: the exchange of store ids and boot numbers between the nodes that share Raft

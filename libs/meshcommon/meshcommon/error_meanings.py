@@ -50,6 +50,8 @@ MEANINGS: Final[dict[ErrorCode, str]] = {
     ErrorCode.VERSION_MISMATCH: "Two nodes speak no common version of the protocol.",
     ErrorCode.KEY_MISMATCH: "A node could not prove the key that the mesh knows it by.",
     ErrorCode.CLOCK_SKEW: "A node's delegated key does not count at this moment: one of two clocks is wrong.",
+    ErrorCode.MEMBERSHIP_OUTDATED: "The two ends of a lane know other members, and the newer membership was not shown or not "
+    "believed.",
     ErrorCode.NO_PATH: "No working path leads to the node.",
     ErrorCode.CERTIFICATE_REFUSED: "A service showed a certificate that does not have the form of this site's certificates.",
     ErrorCode.CALLER_NOT_ALLOWED: "The caller is known, but it is none of those that may make this call.",

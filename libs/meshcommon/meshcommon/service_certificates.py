@@ -161,10 +161,7 @@ def check(certificate: x509.Certificate, now: datetime) -> ServiceIdentity:
     Raises:
         MeshError: CERTIFICATE_REFUSED with what is wrong, or CLOCK_SKEW when it is not the time of the certificate.
     """
-    try:
-        identity = _check_form(certificate)
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
-        raise refused("it cannot be read") from None
+    identity = check_form(certificate)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begins <= now <= ends:
         raise MeshError(
@@ -176,7 +173,15 @@ def check(certificate: x509.Certificate, now: datetime) -> ServiceIdentity:
     return identity
 
 
-def _check_form(certificate: x509.Certificate) -> ServiceIdentity:
+def check_form(certificate: x509.Certificate) -> ServiceIdentity:
+    """As `check`, without times. Raises MeshError(CERTIFICATE_REFUSED)."""
+    try:
+        return _identity_of(certificate)
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        raise refused("it cannot be read") from None
+
+
+def _identity_of(certificate: x509.Certificate) -> ServiceIdentity:
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise refused("its key is not of P-256")

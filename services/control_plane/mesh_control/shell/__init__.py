@@ -10,6 +10,7 @@ Files:
     ca_service         CaService of the supervisor API
     ca_watch           Keeps the mesh's CA usable: seals its key for new voters, and says in warnings and metrics what
                        ends or is missing
+    certificate_files  Hands the services of this site their certificates, as files, and renews them
     changes            Waking up when something changed, without polling and without lost wake-ups
     config_push        Telling a service of this site what is in force, again whenever that or the service changes
     control_recovery   Attested recovery of the control group: an operator names who survives, and this node's replica
@@ -45,6 +46,8 @@ Files:
     schema             Brings the node's database to the newest schema, or says that it is newer than this version
     settings           Settings of the control plane: section `[control]`, variables `MESH_CONTROL_*`
     site_issuer        The site issuer: the key that signs the certificates of this site's services, and of no others
+    site_tls           What the control plane has of its site's TLS, put together: the issuer, the files that it writes,
+                       and its own of them
     standing_check     Tells a node that was forgotten while it was away that it is no member any more
     store_watch        Whether this site's Postgres and Redis answer, told as warnings of the node's status
     tables             Tables of the projection, as the migrations make them: revision 0001

@@ -16,14 +16,12 @@ from mesh_control.core.mcg_state import McgState
 from mesh_control.core.model import JoinPolicy, NodeState, Place
 from mesh_control.core.timing import Timing
 from mesh_control.core.versions import CA_VERSION, MESH_VERSION
-from mesh_control.shell.ca_files import CA_DIR
 from mesh_control.shell.ca_keys import WrapKey
 from mesh_control.shell.changes import Changes
 from mesh_control.shell.leadership import Leadership
 from mesh_control.shell.mcg import Bootstrap, Mcg, SendFrame
 from mesh_control.shell.mcg_store import McgStore
 from mesh_control.shell.membership import MembershipFile
-from mesh_control.shell.site_issuer import ISSUER_KEY
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import mcg_pb2
 from meshapi.control.v1.membership_pb2 import Membership
@@ -372,8 +370,7 @@ class LocalNode:
 
     def _clear(self) -> None:
         self._file.remove()
-        # The root's key may be the only one: the operator alone removes it. And this site's services trust the site issuer.
-        self._data_dir.reset(keep={CA_DIR, ISSUER_KEY})
+        self._data_dir.reset()
         self._membership = None
 
     def _write(self, membership: Membership) -> None:

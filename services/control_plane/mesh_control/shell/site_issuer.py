@@ -76,15 +76,23 @@ class SiteIssuer:
 
     @property
     def chain(self) -> tuple[x509.Certificate, ...]:
-        """What services show behind their own certificate: node certificate, intermediate; empty without a mesh CA."""
-        return self._chain
+        """What services show behind their own certificate: node certificate, intermediate.
+
+        Empty without a mesh CA, and while the node certificate is of another mesh than `mesh`: a node that has left a mesh
+        must not go on showing it.
+        """
+        return self._chain if self._chain and self._node_uri in _uris(self._chain[0]) else ()
+
+    @property
+    def _node_uri(self) -> str:
+        return f"spiffe://{self.mesh}/node/{self._node}"
 
     def set_chain(self, chain: Sequence[x509.Certificate]) -> None:
         """Replaces the chain. The files of the services follow within a second.
 
         Args:
-            chain: The node certificate, which is for this issuer's key and has its subject, then the intermediate; or
-                nothing. The caller has verified it up to the mesh's root.
+            chain: The node certificate, which is for this issuer's key, has its subject and the URI
+                `spiffe://MESH/node/NAME`, then the intermediate; or nothing. The caller has verified it up to the mesh's root.
 
         Raises:
             ValueError: The first one is not for this key and name: no service's certificate would lead to it.
@@ -115,6 +123,14 @@ class SiteIssuer:
     def sign(self, statement: bytes) -> bytes:
         """ECDSA over SHA-256 of a statement that names its context (docs/design/identity.md, ID3)."""
         return self._key.sign(statement, ec.ECDSA(hashes.SHA256()))
+
+
+def _uris(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
 def _parse(content: bytes, path: Path) -> ec.EllipticCurvePrivateKey:

@@ -21,6 +21,7 @@ from mesh_control.core.model import JoinPolicy
 from mesh_control.core.timing import Timing
 from mesh_control.core.versions import MESH_VERSION
 from mesh_control.shell.ca_desk import CaDesk
+from mesh_control.shell.ca_files import CA_DIR
 from mesh_control.shell.ca_watch import CaWatch
 from mesh_control.shell.join_service import JoinService
 from mesh_control.shell.lifecycle import Lifecycle
@@ -30,7 +31,7 @@ from mesh_control.shell.node_certificates import NodeCertificates
 from mesh_control.shell.peer_calls import PeerCalls
 from mesh_control.shell.proposer import Proposer
 from mesh_control.shell.renewal import Renewal
-from mesh_control.shell.site_issuer import SiteIssuer
+from mesh_control.shell.site_issuer import ISSUER_KEY, SiteIssuer
 from mesh_control.shell.standing_check import StandingCheck
 from mesh_control.shell.token_desk import TokenDesk
 from mesh_control.shell.version_watch import VersionWatch
@@ -61,7 +62,7 @@ class OneNode:
         self.name = name
         self.peer_address = f"ws://{name}:1"
         self.host = f"host of {name}"
-        self.data_dir = DataDir.open(mesh.directory / name, "control", name)
+        self.data_dir = DataDir.open(mesh.directory / name, "control", name, kept=(ISSUER_KEY, CA_DIR))
         rng = random.Random(f"{mesh.seed}/{name}/{self.data_dir.marker.boot}")
         self.node = LocalNode(
             name,

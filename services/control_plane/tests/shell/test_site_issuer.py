@@ -17,6 +17,8 @@ from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.service_certificates import UNJOINED, Service, ServiceIdentity, check, key_usage
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
+MESH = "4a1c1e0e-0000-4000-8000-000000000000"
+NODE_URI = f"spiffe://{MESH}/node/a"
 
 
 def leaf_of(issuer: SiteIssuer) -> x509.Certificate:
@@ -45,6 +47,7 @@ def certified(issuer: SiteIssuer, subject: x509.Name | None = None) -> tuple[x50
             .not_valid_before(NOW - timedelta(hours=1))
             .not_valid_after(NOW + timedelta(hours=1))
             .add_extension(x509.BasicConstraints(ca=True, path_length=length), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(NODE_URI)]), critical=False)
             .add_extension(key_usage(signs_certificates=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
@@ -65,8 +68,8 @@ def test_the_key_is_made_once_and_is_private(tmp_path: Path) -> None:
 def test_a_certificate_is_of_the_mesh_that_the_node_is_in(tmp_path: Path) -> None:
     issuer = SiteIssuer.load_or_make(tmp_path, "a")
     assert check(leaf_of(issuer), NOW) == ServiceIdentity(UNJOINED, "a", Service.GATEWAY)
-    issuer.mesh = "4a1c1e0e-0000-4000-8000-000000000000"
-    assert check(leaf_of(issuer), NOW).mesh == issuer.mesh
+    issuer.mesh = MESH
+    assert check(leaf_of(issuer), NOW).mesh == MESH
 
 
 def test_another_site_verifies_nothing_of_this_one(tmp_path: Path) -> None:
@@ -78,10 +81,19 @@ def test_another_site_verifies_nothing_of_this_one(tmp_path: Path) -> None:
 def test_a_chain_leads_to_the_root_of_the_mesh() -> None:
     issuer = SiteIssuer(ec.generate_private_key(ec.SECP256R1()), "a")
     root, node = certified(issuer)
+    issuer.mesh = MESH
     issuer.set_chain([node])
     assert issuer.chain == (node,)
     verify(leaf_of(issuer), root, issuer.chain)
     verify(leaf_of(issuer), issuer.certificate, issuer.chain)
+
+
+def test_the_chain_of_a_mesh_that_the_node_has_left_is_not_shown() -> None:
+    issuer = SiteIssuer(ec.generate_private_key(ec.SECP256R1()), "a")
+    issuer.mesh = MESH
+    issuer.set_chain([certified(issuer)[1]])
+    issuer.mesh = UNJOINED
+    assert issuer.chain == ()
 
 
 def test_a_chain_for_another_key_or_name_is_refused() -> None:
