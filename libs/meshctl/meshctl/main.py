@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from meshctl import join_commands, mesh_commands, raft_commands, topology_commands, weight_commands
+from meshctl import ca_commands, join_commands, mesh_commands, raft_commands, topology_commands, weight_commands
 from meshctl.check_command import check
 from meshctl.options import MeshGroup
 from meshctl.publish_command import publish
@@ -22,6 +22,7 @@ for commands in (
     topology_commands.COMMANDS,
     weight_commands.COMMANDS,
     join_commands.COMMANDS,
+    ca_commands.COMMANDS,
     raft_commands.COMMANDS,
 ):
     for command in commands:
