@@ -40,6 +40,8 @@ Files:
                         statuses
     listen              Binding to an address, with an error that says what to do when it is taken
     logging             JSON logs on standard error, one object a line, with correlation and trace ids
+    operator_token      The operator's token of a site: who may use a listener that other machines reach (ADR 0023,
+                        docs/design/edges.md)
     overlay_attachment  One service's end of the overlay: the Attach stream of packets to and from this site's data
                         plane
     overlay_calls       The one driver of overlay requests: calls that wait, handlers that answer, repeats on a timer
@@ -73,4 +75,6 @@ Files:
     tls_contexts        TLS contexts of both ends, and what went wrong with TLS by name
     tls_files           TLS for users: an operator's certificate and key from two PEM files, read again when they change
     token_bucket        A token bucket: so many a second on average, and bursts
+    wrong_proofs        Limit on wrong proofs (of join tokens, operator's tokens) by the host that they come from
+                        (docs/design/identity.md J4)
 """

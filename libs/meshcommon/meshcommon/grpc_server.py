@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -62,6 +62,8 @@ BACKEND_CALLS: Final = CallLimits(1_536, 1_536, MESSAGE_BYTES_MAX, 24 * 3_600_00
 PUBLIC_CALLS: Final = CallLimits(512, 256, 2 * 1024 * 1024, 300_000)
 
 Handler = Callable[[Any, Any], Any]
+Admit = Callable[[str, Sequence[tuple[str, Any]], str], None]
+"""Raises a MeshError for a call that is not let in, by its method, its metadata and its peer as gRPC names it."""
 
 
 def error_detail(error: MeshError) -> error_pb2.ErrorDetail:
@@ -72,7 +74,11 @@ def error_detail(error: MeshError) -> error_pb2.ErrorDetail:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
-    """Maps exceptions of handlers and sets the correlation id for the call."""
+    """Admits calls, maps exceptions of handlers and sets the correlation id for the call."""
+
+    def __init__(self, admit: Admit | None = None) -> None:
+        """`admit` decides about each call before its handler; None: all come in."""
+        self._admit = admit
 
     async def intercept_service(
         self,
@@ -85,9 +91,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
             return None
         metadata = dict(handler_call_details.invocation_metadata or ())
         given = usable_correlation_id(metadata.get(CORRELATION_METADATA))
+        check = self._check(handler_call_details.method)
         if handler.response_streaming:
-            return _rebuild(handler, _guard_stream(_parsing(handler), given))
-        return _rebuild(handler, _guard_unary(_parsing(handler), given))
+            return _rebuild(handler, _guard_stream(_parsing(handler), given, check))
+        return _rebuild(handler, _guard_unary(_parsing(handler), given, check))
+
+    def _check(self, method: str) -> Callable[[Any], None]:
+        admit = self._admit
+        if admit is None:
+            return lambda _context: None
+        return lambda context: admit(method, context.invocation_metadata() or (), context.peer())
 
 
 def _behaviour(handler: Any) -> Handler:
@@ -160,10 +173,11 @@ def _is_own(error: Exception) -> bool:
     return isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError)
 
 
-def _guard_unary(behaviour: Handler, given: str) -> Handler:
+def _guard_unary(behaviour: Handler, given: str, check: Callable[[Any], None]) -> Handler:
     async def call(request: Any, context: Any) -> Any:
         correlation_id.set(given)
         try:
+            check(context)
             return await behaviour(request, context)
         except Exception as error:
             if _is_own(error):
@@ -173,10 +187,11 @@ def _guard_unary(behaviour: Handler, given: str) -> Handler:
     return call
 
 
-def _guard_stream(behaviour: Handler, given: str) -> Handler:
+def _guard_stream(behaviour: Handler, given: str, check: Callable[[Any], None]) -> Handler:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         correlation_id.set(given)
         try:
+            check(context)
             answers = behaviour(request, context)
             if inspect.isawaitable(answers):
                 # A streaming handler may also write through the context, as grpc_health's Watch does.
@@ -243,9 +258,13 @@ def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
 class GrpcServer:
     """A gRPC server with `grpc.health.v1`. Add servicers to `server`, then `start`."""
 
-    def __init__(self, interceptors: Iterable[Any] = (), limits: CallLimits = BACKEND_CALLS) -> None:
+    def __init__(
+        self, interceptors: Iterable[Any] = (), limits: CallLimits = BACKEND_CALLS, admit: Admit | None = None
+    ) -> None:
+        """`admit` decides who may call; None: everybody who reaches the listener."""
+        self._is_authenticated = admit is not None
         self.server = grpc.aio.server(
-            interceptors=[*interceptors, ErrorInterceptor()],
+            interceptors=[*interceptors, ErrorInterceptor(admit)],
             options=_server_options(limits),
             maximum_concurrent_rpcs=limits.calls_max,
         )
@@ -256,7 +275,15 @@ class GrpcServer:
         self._guard = self._until_the_loop_ends()
         self.port = 0
 
-    async def start(self, listen: str, what: str, *, is_insecure_dev: bool = False, tls: TlsFiles | None = None) -> int:
+    async def start(
+        self,
+        listen: str,
+        what: str,
+        *,
+        is_insecure_dev: bool = False,
+        tls: TlsFiles | None = None,
+        remedy: str = "",
+    ) -> int:
         """Binds and serves; returns the port (of no meaning for a unix socket).
 
         Args:
@@ -264,11 +291,19 @@ class GrpcServer:
             what: What listens there, for the text of an error.
             is_insecure_dev: Whether an address that other machines reach is accepted.
             tls: What the server shows; None, or a unix socket, which only its own user reaches: in clear.
+            remedy: As of `check_listen`.
 
         Raises:
             MeshError: INSECURE_NOT_ALLOWED, ADDRESS_IN_USE or SETTING_INVALID.
         """
-        check_listen(listen, what, is_insecure_dev=is_insecure_dev)
+        check_listen(
+            listen,
+            what,
+            is_insecure_dev=is_insecure_dev,
+            is_encrypted=tls is not None,
+            is_authenticated=self._is_authenticated,
+            remedy=remedy,
+        )
         self._bind(listen, what, tls)
         # grpc_health itself begins as serving; a service that is still starting is not.
         await self.set_serving(self._is_serving)

@@ -23,7 +23,7 @@ from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import check_node_name
 
 SECTIONS: Final = ("node", "control", "routing", "data", "gateway")
-_OUTSIDE_SECTIONS: Final = ("MESH_CONFIG_FILE", "MESH_INSECURE_DEV")
+_OUTSIDE_SECTIONS: Final = ("MESH_CONFIG_FILE", "MESH_INSECURE_DEV", "MESH_TOKEN")
 _OTHER_TOOLS: Final = ("MESH_CTL_", "MESH_TEST_")
 
 

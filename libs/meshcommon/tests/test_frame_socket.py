@@ -45,7 +45,7 @@ class Server:
         self.accepted.put_nowait(connection)
         await connection.wait_closed()
 
-    def _check(self, request: WSUpgradeRequest) -> Refusal | None:
+    def _check(self, request: WSUpgradeRequest, _host: str) -> Refusal | None:
         known = PROTOCOL in offered_protocols(request)
         return None if known else Refusal(HTTPStatus.BAD_REQUEST, "Speak test.v1.\n")
 

@@ -17,6 +17,7 @@ from meshcommon.grpc_server import PUBLIC_CALLS, GrpcServer
 from meshcommon.http_server import HttpLimits, serve_asgi
 from meshcommon.lifecycle import Stop, run_service
 from meshcommon.logging import configure_logging, get_logger
+from meshcommon.operator_token import REMEDY, OperatorToken
 from meshcommon.settings import load_sections
 from meshcommon.telemetry import configure_telemetry
 from meshcommon.tls_files import TlsFiles
@@ -33,22 +34,26 @@ async def main(stop: Stop) -> None:
     configure_telemetry(SERVICE, node.name, node.otlp_endpoint)
     log = get_logger(__name__)
     readiness = Readiness()
+    token = OperatorToken.of_settings(settings.operator_token_file, node.data_dir, "MESH_GATEWAY_OPERATOR_TOKEN_FILE")
     if is_insecure_dev:
-        warning = "MESH_INSECURE_DEV=1: the gateway answers anyone who reaches it, without authentication."
+        warning = _insecure_warning(has_token=token is not None)
         readiness.warn("insecure", warning)
         log.warning("insecure", message=warning)
     tls = TlsFiles.of_settings(settings.tls_certificate, settings.tls_key, "MESH_GATEWAY_TLS")
     metrics = GatewayMetrics()
     backends = Backends(settings.control_target, settings.routing_target, settings.data_target)
-    grpc_server = GrpcServer(limits=PUBLIC_CALLS)
+    rest_guard, grpc_guard = (
+        token.on(listen) if token is not None else None for listen in (settings.http_listen, settings.grpc_listen)
+    )
+    grpc_server = GrpcServer(limits=PUBLIC_CALLS, admit=grpc_guard.admit_call if grpc_guard is not None else None)
     opened = opened_budget()
     pass_through(grpc_server.server, backends, metrics, opened)
     hosts = own_names(settings.http_listen) | set(settings.hosts)
-    app = build_app(node.name, backends, metrics, settings.request_timeout_s, opened, hosts=hosts)
+    app = build_app(node.name, backends, metrics, settings.request_timeout_s, opened, hosts=hosts, guard=rest_guard)
     try:
         async with asyncio.TaskGroup() as tasks:
             await grpc_server.start(
-                settings.grpc_listen, "The public gRPC API", is_insecure_dev=is_insecure_dev, tls=tls
+                settings.grpc_listen, "The public gRPC API", is_insecure_dev=is_insecure_dev, tls=tls, remedy=REMEDY
             )
             rest = serve_asgi(
                 app,
@@ -57,6 +62,8 @@ async def main(stop: Stop) -> None:
                 limits=REST_HTTP,
                 is_insecure_dev=is_insecure_dev,
                 tls=tls.context if tls is not None else None,
+                is_authenticated=rest_guard is not None,
+                remedy=REMEDY,
             )
             admin = serve_admin(
                 readiness, settings.admin_listen, hosts=node.admin_hosts, is_insecure_dev=is_insecure_dev
@@ -68,6 +75,8 @@ async def main(stop: Stop) -> None:
             ]
             if tls is not None:
                 running.append(tasks.create_task(tls.run(readiness), name="TLS files"))
+            if token is not None:
+                running.append(tasks.create_task(token.run(readiness), name="operator's token"))
             readiness.clear("starting")
             await grpc_server.set_serving(True)
             log.info("started", http=settings.http_listen, grpc=settings.grpc_listen, admin=settings.admin_listen)
@@ -81,6 +90,12 @@ async def main(stop: Stop) -> None:
             await stopping
     finally:
         await backends.close()
+
+
+def _insecure_warning(*, has_token: bool) -> str:
+    if has_token:
+        return "MESH_INSECURE_DEV=1: without TLS the gateway's listeners for other machines take the operator's token in clear."
+    return "MESH_INSECURE_DEV=1: the gateway answers anyone who reaches it, without authentication."
 
 
 def run() -> None:

@@ -42,6 +42,7 @@ from meshcommon.delegated_keys import DelegatedKeys
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.lifecycle import Stop
 from meshcommon.logging import configure_logging, get_logger
+from meshcommon.operator_token import REMEDY, OperatorToken
 from meshcommon.peer_text import printable
 from meshcommon.settings import NodeSettings, load_sections, require_insecure_dev
 from meshcommon.telemetry import configure_telemetry
@@ -70,8 +71,6 @@ async def main(stop: Stop) -> None:
     configure_telemetry(SERVICE, node.name, node.otlp_endpoint)
     if not settings.peer_tls:
         require_insecure_dev(is_insecure_dev, "Traffic between nodes without TLS (MESH_DATA_PEER_TLS=false)")
-    if settings.client_listen:
-        check_listen(settings.client_listen, "The client listener", is_insecure_dev=is_insecure_dev)
     data_dir = open_data_dir(node.data_dir / "data", node.name)
     try:
         await _serve(stop, node, settings, data_dir, is_insecure_dev=is_insecure_dev)
@@ -93,6 +92,7 @@ async def _serve(
 ) -> None:
     log = get_logger(__name__)
     tls = TlsFiles.of_settings(settings.client_tls_certificate, settings.client_tls_key, "MESH_DATA_CLIENT_TLS")
+    guard = _client_guard(node, settings, tls, is_insecure_dev=is_insecure_dev)
     readiness = Readiness()
     overlay = _open_overlay(node, settings, readiness)
     store = StateStore(data_dir.path, readiness)
@@ -111,12 +111,11 @@ async def _serve(
     budgets = StreamBudgets()
     StreamsServing(catalogue, budgets.read_room)
     RaftServing(catalogue)
-    clients = ClientListener(settings.client_listen, catalogue, budgets, tls) if settings.client_listen else None
-    server = GrpcServer()
+    clients = ClientListener(settings.client_listen, catalogue, budgets, tls, guard) if settings.client_listen else None
+    server, public = GrpcServer(), MeshDataServicer(catalogue, budgets, overlay)
     attachments, configuration = OverlayServicer(overlay, keys), DataPlaneServicer(configurator, groups, keys)
     overlay_pb2_grpc.add_OverlayServiceServicer_to_server(attachments, server.server)
     data_pb2_grpc.add_DataPlaneServiceServicer_to_server(configuration, server.server)
-    public = MeshDataServicer(catalogue, budgets, overlay)
     supervisor_pb2_grpc.add_MeshDataServiceServicer_to_server(public, server.server)
     # Identity, view and routes of the last run: lanes and groups come up without the control plane.
     configurator.restore()
@@ -131,8 +130,8 @@ async def _serve(
         ]
         if clients is not None:
             running.append(tasks.create_task(clients.run(), name="clients"))
-        if tls is not None:
-            running.append(tasks.create_task(tls.run(readiness), name="TLS files"))
+        watched = (file for file in (tls, guard) if file is not None)
+        running += (tasks.create_task(file.run(readiness), name=type(file).__name__) for file in watched)
         _collect_rarely()
         await server.set_serving(True)
         readiness.clear("starting")
@@ -158,6 +157,25 @@ async def _serve(
             task.cancel()
     await store.flush()
     log.info("stopped")
+
+
+def _client_guard(
+    node: NodeSettings, settings: DataSettings, tls: TlsFiles | None, *, is_insecure_dev: bool
+) -> OperatorToken | None:
+    """What guards the client listener. Raises INSECURE_NOT_ALLOWED where it may not be reached from other machines."""
+    if not settings.client_listen:
+        return None
+    token = OperatorToken.of_settings(settings.operator_token_file, node.data_dir, "MESH_DATA_OPERATOR_TOKEN_FILE")
+    guard = token.on(settings.client_listen) if token is not None else None
+    check_listen(
+        settings.client_listen,
+        "The client listener",
+        is_insecure_dev=is_insecure_dev,
+        is_encrypted=tls is not None,
+        is_authenticated=guard is not None,
+        remedy=REMEDY,
+    )
+    return guard
 
 
 def _open_overlay(node: NodeSettings, settings: DataSettings, readiness: Readiness) -> Overlay:

@@ -31,7 +31,8 @@ from meshcommon.grpc_client import is_broken, mesh_error
 from meshcommon.logging import CORRELATION_METADATA, correlation_id
 
 METADATA_PAIRS_MAX: Final = 64
-_HOP_METADATA: Final = frozenset({"user-agent", "content-type", "te"})
+# The operator's token is for this gateway alone: no backend sees it.
+_HOP_METADATA: Final = frozenset({"user-agent", "content-type", "te", "authorization"})
 _HANDLERS: Final[dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,

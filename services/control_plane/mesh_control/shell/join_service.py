@@ -14,7 +14,6 @@ from typing import Final
 from mesh_control.core import rules
 from mesh_control.core.join_tokens import confirm
 from mesh_control.core.peer_answers import check_newcomer, read_join_request
-from mesh_control.core.wrong_proofs import WrongProofs
 from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.mcg import Mcg
 from mesh_control.shell.peer_calls import Method, PeerCalls
@@ -25,6 +24,7 @@ from meshcommon.ids import NodeId, check_mesh_id
 from meshcommon.logging import get_logger
 from meshcommon.overlay_calls import Caller
 from meshcommon.peer_text import printable
+from meshcommon.wrong_proofs import WrongProofs
 
 CATCH_UP_S: Final = 2.0
 """For a token that was issued a moment ago at another member."""
