@@ -53,6 +53,8 @@ Files:
                         say what to do
     record_json         How a record that was read appears as a message and in JSON, the same at the gateway and on the
                         command line
+    redis_store         The site's Redis or Valkey: a client for a URL whose options have been read strictly
+                        (`store_urls`)
     request_head        What the head of an HTTP request may be, beyond what the HTTP parser itself refuses
     requests            Overlay requests: correlation, retransmission, deadlines, duplicate suppression and limits over
                         best-effort packets
@@ -68,6 +70,8 @@ Files:
                         it before
     store_record        What a Raft log directory says of itself on disk, what is believed of it at a start, and how it
                         is given up
+    store_urls          What the URLs of Postgres and Redis say about TLS, strictly: an option that is not understood
+                        must not be passed over
     stream_ids          A stream id that is not the one behind the name: what a catalogue knows of it, and the refusal
                         that says so
     telemetry           Traces by OpenTelemetry
