@@ -210,26 +210,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def is_local(listen: str) -> bool:
-    """Whether only this machine reaches the listener: a unix socket or a loopback address.
-
-    Raises:
-        MeshError: SETTING_INVALID for what is no address.
-    """
-    if is_unix(listen):
-        unix_path(listen)
-        return True
-    return is_loopback(split(listen)[0])
+def is_exposed(endpoint: str) -> bool:
+    """Whether `host:port` or `unix:/path` is something that other machines may reach. Raises MeshError(SETTING_INVALID)."""
+    if is_unix(endpoint):
+        unix_path(endpoint)
+        return False
+    return not is_loopback(split(endpoint)[0])
 
 
 def check_listen(
-    listen: str,
-    what: str,
-    *,
-    is_insecure_dev: bool,
-    is_encrypted: bool = False,
-    is_authenticated: bool = False,
-    remedy: str = "",
+    listen: str, what: str, *, is_insecure_dev: bool, is_encrypted: bool = False, is_authenticated: bool = False
 ) -> None:
     """Refuses an address that other machines can reach, unless the listener is encrypted and knows its callers.
 
@@ -237,21 +227,39 @@ def check_listen(
         listen: `host:port` or `unix:/path`; a unix socket is reached only by processes of its own user.
         what: Name of the listener, for the text.
         is_insecure_dev: Whether the operator accepts everything.
-        is_encrypted: Whether it serves TLS only.
+        is_encrypted: Whether the listener speaks TLS only.
         is_authenticated: Whether it lets in only callers that prove who they are.
-        remedy: How to have what is missing, as a clause that ends with a comma; empty where there is no way.
 
     Raises:
         MeshError: INSECURE_NOT_ALLOWED, or SETTING_INVALID for what is no address.
     """
-    if is_local(listen) or is_insecure_dev or (is_encrypted and is_authenticated):
+    if not is_exposed(listen) or is_insecure_dev or (is_encrypted and is_authenticated):
         return
-    missing = [
-        text for text, has in (("TLS", is_encrypted), ("authentication of callers", is_authenticated)) if not has
-    ]
+    lacks, remedies = [], []
+    if not is_encrypted:
+        lacks.append("without TLS")
+        remedies.append("set MESH_NODE_TLS_DIR, the folder of this site's certificates")
+    if not is_authenticated:
+        lacks.append("without authentication of callers")
+        remedies.append("make a token with `meshctl operator-token rotate`")
     raise MeshError(
         ErrorCode.INSECURE_NOT_ALLOWED,
-        f"{what} would listen on {listen}, where other machines reach it, without {' and without '.join(missing)}: "
-        f"{remedy}{' ' if remedy else ''}listen on 127.0.0.1, or set MESH_INSECURE_DEV=1 on a network you trust.",
+        f"{what} would listen on {listen}, where other machines reach it, {' and '.join(lacks)}: "
+        f"{' and '.join(remedies)}, or listen on 127.0.0.1, or set MESH_INSECURE_DEV=1 on a network you trust.",
         {"address": listen},
     )
+
+
+def check_target(target: str, what: str, *, is_insecure_dev: bool) -> None:
+    """Refuses to call another machine in clear.
+
+    Raises:
+        MeshError: INSECURE_NOT_ALLOWED, or SETTING_INVALID for what is no address.
+    """
+    if is_exposed(target) and not is_insecure_dev:
+        raise MeshError(
+            ErrorCode.INSECURE_NOT_ALLOWED,
+            f"{what} at {target} would be called in clear over a network: set MESH_NODE_TLS_DIR, the folder of this "
+            "site's certificates, or MESH_INSECURE_DEV=1 on a network you trust.",
+            {"address": target},
+        )

@@ -333,7 +333,6 @@ async def serve_asgi(
     is_insecure_dev: bool = False,
     tls: ssl.SSLContext | None = None,
     is_authenticated: bool = False,
-    remedy: str = "",
 ) -> None:
     """Serves `app` on `listen` until cancelled.
 
@@ -345,7 +344,6 @@ async def serve_asgi(
         is_insecure_dev: Whether an address that other machines reach is accepted.
         tls: A server's context; None, or a unix socket, which only its own user reaches: in clear.
         is_authenticated: Whether the application lets in only callers that prove who they are.
-        remedy: As of `check_listen`.
 
     Raises:
         MeshError: INSECURE_NOT_ALLOWED, ADDRESS_IN_USE or SETTING_INVALID.
@@ -356,7 +354,6 @@ async def serve_asgi(
         is_insecure_dev=is_insecure_dev,
         is_encrypted=tls is not None,
         is_authenticated=is_authenticated,
-        remedy=remedy,
     )
     place = UnixPlace.take(listen, what) if is_unix(listen) else None
     try:

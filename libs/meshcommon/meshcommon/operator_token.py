@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import unquote
 
-from meshcommon.address import is_local
+from meshcommon.address import is_exposed
 from meshcommon.admin import Readiness
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.logging import get_logger
@@ -39,7 +39,6 @@ LOOK_EVERY_S: Final = 5.0
 """Between two looks at the file. Cost: reading it."""
 CHALLENGE: Final = 'Bearer realm="mesh"'
 """`WWW-Authenticate` of a 401."""
-REMEDY: Final = "set certificate and key (docs/security.md), make a token with `meshctl operator-token rotate`,"
 _PREFIX: Final = "meshop1."
 _TOKEN: Final = re.compile(
     rf"[A-Za-z0-9._~+/-]{{{TOKEN_CHARACTERS_MIN - 1},{TOKEN_CHARACTERS_MAX - 2}}}[A-Za-z0-9._~+/=-]{{1,2}}", re.ASCII
@@ -130,7 +129,7 @@ class OperatorToken:
 
     def on(self, listen: str) -> Self | None:
         """What guards the listener at `listen`: nothing where only this machine reaches it."""
-        return None if is_local(listen) else self
+        return self if is_exposed(listen) else None
 
     def admit(self, shown: Sequence[str], host: str) -> None:
         """Lets a request pass that shows an accepted token.
@@ -164,18 +163,13 @@ class OperatorToken:
             "another one on the node (`meshctl operator-token rotate`).",
         )
 
-    def admit_call(self, method: str, metadata: Sequence[tuple[str, Any]], peer: str) -> None:
-        """The same for a gRPC call; the health check passes without a token.
-
-        Args:
-            method: `/package.Service/Method`.
-            metadata: Of the call.
-            peer: As gRPC names it: `ipv4:127.0.0.1:80`, `ipv6:%5B::1%5D:80`.
-        """
+    async def admit_call(self, method: str, context: Any) -> None:
+        """The same for a gRPC call of `method` (`/SERVICE/METHOD`); the health check passes without a token."""
         if method == _HEALTH_CALL:
             return
-        shown = [str(value) for key, value in metadata if key == "authorization"]
-        address = unquote(peer).partition(":")[2].rpartition(":")[0]
+        shown = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
+        # `ipv4:127.0.0.1:80` or `ipv6:%5B::1%5D:80`
+        address = unquote(context.peer()).partition(":")[2].rpartition(":")[0]
         self.admit(shown, address.strip("[]"))
 
     def _is_accepted(self, token: str) -> bool:

@@ -172,7 +172,7 @@ def test_other_machines_reach_only_what_is_encrypted_and_authenticates(listen: s
     check_listen(listen, "It", is_insecure_dev=False, is_encrypted=True, is_authenticated=True)
     check_listen(listen, "It", is_insecure_dev=True)
     for is_encrypted, is_authenticated, said in (
-        (False, True, "without TLS:"),
+        (False, True, "without TLS: "),
         (True, False, "without authentication of callers:"),
         (False, False, "without TLS and without authentication of callers:"),
     ):

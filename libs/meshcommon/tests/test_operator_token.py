@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -167,19 +168,33 @@ def test_time_tells_nothing_by_construction(tmp_path: Path, monkeypatch: pytest.
         assert compared == [(32, 32)] * 3
 
 
-def test_grpc_peers_and_the_health_check(tmp_path: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the token asks of a gRPC call's context."""
+
+    metadata: tuple[tuple[str, str | bytes], ...]
+    address: str
+
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return self.metadata
+
+    def peer(self) -> str:
+        return self.address
+
+
+async def test_grpc_peers_and_the_health_check(tmp_path: Path) -> None:
     right = new_token()
     token, _ = guard(tmp_path, right)
-    shown = (("authorization", f"Bearer {right}"), ("other", b"\x00"))
-    token.admit_call("/mesh.v1.Mesh/Leave", shown, "ipv6:%5B2001:db8::1%5D:80")
-    token.admit_call("/grpc.health.v1.Health/Check", (), "ipv4:192.0.2.1:80")
+    shown, wrong = (("authorization", f"Bearer {right}"), ("other", b"\x00")), (("authorization", "Bearer x"),)
+    await token.admit_call("/mesh.v1.Mesh/Leave", Call(shown, "ipv6:%5B2001:db8::1%5D:80"))
+    await token.admit_call("/grpc.health.v1.Health/Check", Call((), "ipv4:192.0.2.1:80"))
     with pytest.raises(MeshError):
-        token.admit_call("/grpc.health.v1.Health/Watch", (), "ipv4:192.0.2.1:80")
+        await token.admit_call("/grpc.health.v1.Health/Watch", Call((), "ipv4:192.0.2.1:80"))
     for number in range(WRONG_PROOFS_MAX):
         with pytest.raises(MeshError):
-            token.admit_call("/m", (("authorization", "Bearer x"),), f"ipv6:%5B2001:db8::1%5D:{number}")
+            await token.admit_call("/m", Call(wrong, f"ipv6:%5B2001:db8::1%5D:{number}"))
     with pytest.raises(MeshError) as refused:
-        token.admit_call("/m", (("authorization", "Bearer x"),), "ipv6:%5B2001:db8::2%5D:9")
+        await token.admit_call("/m", Call(wrong, "ipv6:%5B2001:db8::2%5D:9"))
     assert refused.value.code is ErrorCode.BACKPRESSURE
 
 

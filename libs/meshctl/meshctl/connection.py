@@ -16,7 +16,7 @@ import grpc.aio
 from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceStub
 from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceStub
 from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceStub
-from meshcommon.address import is_local
+from meshcommon.address import is_exposed
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import call_metadata, is_broken, mesh_error, open_channel
 from meshcommon.logging import correlation_id, new_correlation_id
@@ -112,7 +112,7 @@ def _token(options: Options) -> str:
     if not is_token(token):
         text = f"{source} holds no operator's token: give it the line that was printed when the token was made."
         raise MeshError(ErrorCode.INVALID_ARGUMENT, text)
-    if not options.uses_tls and not is_local(options.gateway):
+    if not options.uses_tls and is_exposed(options.gateway):
         text = f"The operator's token would go to {options.gateway} in clear: add --tls or --tls-ca."
         raise MeshError(ErrorCode.INVALID_ARGUMENT, text)
     return token

@@ -11,14 +11,17 @@ from mesh_gateway.shell.backends import Backends, watch_health
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.proxy import pass_through
 from mesh_gateway.shell.record_exchanges import opened_budget
+from meshcommon.address import is_exposed
 from meshcommon.admin import Readiness, serve_admin
 from meshcommon.admission import own_names
 from meshcommon.grpc_server import PUBLIC_CALLS, GrpcServer
 from meshcommon.http_server import HttpLimits, serve_asgi
 from meshcommon.lifecycle import Stop, run_service
 from meshcommon.logging import configure_logging, get_logger
-from meshcommon.operator_token import REMEDY, OperatorToken
+from meshcommon.operator_token import OperatorToken
+from meshcommon.service_certificates import Service
 from meshcommon.settings import load_sections
+from meshcommon.site_start import await_site_files
 from meshcommon.telemetry import configure_telemetry
 from meshcommon.tls_files import TlsFiles
 
@@ -36,16 +39,21 @@ async def main(stop: Stop) -> None:
     readiness = Readiness()
     token = OperatorToken.of_settings(settings.operator_token_file, node.data_dir, "MESH_GATEWAY_OPERATOR_TOKEN_FILE")
     if is_insecure_dev:
-        warning = _insecure_warning(has_token=token is not None)
-        readiness.warn("insecure", warning)
-        log.warning("insecure", message=warning)
-    tls = TlsFiles.of_settings(settings.tls_certificate, settings.tls_key, "MESH_GATEWAY_TLS")
+        _warn(readiness, has_token=token is not None)
+    given = TlsFiles.of_settings(settings.tls_certificate, settings.tls_key, "MESH_GATEWAY_TLS")
+    files = await await_site_files(node, Service.GATEWAY, settings.admin_listen, stop)
+    if stop.is_requested:
+        return
+    tls = files.for_users() if given is None and files is not None else given
+    rest_tls = _shown_on(settings.http_listen, given, tls)
     metrics = GatewayMetrics()
-    backends = Backends(settings.control_target, settings.routing_target, settings.data_target)
+    backends = Backends(
+        settings.control_target, settings.routing_target, settings.data_target, files, is_insecure_dev=is_insecure_dev
+    )
     rest_guard, grpc_guard = (
         token.on(listen) if token is not None else None for listen in (settings.http_listen, settings.grpc_listen)
     )
-    grpc_server = GrpcServer(limits=PUBLIC_CALLS, admit=grpc_guard.admit_call if grpc_guard is not None else None)
+    grpc_server = GrpcServer(limits=PUBLIC_CALLS)
     opened = opened_budget()
     pass_through(grpc_server.server, backends, metrics, opened)
     hosts = own_names(settings.http_listen) | set(settings.hosts)
@@ -53,7 +61,11 @@ async def main(stop: Stop) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             await grpc_server.start(
-                settings.grpc_listen, "The public gRPC API", is_insecure_dev=is_insecure_dev, tls=tls, remedy=REMEDY
+                settings.grpc_listen,
+                "The public gRPC API",
+                is_insecure_dev=is_insecure_dev,
+                tls=_shown_on(settings.grpc_listen, given, tls),
+                admission=grpc_guard.admit_call if grpc_guard is not None else None,
             )
             rest = serve_asgi(
                 app,
@@ -61,22 +73,18 @@ async def main(stop: Stop) -> None:
                 "REST",
                 limits=REST_HTTP,
                 is_insecure_dev=is_insecure_dev,
-                tls=tls.context if tls is not None else None,
+                tls=rest_tls.context if rest_tls is not None else None,
                 is_authenticated=rest_guard is not None,
-                remedy=REMEDY,
             )
-            admin = serve_admin(
-                readiness, settings.admin_listen, hosts=node.admin_hosts, is_insecure_dev=is_insecure_dev
-            )
+            admin = serve_admin(readiness, settings.admin_listen, hosts=node.admin_hosts)
             running = [
                 tasks.create_task(rest, name="REST"),
                 tasks.create_task(admin, name="admin"),
                 tasks.create_task(watch_health(backends, readiness), name="health of the backends"),
             ]
-            if tls is not None:
-                running.append(tasks.create_task(tls.run(readiness), name="TLS files"))
-            if token is not None:
-                running.append(tasks.create_task(token.run(readiness), name="operator's token"))
+            for name, watched in (("own certificate", files), ("TLS files", tls), ("operator's token", token)):
+                if watched is not None:
+                    running.append(tasks.create_task(watched.run(readiness), name=name))
             readiness.clear("starting")
             await grpc_server.set_serving(True)
             log.info("started", http=settings.http_listen, grpc=settings.grpc_listen, admin=settings.admin_listen)
@@ -92,10 +100,17 @@ async def main(stop: Stop) -> None:
         await backends.close()
 
 
-def _insecure_warning(*, has_token: bool) -> str:
+def _shown_on(listen: str, given: TlsFiles | None, tls: TlsFiles | None) -> TlsFiles | None:
+    """What a listener shows: the operator's certificate, or the site's (`tls`) where other machines reach it."""
+    return tls if given is not None or is_exposed(listen) else None
+
+
+def _warn(readiness: Readiness, *, has_token: bool) -> None:
+    warning = "MESH_INSECURE_DEV=1: the gateway answers anyone who reaches it, without authentication."
     if has_token:
-        return "MESH_INSECURE_DEV=1: without TLS the gateway's listeners for other machines take the operator's token in clear."
-    return "MESH_INSECURE_DEV=1: the gateway answers anyone who reaches it, without authentication."
+        warning = "MESH_INSECURE_DEV=1: without TLS other machines send the operator's token to the gateway in clear."
+    readiness.warn("insecure", warning)
+    get_logger(__name__).warning("insecure", message=warning)
 
 
 def run() -> None:

@@ -74,9 +74,9 @@ async def rest(gateway: Gateway, guard: OperatorToken) -> AsyncIterator[str]:
 @pytest.fixture
 async def guarded(gateway: Gateway, guard: OperatorToken) -> AsyncIterator[str]:
     """The guarded gRPC listener."""
-    server = GrpcServer(limits=PUBLIC_CALLS, admit=guard.admit_call)
+    server = GrpcServer(limits=PUBLIC_CALLS)
     pass_through(server.server, gateway.backends, gateway.metrics, opened_budget())
-    port = await server.start("127.0.0.1:0", "The gateway of the test")
+    port = await server.start("127.0.0.1:0", "The gateway of the test", admission=guard.admit_call)
     await server.set_serving(True)
     yield f"127.0.0.1:{port}"
     await server.server.stop(None)
