@@ -44,6 +44,10 @@ Files:
                           statuses
     listen                Binding to an address, with an error that says what to do when it is taken
     logging               JSON logs on standard error, one object a line, with correlation and trace ids
+    membership            Who the members of a mesh are, in a form that can be compared, vouched for and shown to
+                          somebody who missed a change
+    mesh_certificates     Certificates of the mesh CA: how root, intermediate and node certificates look, and the strict
+                          check of each
     operator_token        The operator's token of a site: who may use a listener that other machines reach (ADR 0023,
                           docs/design/edges.md)
     overlay_attachment    One service's end of the overlay: the Attach stream of packets to and from this site's data

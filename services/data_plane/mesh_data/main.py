@@ -19,6 +19,7 @@ from mesh_data.shell.clients.client_listener import ClientListener
 from mesh_data.shell.data_service import Configurator, DataPlaneServicer
 from mesh_data.shell.groups.groups import Groups
 from mesh_data.shell.overlay.forwarding_api import ForwardingApi
+from mesh_data.shell.overlay.lane_handshakes import Proxies
 from mesh_data.shell.overlay.listener import PeerListener
 from mesh_data.shell.overlay.metrics import OverlayCollector
 from mesh_data.shell.overlay.overlay import Overlay
@@ -219,7 +220,9 @@ def _open_overlay(node: NodeSettings, settings: DataSettings, readiness: Readine
         get_logger(__name__).warning("lanes_in_clear", hint=hint)
     certificate = BootCertificate() if settings.peer_tls else None
     listener = PeerListener(settings.peer_listen, certificate) if settings.peer_listen else None
-    overlay = Overlay(PRESETS[node.preset], settings.dial, listener, allows_clear=not settings.peer_tls)
+    proxies = Proxies.of_settings(settings.proxied, is_listening_behind=settings.peer_proxied)
+    preset, allows_clear = PRESETS[node.preset], not settings.peer_tls
+    overlay = Overlay(preset, settings.dial, listener, allows_clear=allows_clear, proxies=proxies)
     REGISTRY.register(OverlayCollector(overlay, listener))
     overlay.on_view(lambda view, _: _warn_of_addresses(readiness, overlay, view))
     return overlay

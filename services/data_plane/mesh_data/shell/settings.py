@@ -26,15 +26,25 @@ class DataSettings(Section):
         description="Whether lanes run in TLS. `false` is for packet captures on a network that you trust, and needs "
         "MESH_INSECURE_DEV=1.",
     )
+    peer_proxied: bool = Field(
+        default=False,
+        description="Whether the peer listener stands behind a proxy that ends TLS (nginx, a load balancer). Then frames are "
+        "sealed with keys of their own for those who dial an address of their MESH_DATA_PROXIED.",
+    )
+    proxied: list[PeerAddress] = Field(
+        default_factory=list,
+        description="Addresses behind which a proxy ends TLS, as nodes advertise or MESH_DATA_DIAL names them, "
+        "`wss://h:p,wss://h:p`. The node there needs MESH_DATA_PEER_PROXIED; others are refused with TLS_TERMINATED.",
+    )
     client_listen: Listen | Literal[""] = Field(
         default="",
         description="WebSocket listener for this site's applications (`meshclient`); empty: none. "
-        "Other than a loopback address: with TLS and the operator's token only, unless MESH_INSECURE_DEV=1.",
+        "Other than a loopback address: with TLS (MESH_NODE_TLS_DIR) and the operator's token only, unless MESH_INSECURE_DEV=1.",
     )
     client_tls_certificate: str = Field(
         default="",
         description="PEM file of the certificate chain, own certificate first, with which applications are served over TLS "
-        "(`wss`); with MESH_DATA_CLIENT_TLS_KEY, or neither. Read again when it changes. Empty: in clear.",
+        "(`wss`); with MESH_DATA_CLIENT_TLS_KEY, or neither. Read again when it changes. Empty: the site's certificate beyond the loopback, in clear on it.",
     )
     client_tls_key: str = Field(
         default="", description="PEM file of the key of MESH_DATA_CLIENT_TLS_CERTIFICATE, without a passphrase."
