@@ -52,7 +52,7 @@ class Port:
         self.socket = bind("0.0.0.0:0", "The test listener")
         self.number: int = self.socket.getsockname()[1]
         self.task = asyncio.create_task(
-            serve(self.socket, PROTOCOL, lambda _: None, self._handle, limits, Opening(0.5, gate), budget=budget)
+            serve(self.socket, PROTOCOL, lambda *_: None, self._handle, limits, Opening(0.5, gate), budget=budget)
         )
 
     async def _handle(self, connection: FrameSocket) -> None:
