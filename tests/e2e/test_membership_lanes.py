@@ -85,8 +85,8 @@ async def test_forgotten_node_is_cut_off_by_a_member_that_missed_it_once_that_me
         return True
 
     await eventually("a and c have forgotten the ghost", is_forgotten, 30)
-    for link in ("ab", "bc"):
-        mesh.links[link].cut()
+    for name in ("ab", "bc"):
+        mesh.links[name].cut()
     # Its data plane alone: whatever it hears now, it hears on its lanes.
     b.start_service("data")
     async with running_overlay(member(key, place), only_via(place.view, "b")) as ghost:
