@@ -14,7 +14,7 @@ ARGS ?=
 JOBS ?= auto
 COMPOSE ?= $(MESH_TEST_COMPOSE)
 
-.PHONY: help setup demo up down test test-fast nightly check sim sim-mutants fmt proto verify golden storms fuzz test-faults test-attacks bench-publish bench-latency bench-restart bench-idle bench-catchup bars lock clean images e2e-docker
+.PHONY: help setup demo up down test test-fast nightly check sim sim-mutants fmt proto verify golden storms fuzz test-faults test-attacks bench-publish bench-latency bench-restart bench-idle bench-catchup bench-identity bars lock clean images e2e-docker
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ bench-idle: setup ## measure what 1,000 streams cost a node while nobody publish
 
 bench-catchup: setup ## bring back a node that was away for 800 MB while publishing goes on, in one group and in a hundred (ROUNDS=3)
 	@exec $(VENV_PYTHON) -m tests.bench.catchup --rounds $(or $(ROUNDS),3)
+
+bench-identity: setup ## measure lane handshakes a second, and how long a killed site takes until 50 peers have lanes to it again
+	@exec $(VENV_PYTHON) -m tests.bench.identity $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS))
 
 lock: python ## compile requirements/*.in to hash-locked *.txt (UPGRADE=1 takes newer versions)
 	@scripts/lock-requirements $(if $(UPGRADE),--upgrade)

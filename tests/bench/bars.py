@@ -32,6 +32,7 @@ EXPECTED: Final[dict[str, tuple[str, ...]]] = {
         for figure in ("", " publish ratio", " leader memory", " loop stall")
     ),
     "idle": ("idle 1,000 streams",),
+    "identity": ("handshakes/s", "reconnect 50 peers"),
     "paths": ("n=100 cold", "n=1000 cold", "n=1000 cached", "n=1000 after one change"),
     "links": (
         "hop p50",

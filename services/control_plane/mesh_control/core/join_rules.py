@@ -139,7 +139,8 @@ def unknown_token() -> MeshError:
     """Why a token is refused that the mesh does not know, that was revoked, or whose proof is wrong: not told apart."""
     return MeshError(
         ErrorCode.TOKEN_UNKNOWN,
-        "The mesh does not know this join token: check the line for missing characters, or make another one at a member.",
+        "The mesh does not know this join token: it was revoked, or a character of the line is wrong. Copy it again, or make "
+        "another one at a member (`meshctl token issue`).",
     )
 
 

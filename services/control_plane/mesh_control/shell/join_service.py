@@ -105,6 +105,7 @@ def check_same_mesh(wanted: str, actual: str) -> None:
     if wanted and wanted != actual:
         raise MeshError(
             ErrorCode.MESH_ID_MISMATCH,
-            f"The node at that address is in mesh {printable(actual, 64)}, not in {wanted}: check the address or the mesh id.",
+            f"The node at that address is in mesh {printable(actual, 64)}, and mesh {wanted} is asked for: give an address of "
+            "that mesh, or a token or id of the one that answers.",
             {"expected": wanted, "actual": printable(actual, 64)},
         )
