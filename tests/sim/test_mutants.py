@@ -15,7 +15,6 @@ SEEN_AT = {
     "conflict_not_replaced": 10,
     "deaf_while_quiesced": 2,
     "apply_uses_local_clock": 2,
-    "term_not_compared": 42,
     "follows_an_older_catalogue": 6,
     "learner_votes_before_catch_up": 4,
     "destroyed_before_the_seal": 2,
@@ -24,6 +23,8 @@ SEEN_AT = {
 }
 """The first seed that sees the mutant, where that is not 1; by `make sim-mutants`. Only a start: see the test."""
 SEEDS = range(1, 31)
+QUICK = [mutant for mutant in ALL if mutant.name != "term_not_compared"]
+"""The other one takes tens of seeds: it is left to `make sim-mutants`."""
 pytestmark = pytest.mark.sim
 
 
@@ -33,7 +34,7 @@ def first_findings(mutant: Mutant, seeds: Iterable[int]) -> tuple[str, ...]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.name)
 def test_a_checker_sees_the_mutant(mutant: Mutant) -> None:
     """At the seed that once saw it; a change of the simulation may have moved that, so at one of thirty others, too."""
     findings = first_findings(mutant, [SEEN_AT.get(mutant.name, 1), *SEEDS])
