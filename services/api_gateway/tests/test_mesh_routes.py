@@ -72,7 +72,8 @@ async def test_seed_and_join(gateway: Gateway) -> None:
     gateway.control.answer("Seed", mesh_pb2.SeedResponse(mesh_id="m", node_id=1, token="mesh1.x"))
     gateway.control.answer("Join", mesh_pb2.JoinResponse(mesh_id="m", node_id=2))
     seeded = await gateway.http.post("/v1/mesh/seed")
-    assert (seeded.status_code, seeded.json()) == (201, {"mesh_id": "m", "node_id": 1, "token": "mesh1.x"})
+    root = {"ca_fingerprint": "", "ca_root_key_file": ""}
+    assert (seeded.status_code, seeded.json()) == (201, {"mesh_id": "m", "node_id": 1, "token": "mesh1.x"} | root)
     assert gateway.control.asked[-1].request == mesh_pb2.SeedRequest(name="mesh", policy=KEY_REQUIRED)
     await gateway.http.post("/v1/mesh/seed", json={"name": "plant", "policy": "OPEN"})
     assert gateway.control.asked[-1].request == mesh_pb2.SeedRequest(name="plant", policy=view_pb2.JOIN_POLICY_OPEN)
