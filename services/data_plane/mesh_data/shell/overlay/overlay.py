@@ -114,7 +114,7 @@ class Overlay:
         self._tasks: asyncio.TaskGroup | None = None
         self._timer = DeadlineTimer("overlay_turn", self._turn, self._clock, _TURN_GAP_S)
         self._dial_timer = DeadlineTimer("dial_turn", self._start_dials, self._clock, _TURN_GAP_S)
-        self._dial_failures: dict[NodeId, ErrorCode] = {}
+        self._dial_failures: dict[NodeId, MeshError] = {}
         self.refusals: dict[str, int] = {}
         self.on_packet(Protocol.REQUEST, self._calls.receive)
 
@@ -178,6 +178,12 @@ class Overlay:
     def undiallable(self) -> dict[NodeId, str]:
         """Members that should be dialled and whose address is none, with what stands there."""
         return self._policy.undiallable
+
+    @property
+    def failed_dials(self) -> dict[NodeId, MeshError]:
+        """Members to which no lane is up, whose last dial failed, and why."""
+        up = {link.peer for link in self._core.links() if link.is_up}
+        return {peer: error for peer, error in self._dial_failures.items() if peer not in up}
 
     @property
     def is_running(self) -> bool:
@@ -247,6 +253,8 @@ class Overlay:
                 self._core.close_all("the node was stopped", is_node_stopping=True, now=now)
         up = {link.peer for link in self._core.links() if link.is_up}
         self._policy.configure(view if is_running else None, self._core.local, up, now)
+        for gone in self._dial_failures.keys() - (view.nodes if view is not None and is_running else {}):
+            del self._dial_failures[gone]
         self._plan_dials()
         self._after_core()
         for callback in list(self._view_callbacks):
@@ -570,8 +578,9 @@ class Overlay:
 
     def _log_failed_dial(self, dial: Dial, error: MeshError) -> None:
         """Once for each new reason: a node that is away for a night must not fill the log."""
-        log = _log.debug if self._dial_failures.get(dial.peer) == error.code else _log.info
-        self._dial_failures[dial.peer] = error.code
+        last = self._dial_failures.get(dial.peer)
+        log = _log.debug if last is not None and last.code == error.code else _log.info
+        self._dial_failures[dial.peer] = error
         log("dial_failed", peer=dial.peer, address=dial.address, code=error.code, reason=printable(error.message))
 
     def _count_refusal(self, error: MeshError) -> None:
