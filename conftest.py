@@ -15,6 +15,8 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+pytest_plugins = ["tests.costs"]
+
 _ONE_WORKER: Final = frozenset({"attacks", "faults"})
 """Folders under tests/ whose tests share a mesh or write one report: all of a folder runs on one worker."""
 _FIRST: Final = ("faults", "attacks", "sim", "e2e")

@@ -14,8 +14,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final, Self, TypeVar
 
+import grpc
 import grpc.aio
 
 from meshapi.common.v1 import view_pb2
@@ -161,12 +163,35 @@ async def _healthy(node: Node, expected: int) -> mesh_pb2.GetStatusResponse | No
     return status if is_healthy else None
 
 
-async def run(targets: Sequence[Target]) -> int:
-    """The process: exit status 0 when the mesh has formed, 1 when it cannot, 3 when the time is up."""
+async def trust(name: str, authorities: Path | None) -> grpc.ChannelCredentials | None:
+    """Credentials that trust the authority of node `name`, once its control plane has written it; None: in clear."""
+    if authorities is None:
+        return None
+    path = authorities / name / "ca.crt"
+
+    async def written() -> bytes | None:
+        try:
+            return await asyncio.to_thread(path.read_bytes)
+        except OSError as error:
+            raise MeshError(ErrorCode.UNAVAILABLE, f"{path} cannot be read yet ({error.strerror}).") from error
+
+    return grpc.ssl_channel_credentials(await patiently(f"the control plane of {name} writes its authority", written))
+
+
+async def run(targets: Sequence[Target], authorities: Path | None = None) -> int:
+    """The process: exit status 0 when the mesh has formed, 1 when it cannot, 3 when the time is up.
+
+    Args:
+        targets: The nodes, the founder first.
+        authorities: Folder with `NAME/ca.crt` for each node; None: gateways are called in clear.
+    """
     async with AsyncExitStack() as stack:
-        nodes = [Node(target, await stack.enter_async_context(open_channel(target.gateway))) for target in targets]
+        nodes: list[Node] = []
         try:
             async with asyncio.timeout(DEADLINE_S):
+                for target in targets:
+                    channel = open_channel(target.gateway, await trust(target.name, authorities))
+                    nodes.append(Node(target, await stack.enter_async_context(channel)))
                 mesh_id = await form(nodes)
         except MeshError as error:
             _log.error("mesh_not_formed", code=error.code, message=error.message)
@@ -182,9 +207,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m form_mesh", description=__doc__)
     parser.add_argument("nodes", nargs="+", type=Target.parse, metavar="NAME=GATEWAY[,ADDRESS]")
-    targets: list[Target] = parser.parse_args().nodes
-    configure_logging("mesh-seed", targets[0].name, "info")
-    sys.exit(asyncio.run(run(targets)))
+    parser.add_argument("--authorities", type=Path, metavar="FOLDER", help="holds NAME/ca.crt: gateways speak TLS")
+    given = parser.parse_args()
+    configure_logging("mesh-seed", given.nodes[0].name, "info")
+    sys.exit(asyncio.run(run(given.nodes, given.authorities)))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ async def target(running: Target, request: pytest.FixtureRequest) -> AsyncIterat
 
     The markers `changes_state` and `heap_gaps_mb` allow committed changes, and so many MB in gaps of the heap.
     """
-    before = await running.look()
+    before = await running.agreed_look()
     name = request.node.name
     TALLY.attacks[name] = attack = Attack(name, memory_mb_before=round(before.memory_mb, 1))
     yield running

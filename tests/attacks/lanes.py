@@ -15,6 +15,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mesh_data.core.handshake import Handshake, LocalNode, PeerNode, Role, Terms
+from mesh_data.core.membership_desk import membership_of
 from mesh_data.core.view import View
 from mesh_data.shell.overlay.lane_socket import SUBPROTOCOL
 from meshapi.control.v1 import join_pb2
@@ -60,7 +61,13 @@ class RawLane:
     async def shake(self) -> PeerNode:
         """Runs the handshake as the dialler; raises MeshError with the reason for which the node refuses."""
         deadline = time.monotonic() + _TIMEOUT_S
-        terms = Terms(Delegations(time.time), view=self._view, certificate_seen=self.socket.certificate_seen)
+        terms = Terms(
+            Delegations(time.time),
+            view=self._view,
+            certificate_seen=self.socket.certificate_seen,
+            membership_revision=self._view.revision if self._view is not None else 0,
+            membership_digest=membership_of(self._view).digest if self._view is not None else b"",
+        )
         nonce, ephemeral_seed = secrets.token_bytes(32), secrets.token_bytes(32)
         handshake = Handshake(Role.DIALLER, self.local, terms, nonce, ephemeral_seed, deadline)
         await self._send_all(handshake)

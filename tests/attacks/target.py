@@ -21,7 +21,7 @@ from meshtest.gateway_client import Gateway
 from meshtest.ports import free_ports
 from meshtest.processes import Child, ProcessId
 from meshtest.site import PORTS_PER_SITE, Site, SiteConfig
-from meshtest.trio import form_mesh, plan, start_sites
+from meshtest.trio import create_stream, form_mesh, plan, start_sites
 from meshtest.waiting import ConditionNotMetError, eventually
 from tests.attacks.raw_socket import tls_ports
 from tests.attacks.traffic import Traffic, flowing
@@ -192,6 +192,16 @@ class Target:
         grown_mb = max(peak_mb, memory_mb(pid)) - before_mb
         assert grown_mb <= memory_mb_max, f"{process} held {grown_mb:.0f} MB more during the attack"
 
+    async def agreed_look(self) -> Look:
+        """As soon as all nodes tell the same: what an earlier test committed may still be on its way to some of them."""
+
+        async def agreed() -> Look | None:
+            look = await self.look()
+            is_same = len({look.state[f"view of {name}"] for name in self.gateways}) == 1
+            return look if is_same and all(look.state[f"quorum seen by {name}"] for name in self.gateways) else None
+
+        return await eventually("all nodes have the same view", agreed, _SETTLE_S)
+
     async def look(self) -> Look:
         """Now."""
         return Look(self.processes(), await self.state(), {path: path.stat().st_size for path in self.service_logs()})
@@ -261,12 +271,12 @@ async def running_target(directory: Path) -> AsyncIterator[Target]:
                 name: await stack.enter_async_context(Gateway(site.config.gateway)) for name, site in sites.items()
             }
             mesh_id = await form_mesh(sites, gateways, lambda _text: None)
-            await gateways["a"].create_stream(STREAM, ["a", "b", "c"])
-            abused = await gateways["a"].create_stream(ABUSED, ["b", "c", "a"])
+            await create_stream(gateways, STREAM)
+            abused_id = await create_stream(gateways, ABUSED, ["b", "c", "a"])
             addresses = [site.config.client for site in sites.values()]
             async with flowing(STREAM, addresses) as traffic:
                 tls_ports.update(site.config.ports["peer"] for site in sites.values())
-                target = Target(directory, sites, gateways, traffic, mesh_id, abused.stream.stream_id)
+                target = Target(directory, sites, gateways, traffic, mesh_id, abused_id)
                 await target.issue_token(uses=1_000, ttl_s=24 * 3600)
                 yield target
         finally:

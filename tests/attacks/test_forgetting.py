@@ -9,6 +9,7 @@ from meshapi.common.v1 import view_pb2
 from meshapi.supervisor.v1 import mesh_pb2
 from meshcommon.errors import ErrorCode
 from meshcommon.grpc_client import mesh_error
+from meshtest.waiting import eventually
 from tests.attacks.lanes import new_key
 from tests.attacks.mallory import admitted
 from tests.attacks.raw_socket import answer, http_request, status_of
@@ -50,6 +51,11 @@ async def test_wiped_node_comes_back_under_its_name(target: Target) -> None:
     await target.gateways["b"].mesh.ForgetNode(forget, timeout=20)
     second = await admitted(target, "b", LOST, new_key())
     assert second.node_id > first.node_id
-    status = await target.gateways["a"].status()
-    assert status.view.status == view_pb2.MESH_STATUS_HEALTHY
+
+    async def is_healthy() -> bool:
+        view = (await target.gateways["a"].status()).view
+        names = [node.name for node in view.nodes if node.node_id == second.node_id]
+        return names == [LOST] and view.status == view_pb2.MESH_STATUS_HEALTHY
+
+    await eventually("a has the node's new place, and the mesh is healthy", is_healthy)
     await target.gateways["c"].mesh.ForgetNode(forget, timeout=20)

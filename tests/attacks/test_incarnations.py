@@ -11,6 +11,7 @@ from meshapi.supervisor.v1 import data_pb2
 from meshclient import MeshClient
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import mesh_error
+from meshtest.trio import served_everywhere
 from meshtest.waiting import eventually
 from meshwire import client, request
 from tests.attacks.raw_socket import Opcode, answer, http_request, status_of, websocket, websocket_frame
@@ -23,12 +24,14 @@ pytestmark = pytest.mark.changes_state
 
 
 async def created(target: Target) -> int:
-    """Makes the stream, once the name is free; returns its id."""
+    """Makes the stream, once the name is free; returns its id once every node serves it."""
 
     async def create() -> int:
         return (await target.gateways["a"].create_stream(NAME, MEMBERS)).stream.stream_id
 
-    return await eventually("the stream is made", create, 30)
+    stream_id = await eventually("the stream is made", create, 30)
+    await served_everywhere(target.gateways, NAME, stream_id)
+    return stream_id
 
 
 async def reborn(target: Target) -> tuple[int, int, data_pb2.InitProducerResponse]:

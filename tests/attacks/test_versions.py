@@ -6,6 +6,7 @@ import secrets
 
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import join_pb2, mcg_pb2
+from meshtest.waiting import eventually
 from meshwire import frame, packet, request
 from meshwire.packet import Protocol
 from tests.attacks.lanes import LaneEndedError, lane, new_key, public_key, routed, stranger
@@ -23,8 +24,13 @@ def unknown_field(number: int, payload: bytes) -> bytes:
 
 
 async def applied(target: Target) -> dict[str, int]:
-    """How far each node has applied the control group's log."""
-    return {name: (await gateway.status()).mcg_applied for name, gateway in target.gateways.items()}
+    """How far each node has applied the control group's log, as soon as all are equally far."""
+
+    async def agreed() -> dict[str, int] | None:
+        found = {name: (await gateway.status()).mcg_applied for name, gateway in target.gateways.items()}
+        return found if len(set(found.values())) == 1 else None
+
+    return await eventually("all nodes have applied the same", agreed)
 
 
 async def test_command_of_a_later_version_is_not_proposed(mallory: Mallory, target: Target) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from meshtest.gateway_client import Gateway
 from meshtest.ports import free_ports
 from meshtest.site import PORTS_PER_SITE, Site
-from meshtest.trio import NODES, form_mesh, plan, start_sites
+from meshtest.trio import create_stream, form_mesh, plan, start_sites
 
 STREAM: Final = "bench/full"
 
@@ -30,7 +30,7 @@ async def running_full_mesh(directory: Path) -> AsyncIterator[str]:
                 name: await stack.enter_async_context(Gateway(site.config.gateway)) for name, site in sites.items()
             }
             await form_mesh(sites, gateways, lambda _text: None)
-            await gateways["a"].create_stream(STREAM, list(NODES))
+            await create_stream(gateways, STREAM)
             yield sites["a"].config.client
         finally:
             await asyncio.gather(*(site.stop() for site in sites.values()))

@@ -7,8 +7,6 @@ import json
 from dataclasses import dataclass, field
 from typing import Final
 
-import httpx
-
 from meshtest.waiting import eventually
 from tests.docker.engine import docker
 from tests.docker.stage import Stage
@@ -17,6 +15,7 @@ DATA: Final = "data-plane"
 CONTROL: Final = "control-plane"
 ROUTING: Final = "routing"
 _NO_ROOM: Final = ("--tmpfs", "/var/lib/mesh:nr_inodes=2,uid=10001")
+_OWN_DIRECTORY: Final = ("--tmpfs", "/var/lib/mesh:uid=10001")
 _POSTGRES: Final = "MESH_NODE_POSTGRES_URL=postgresql+asyncpg://mesh:{password}@nowhere/mesh"
 
 
@@ -42,6 +41,7 @@ CASES: Final = (
         "MESH_INSECURE_DEV",
         environment=("MESH_NODE_NAME=x", "MESH_DATA_PEER_TLS=false"),
     ),
+    Case("no certificates", DATA, 77, "MESH_NODE_TLS_DIR", environment=("MESH_NODE_NAME=x",), options=_OWN_DIRECTORY),
     Case(
         "missing secret",
         CONTROL,
@@ -116,7 +116,11 @@ async def database_of_a_newer_schema(stage: Stage) -> None:
     assert "docker/newer-schema" not in await _sql(stage, "SELECT name FROM streams")
     await _sql(stage, f"UPDATE alembic_version SET version_num = '{known}'")
     await _no_warning(stage, "schema revision newer")
-    assert "docker/newer-schema" in await _sql(stage, "SELECT name FROM streams")
+
+    async def is_written() -> bool:
+        return "docker/newer-schema" in await _sql(stage, "SELECT name FROM streams")
+
+    await eventually("b has written what it missed", is_written)
     await stage.wait_until_healthy()
 
 
@@ -127,8 +131,8 @@ async def _sql(stage: Stage, statement: str) -> str:
 
 
 async def _warnings(stage: Stage, word: str) -> list[str]:
-    async with httpx.AsyncClient(timeout=10) as http:
-        found: list[str] = (await http.get(f"{stage.rest['b']}/v1/mesh")).json().get("warnings", [])
+    async with stage.http("b") as http:
+        found: list[str] = (await http.get("/v1/mesh")).json().get("warnings", [])
     return [warning for warning in found if word in warning]
 
 

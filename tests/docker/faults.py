@@ -9,8 +9,6 @@ import asyncio
 import time
 from typing import Final
 
-import httpx
-
 from meshcommon.errors import ErrorCode, MeshError
 from meshtest.trio import NODES
 from meshtest.waiting import eventually
@@ -98,10 +96,10 @@ async def every_container_crashes(stage: Stage) -> None:
 
 async def stores_stop_and_start(stage: Stage) -> None:
     """Without its Postgres and Redis a site goes on, and says that they are away for as long as they are."""
-    async with stage.under_load("docker/stores", "a") as workload, httpx.AsyncClient(timeout=20) as http:
+    async with stage.under_load("docker/stores", "a") as workload, stage.http("a", 20) as http:
 
         async def warns_of_postgres() -> bool:
-            warnings = (await http.get(f"{stage.rest['a']}/v1/mesh")).json()["warnings"]
+            warnings = (await http.get("/v1/mesh")).json()["warnings"]
             return any("Postgres" in warning for warning in warnings)
 
         async def is_silent() -> bool:
@@ -229,6 +227,7 @@ async def wiped_node_is_recognised(stage: Stage) -> None:
     assert await stage.wait_for_seed() == 1
     said = await stage.compose.logs("seed")
     assert "NAME_TAKEN" in said, said
+    await stage.trust()  # c has another issuer: the key was on its volume
     assert (await stage.gateways["c"].status()).node_id == 0
     await stage.gateways["a"].publish("docker/wiped", [b"1:0"])
     held = await held_by(stage.gateways["b"], "docker/wiped", 1)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+import grpc
+import httpx
 
 from meshapi.common.v1 import view_pb2
 from meshtest.gateway_client import Gateway
 from meshtest.ports import free_ports
-from meshtest.trio import NODES, Trio
+from meshtest.trio import NODES, Trio, served_everywhere
 from meshtest.waiting import eventually
 from tests.docker.engine import CommandFailedError, Compose, command, docker
 from tests.e2e.workload import Workload, check, publishing
@@ -42,21 +46,54 @@ class Narrator:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A running compose mesh. `rest` holds the base URL of each gateway."""
+    """A running compose mesh. `rest` holds the base URL of each gateway.
+
+    `gateways` and `authorities`, which hold what the tests trust, are empty until the mesh is up.
+    """
 
     compose: Compose
-    gateways: dict[str, Gateway]
+    targets: dict[str, str]
     rest: dict[str, str]
     narrator: Narrator
+    gateways: dict[str, Gateway] = field(default_factory=dict)
+    authorities: dict[str, str] = field(default_factory=dict)
+
+    async def trust(self) -> None:
+        """Takes the certificates of the sites' issuers, as a user would, and dials the gateways with them."""
+        for node, target in self.targets.items():
+            container = await self.compose.container(f"{node}-control")
+
+            async def written(container: str = container) -> str:
+                try:
+                    return await docker("exec", container, "cat", "/var/lib/mesh-tls/ca/ca.crt")
+                except CommandFailedError:
+                    return ""
+
+            found = await eventually(f"the control plane of {node} has written its certificate", written)
+            if found != self.authorities.get(node):
+                self.authorities[node] = found
+                if node in self.gateways:
+                    await self.gateways[node].close()
+                self.gateways[node] = Gateway(target, grpc.ssl_channel_credentials(found.encode()))
+
+    async def close(self) -> None:
+        """Closes the channels to the gateways."""
+        for gateway in self.gateways.values():
+            await gateway.close()
+
+    def http(self, node: str, timeout_s: float = 10) -> httpx.AsyncClient:
+        """A client for REST of `node`, which trusts the issuer of that site alone."""
+        tls = ssl.create_default_context(cadata=self.authorities[node])
+        return httpx.AsyncClient(base_url=self.rest[node], verify=tls, timeout=timeout_s)
 
     async def create_stream(self, name: str, members: Sequence[str] = NODES) -> str:
         """A stream on all three nodes, the first being the preferred leader."""
 
-        async def created() -> bool:
-            await self.gateways["a"].create_stream(name, [*members])
-            return True
+        async def created() -> int:
+            return (await self.gateways["a"].create_stream(name, [*members])).stream.stream_id
 
-        await eventually(f"stream {name} is created", created, timeout_s=60)
+        stream_id = await eventually(f"stream {name} is created", created, timeout_s=60)
+        await served_everywhere(self.gateways, name, stream_id)
         return name
 
     @asynccontextmanager
@@ -135,6 +172,7 @@ class Stage:
         status = await self.wait_for_seed()
         if status:
             raise CommandFailedError(f"seed ended with status {status}:\n{await self.compose.logs('seed')}")
+        await self.trust()
         return time.monotonic() - started
 
     async def memory_mib(self) -> dict[str, float]:
@@ -171,12 +209,11 @@ async def empty_stage(directory: Path, narrator: Narrator) -> AsyncIterator[Stag
     await remove(compose)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(remove, compose)
-        gateways = {
-            node: await stack.enter_async_context(Gateway(f"127.0.0.1:{ports[2 * number + 1]}"))
-            for number, node in enumerate(NODES)
-        }
-        rest = {node: f"http://127.0.0.1:{ports[2 * number]}" for number, node in enumerate(NODES)}
-        yield Stage(compose, gateways, rest, narrator)
+        targets = {node: f"127.0.0.1:{ports[2 * number + 1]}" for number, node in enumerate(NODES)}
+        rest = {node: f"https://127.0.0.1:{ports[2 * number]}" for number, node in enumerate(NODES)}
+        stage = Stage(compose, targets, rest, narrator)
+        stack.push_async_callback(stage.close)
+        yield stage
 
 
 async def remove(compose: Compose) -> None:

@@ -182,15 +182,15 @@ async def _only_admin_pages_answer(stage: Stage) -> None:
 
 async def demo_story(stage: Stage) -> None:
     """REST and gRPC from outside; a file through a stream while a wan network goes away; every byte compared."""
-    async with httpx.AsyncClient(timeout=30) as http:
-        created = await http.post(f"{stage.rest['a']}/v1/streams", json={"name": "demo/lines", "members": [*NODES]})
+    async with stage.http("a", 30) as at_a, stage.http("b", 30) as at_b, stage.http("c", 30) as at_c:
+        created = await at_a.post("/v1/streams", json={"name": "demo/lines", "members": [*NODES]})
         assert created.status_code in {200, 201}, created.text
         record = {"wait": "committed", "records": [{"value": "first\n"}]}
-        published = await http.post(f"{stage.rest['b']}/v1/streams/demo/lines/records", json=record)
+        published = await at_b.post("/v1/streams/demo/lines/records", json=record)
         assert published.status_code in {200, 201}, published.text
-        read = await http.get(f"{stage.rest['c']}/v1/streams/demo/lines/records", params={"from": 0})
+        read = await at_c.get("/v1/streams/demo/lines/records", params={"from": 0})
         assert read.json()["records"][0]["value"] == "first\n"
-        assert (await http.get(f"{stage.rest['c']}/docs")).status_code == 200
+        assert (await at_c.get("/docs")).status_code == 200
     lines = split_lines(default_input())[:STORY_LINES]
     data = b"".join(lines)
     with tempfile.TemporaryDirectory(prefix="mesh-docker-") as directory:

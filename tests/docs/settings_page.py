@@ -22,7 +22,16 @@ from mesh_control.shell.settings import ControlSettings
 from mesh_data.shell.settings import DataSettings
 from mesh_gateway.settings import GatewaySettings
 from mesh_routing.settings import RoutingSettings
-from meshcommon.settings import Endpoint, HostName, Listen, NodeName, NodeSettings, PeerAddress, Section
+from meshcommon.settings import (
+    CertificateName,
+    Endpoint,
+    HostName,
+    Listen,
+    NodeName,
+    NodeSettings,
+    PeerAddress,
+    Section,
+)
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = ROOT / "docs" / "settings.md"
@@ -45,6 +54,7 @@ _NAMED_TYPES: Final[list[tuple[Any, str]]] = [
     (Listen, "`host:port`"),
     (Endpoint, "`host:port` or `unix:/path`"),
     (HostName, "host name"),
+    (CertificateName, "host name or IP address"),
     (NodeName, "name"),
     (PeerAddress, "`ws://` or `wss://` address"),
     (str, "text"),
@@ -71,7 +81,7 @@ SETTING_INVALID, exit status 78, and a sentence that names the setting. In a var
 | variable | for all services | default |
 |---|---|---|
 | `MESH_CONFIG_FILE` | path of the settings file (TOML); empty: none | empty |
-| `MESH_INSECURE_DEV` | `1` accepts that traffic between nodes and calls of the API are neither encrypted nor authenticated. Without it the data plane does not start and the gateway listens on the loopback only. Only in the environment. | empty |
+| `MESH_INSECURE_DEV` | `1` accepts that listeners which other machines reach, and calls to other machines, are neither encrypted nor authenticated. For packet captures and tests: with MESH_NODE_TLS_DIR nothing needs it. Only in the environment. | empty |
 
 Variables that start with `MESH_CTL_` belong to the command line, those that start with `MESH_TEST_` to the tests.
 """

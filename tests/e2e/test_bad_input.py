@@ -34,7 +34,7 @@ async def snapshot(trio: Trio) -> tuple[list[str], list[str]]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stream(mesh: Trio) -> str:
-    await mesh.gateways["a"].create_stream(STREAM, ["a", "b"])
+    await mesh.create_stream(STREAM, ["a", "b"])
     return STREAM
 
 
@@ -123,11 +123,12 @@ async def test_unknown_names(mesh: Trio) -> None:
 
 async def test_a_deleted_stream_is_gone_everywhere_and_its_name_is_free_again(mesh: Trio) -> None:
     name = "bad/deleted"
-    await mesh.gateways["a"].create_stream(name, ["a", "b", "c"])
+    await mesh.create_stream(name)
     await mesh.gateways["a"].publish(name, [b"old"])
-    await mesh.gateways["b"].delete_stream(name)
-    assert (await refused(mesh.gateways["b"].describe(name))).code is ErrorCode.STREAM_NOT_FOUND
-    await mesh.gateways["b"].create_stream(name, ["b", "c"])
+    await mesh.delete_stream(name, at="b")
+    for gateway in mesh.gateways.values():
+        assert (await refused(gateway.describe(name))).code is ErrorCode.STREAM_NOT_FOUND
+    await mesh.create_stream(name, ["b", "c"], at="b")
     response = await mesh.gateways["a"].publish(name, [b"new"])
     assert response.base_offset == 0
 

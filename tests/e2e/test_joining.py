@@ -18,6 +18,7 @@ from meshcommon.errors import ErrorCode, MeshError
 from meshtest.gateway_client import Gateway
 from meshtest.ports import free_ports
 from meshtest.site import PORTS_PER_SITE, Site, SiteConfig, name_ports
+from meshtest.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 OTHER_MESH = "00000000-0000-4000-8000-000000000000"
@@ -129,8 +130,12 @@ async def test_after_all_that_the_node_joins(pair: dict[str, Site]) -> None:
     assert joined.returncode == 0, joined.stderr
     assert "this node has id 2" in joined.stdout
     async with Gateway(pair["free"].config.gateway) as gateway:
-        status = await gateway.status()
-    assert (status.node_id, status.mesh_name) == (2, "e2e")
+
+        async def has_view() -> bool:
+            status = await gateway.status()
+            return (status.node_id, status.mesh_name) == (2, "e2e")
+
+        await eventually("the node has the mesh's view", has_view)
     assert not [
         log for log in (pair["free"].config.directory / "log").glob("*.log") if token.strip() in log.read_text()
     ]

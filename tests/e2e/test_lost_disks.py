@@ -71,7 +71,7 @@ async def stopped_with_a_copy(mesh: Trio, name: str, copy: Path) -> None:
 @pytest.mark.parametrize("damage", ["rolled back", "wiped"])
 async def test_a_disk_that_forgot_elects_nobody_and_is_renewed(mesh: Trio, damage: str, tmp_path: Path) -> None:
     name = f"disks/{damage.replace(' ', '-')}"
-    await mesh.gateways["a"].create_stream(name, ["a", "b", "c"])
+    await mesh.create_stream(name)
     await mesh.gateways["a"].transfer_leader(name, "a")
     before = await members_of(mesh.gateways["a"], name)
     async with publishing(mesh.gateways["a"], name) as workload:
@@ -113,7 +113,7 @@ async def test_a_control_plane_whose_log_forgot_is_another_member_of_its_group(
 ) -> None:
     sites, gateways = mesh.sites, mesh.gateways
     before, name = f"disks/before-{damage[0]}", f"disks/only-a-and-c-{damage[0]}"
-    await gateways["a"].create_stream(before, ["a", "b"])
+    await mesh.create_stream(before, ["a", "b"])
     sites["c"].stop_service("control")
     shutil.copytree(control_log(sites["c"]), tmp_path / "copy")
     sites["c"].start_service("control")

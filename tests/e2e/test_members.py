@@ -46,7 +46,7 @@ async def holds(gateway: Gateway, name: str) -> bool:
 
 async def test_a_stream_moves_from_its_leader_to_another_node_under_load(mesh: Trio) -> None:
     name = "members/moved"
-    await mesh.gateways["a"].create_stream(name, ["a", "b"])
+    await mesh.create_stream(name, ["a", "b"])
     async with publishing(mesh.gateways["b"], name) as workload:
         await mesh.gateways["c"].change_members(name, add=["c"], remove=["a"])
         await settled(mesh, name, {"b", "c"})
@@ -60,8 +60,12 @@ async def test_a_stream_moves_from_its_leader_to_another_node_under_load(mesh: T
     await settled(mesh, name, {"a", "b", "c"})
     await check(mesh, workload)
     term = await mesh.gateways["c"].transfer_leader(name, "a")
-    assert (await mesh.gateways["b"].describe(name)).leader == "a"
     assert term > 0
+
+    async def is_led_by_a() -> bool:
+        return (await mesh.gateways["b"].describe(name)).leader == "a"
+
+    await eventually("b knows that a leads", is_led_by_a)
     with pytest.raises(MeshError) as caught:
         await mesh.gateways["a"].change_members(name, remove=["a", "b"])
     assert caught.value.code is ErrorCode.MEMBER_COUNT
@@ -70,7 +74,7 @@ async def test_a_stream_moves_from_its_leader_to_another_node_under_load(mesh: T
 async def test_a_node_whose_disk_was_lost_comes_back_as_another_member(mesh: Trio) -> None:
     """Architecture §7: a wiped disk is recognised and its membership retired, never trusted."""
     name = "members/wiped"
-    await mesh.gateways["a"].create_stream(name, ["a", "b", "c"])
+    await mesh.create_stream(name)
     before = await stream_of(mesh.gateways["a"], name)
     async with publishing(mesh.gateways["a"], name) as workload:
         mesh.sites["c"].kill_service("data")
@@ -94,7 +98,7 @@ async def test_a_node_whose_disk_was_lost_comes_back_as_another_member(mesh: Tri
 
 async def test_a_change_survives_the_death_of_the_leader_that_is_replaced(mesh: Trio) -> None:
     name = "members/killed"
-    await mesh.gateways["a"].create_stream(name, ["a", "b", "c"])
+    await mesh.create_stream(name)
     async with publishing(mesh.gateways["b"], name) as workload:
         await mesh.gateways["a"].change_members(name, remove=["a"])
         mesh.sites["a"].kill_service("data")
@@ -135,7 +139,7 @@ async def test_meshctl_shows_moves_and_audits_a_group(mesh: Trio) -> None:
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
         return done.returncode, done.stdout
 
-    await mesh.gateways["a"].create_stream(name, ["a", "b", "c"])
+    await mesh.create_stream(name)
     await mesh.gateways["b"].publish(name, [value])
     status, shown = await ctl("raft", "transfer", name, "b")
     assert (status, shown.startswith(f"b leads {name} in term")) == (0, True)
@@ -163,7 +167,7 @@ async def test_meshctl_shows_moves_and_audits_a_group(mesh: Trio) -> None:
 
 async def test_a_deleted_stream_acknowledges_nothing_more_and_goes_everywhere(mesh: Trio) -> None:
     name = "members/sealed"
-    await mesh.gateways["a"].create_stream(name, ["a", "b", "c"])
+    await mesh.create_stream(name)
     await mesh.gateways["a"].publish(name, [b"last"])
     await mesh.gateways["b"].delete_stream(name)
 
@@ -182,4 +186,4 @@ async def test_a_deleted_stream_acknowledges_nothing_more_and_goes_everywhere(me
         return not any(held) and all(stream.name != name for view in views for stream in view.streams)
 
     await eventually("no replica and no tombstone is left", is_gone, 60)
-    await mesh.gateways["a"].create_stream(name, ["a", "b", "c"])  # the name is free again
+    await mesh.create_stream(name)  # the name is free again

@@ -89,8 +89,8 @@ async def test_a_socket_in_use_is_named_and_left_alone(service: str, site: SiteC
 @pytest.mark.parametrize(
     "variable",
     [
-        *("MESH_CONTROL_GRPC_LISTEN", "MESH_CONTROL_ADMIN_LISTEN", "MESH_ROUTING_GRPC_LISTEN"),
-        *("MESH_ROUTING_ADMIN_LISTEN", "MESH_GATEWAY_GRPC_LISTEN", "MESH_GATEWAY_ADMIN_LISTEN"),
+        *("MESH_CONTROL_GRPC_LISTEN", "MESH_ROUTING_GRPC_LISTEN", "MESH_DATA_GRPC_LISTEN"),
+        *("MESH_GATEWAY_GRPC_LISTEN", "MESH_GATEWAY_HTTP_LISTEN", "MESH_DATA_CLIENT_LISTEN"),
     ],
 )
 def test_a_listener_that_others_reach_has_to_be_asked_for(variable: str, site: SiteConfig) -> None:
@@ -98,6 +98,16 @@ def test_a_listener_that_others_reach_has_to_be_asked_for(variable: str, site: S
     listen = {variable: f"0.0.0.0:{free_ports(1)[0]}", "MESH_INSECURE_DEV": "0"}
     message = refused_with(ErrorCode.INSECURE_NOT_ALLOWED, run(service, site, **listen))
     assert "0.0.0.0" in message
+    assert "MESH_NODE_TLS_DIR" in message
+
+
+@pytest.mark.parametrize("target", ["CONTROL_DATA", "CONTROL_ROUTING", "ROUTING_DATA", "GATEWAY_CONTROL"])
+def test_a_service_on_another_machine_is_not_called_in_clear(target: str, site: SiteConfig) -> None:
+    service = target.split("_", maxsplit=1)[0].lower()
+    message = refused_with(
+        ErrorCode.INSECURE_NOT_ALLOWED, run(service, site, **{f"MESH_{target}_TARGET": "other.example.com:7301"})
+    )
+    assert "other.example.com:7301" in message
 
 
 def directory_of(service: str, site: SiteConfig) -> Path:

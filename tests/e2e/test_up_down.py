@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from meshtest.gateway_client import Gateway
+from meshtest.waiting import eventually
 
 
 def sites(directory: Path, action: str) -> str:
@@ -28,11 +29,16 @@ async def test_data_survive_down_and_up(tmp_path: Path) -> None:
         assert "running already" in sites(tmp_path, "up")
         async with Gateway(gateway(tmp_path)) as client:
             await client.create_stream("keep/this", ["a", "b", "c"])
+            await eventually("c serves the stream", lambda: client.describe("keep/this"))
             await client.publish("keep/this", [b"one", b"two"])
         assert "stopped" in sites(tmp_path, "down")
         assert "nothing runs" in sites(tmp_path, "down")
         sites(tmp_path, "up")
         async with Gateway(gateway(tmp_path)) as client:
-            assert [record.value async for record in client.read("keep/this")] == [b"one", b"two"]
+
+            async def is_whole() -> bool:
+                return [record.value async for record in client.read("keep/this")] == [b"one", b"two"]
+
+            await eventually("c serves both records", is_whole)
     finally:
         sites(tmp_path, "down")

@@ -45,7 +45,7 @@ async def check(trio: Trio, workload: Workload, nodes: set[str]) -> None:
 
 
 async def test_the_leader_is_cut_off_while_its_membership_ends(trio: Trio) -> None:
-    await trio.gateways["a"].create_stream(STREAM, ["a", "b", "c"])
+    await trio.create_stream(STREAM)
     async with publishing(trio.gateways["b"], STREAM) as workload:
         for link in ("ab", "ac"):
             trio.links[link].silence()
@@ -75,7 +75,7 @@ async def test_the_leader_is_cut_off_while_its_membership_ends(trio: Trio) -> No
 
 
 async def test_a_member_that_cannot_be_reached_is_added_once_it_can(trio: Trio) -> None:
-    await trio.gateways["a"].create_stream(STREAM, ["a", "b"])
+    await trio.create_stream(STREAM, ["a", "b"])
     async with publishing(trio.gateways["a"], STREAM) as workload:
         for link in ("ac", "bc"):
             trio.links[link].silence()

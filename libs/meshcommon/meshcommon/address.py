@@ -175,25 +175,45 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_listen(listen: str, what: str, *, is_insecure_dev: bool) -> None:
-    """Refuses an address that others than this machine can reach.
+def is_exposed(endpoint: str) -> bool:
+    """Whether `host:port` or `unix:/path` is something that other machines may reach. Raises MeshError(SETTING_INVALID)."""
+    if is_unix(endpoint):
+        unix_path(endpoint)
+        return False
+    return not is_loopback(split(endpoint)[0])
+
+
+def check_listen(listen: str, what: str, *, is_insecure_dev: bool, is_protected: bool = False) -> None:
+    """Refuses an address that others than this machine can reach, unless the listener is protected.
 
     Args:
         listen: `host:port` or `unix:/path`; a unix socket is reached only by processes of its own user.
         what: Name of the listener, for the text.
         is_insecure_dev: Whether the operator accepts that.
+        is_protected: Whether the listener speaks TLS.
 
     Raises:
         MeshError: INSECURE_NOT_ALLOWED, or SETTING_INVALID for what is no address.
     """
-    if is_unix(listen):
-        unix_path(listen)
-        return
-    host, _ = split(listen)
-    if not is_insecure_dev and not is_loopback(host):
+    if is_exposed(listen) and not is_insecure_dev and not is_protected:
         raise MeshError(
             ErrorCode.INSECURE_NOT_ALLOWED,
-            f"{what} would listen on {listen}, where other machines reach it, but cannot authenticate anyone yet: "
-            "listen on 127.0.0.1, or set MESH_INSECURE_DEV=1 on a network you trust.",
+            f"{what} would listen in clear on {listen}, where other machines reach it: set MESH_NODE_TLS_DIR, the folder "
+            "of this site's certificates, or listen on 127.0.0.1, or set MESH_INSECURE_DEV=1 on a network you trust.",
             {"address": listen},
+        )
+
+
+def check_target(target: str, what: str, *, is_insecure_dev: bool) -> None:
+    """Refuses to call another machine in clear.
+
+    Raises:
+        MeshError: INSECURE_NOT_ALLOWED, or SETTING_INVALID for what is no address.
+    """
+    if is_exposed(target) and not is_insecure_dev:
+        raise MeshError(
+            ErrorCode.INSECURE_NOT_ALLOWED,
+            f"{what} at {target} would be called in clear over a network: set MESH_NODE_TLS_DIR, the folder of this "
+            "site's certificates, or MESH_INSECURE_DEV=1 on a network you trust.",
+            {"address": target},
         )

@@ -73,22 +73,20 @@ def admin_app(readiness: Readiness, hosts: Iterable[str] = ()) -> ASGIApp:
     return _Admitted(pages, hosts)
 
 
-async def serve_admin(
-    readiness: Readiness, listen: str, *, hosts: Iterable[str] = (), is_insecure_dev: bool = False
-) -> None:
-    """Serves the three pages on `listen` until cancelled.
+async def serve_admin(readiness: Readiness, listen: str, *, hosts: Iterable[str] = ()) -> None:
+    """Serves the three pages on `listen` until cancelled. They change nothing, so they may be reached over a network.
 
     Args:
         readiness: What /readyz tells.
         listen: `host:port` or `unix:/path`.
         hosts: Names under which scrapers reach it, besides loopback names and its own name and address.
-        is_insecure_dev: Whether an address that other machines reach is accepted.
 
     Raises:
-        MeshError: INSECURE_NOT_ALLOWED, ADDRESS_IN_USE or SETTING_INVALID.
+        MeshError: ADDRESS_IN_USE or SETTING_INVALID.
     """
     app = admin_app(readiness, own_names(listen) | set(hosts))
-    await serve_asgi(app, listen, "The admin page", limits=ADMIN_HTTP, is_insecure_dev=is_insecure_dev)
+    # In clear wherever the operator lets it listen: Prometheus scrapes over the site's network.
+    await serve_asgi(app, listen, "The admin page", limits=ADMIN_HTTP, is_insecure_dev=True)
 
 
 class _Admitted:

@@ -48,10 +48,11 @@ class StoreMarker:
 class DataDir:
     """An open, locked data directory of one service. `close` releases the lock."""
 
-    def __init__(self, path: Path, marker: StoreMarker, lock: int) -> None:
+    def __init__(self, path: Path, marker: StoreMarker, lock: int, kept: tuple[str, ...] = ()) -> None:
         self.path = path
         self.marker = marker
         self._lock = lock
+        self._kept = {_MARKER, _LOCK, *kept}
 
     @classmethod
     def open(
@@ -62,6 +63,7 @@ class DataDir:
         *,
         format_version: int = FORMAT_VERSION,
         changed: tuple[str, ...] = (),
+        kept: tuple[str, ...] = (),
     ) -> DataDir:
         """Opens or makes `path` for the service `role` of the node `node_name`.
 
@@ -72,6 +74,7 @@ class DataDir:
             format_version: What this version of the service writes. An older directory is taken over when it holds none of
                 what has changed since.
             changed: Patterns, relative to the directory, of the files that were written differently before.
+            kept: Names of files that belong to the site instead of a membership: `reset` leaves them.
 
         Raises:
             MeshError: DATA_DIR_LOCKED, DATA_DIR_FOREIGN, DATA_DIR_NEWER, STORE_FORMAT_OLD, DATA_DIR_INCOMPLETE,
@@ -90,7 +93,7 @@ class DataDir:
                 _check_old(path, marker, format_version, changed)
             marker = replace(marker, boot=marker.boot + 1, format_version=format_version)
             _write_marker(path, marker)
-            directory = cls(path, marker, lock)
+            directory = cls(path, marker, lock, kept)
             if marker.is_resetting:
                 directory.reset()
         except BaseException:
@@ -132,14 +135,14 @@ class DataDir:
         _write_marker(self.path, self.marker)
 
     def reset(self) -> None:
-        """Forgets the membership: removes all content, keeps lock and role, takes a new store id.
+        """Forgets the membership: removes all content but what was named to be kept, keeps lock and role, takes a new store id.
 
         A crash in between is made good by the next open, so that the content of a former membership is never met again.
         """
         blank = replace(self.marker, node_id=0, mesh_id="", store_id=str(uuid.uuid4()), is_resetting=False)
         _write_marker(self.path, replace(blank, is_resetting=True))
         for item in self.path.iterdir():
-            if item.name in {_MARKER, _LOCK}:
+            if item.name in self._kept:
                 continue
             if item.is_dir() and not item.is_symlink():
                 shutil.rmtree(item)

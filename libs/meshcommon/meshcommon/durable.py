@@ -6,8 +6,14 @@ import os
 from pathlib import Path
 
 
-def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_durably(path: Path, data: bytes, mode: int = 0o600, *, group: int | None = None) -> None:
     """Replaces `path` by `data` so that after a crash either the old or the new content is there, never a mixture.
+
+    Args:
+        path: The file.
+        data: All of it.
+        mode: Of the new file; the process's umask takes bits away unless `group` is given.
+        group: Number of the group that the file shall belong to, with exactly `mode`; None: as the system makes files.
 
     Raises:
         OSError: The disk refused; the old content is still there.
@@ -15,6 +21,9 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     temporary = path.with_name(path.name + ".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
+        if group is not None:
+            os.fchown(descriptor, -1, group)
+            os.fchmod(descriptor, mode)
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]

@@ -8,9 +8,13 @@ import grpc
 import grpc.aio
 
 from meshapi.common.v1 import error_pb2
+from meshcommon.address import check_target, is_unix
 from meshcommon.errors import ErrorCode, MeshError, parse_code
 from meshcommon.grpc_server import ERROR_METADATA, channel_options
 from meshcommon.logging import CORRELATION_METADATA, correlation_id
+from meshcommon.service_certificates import Service
+from meshcommon.site_channel import SiteChannel
+from meshcommon.site_files import SiteFiles
 from meshcommon.tls_contexts import fault_of, tls_failed
 
 _WRITE_FAILED: Final = "Internal error from Core"
@@ -25,15 +29,39 @@ def open_channel(target: str, credentials: grpc.ChannelCredentials | None = None
         target: `host:port` or `unix:/path`.
         credentials: For TLS; None: in clear, to a service of the same site.
     """
-    options = [
+    options = _options()
+    if credentials is not None:
+        return grpc.aio.secure_channel(target, credentials, options=options)
+    return grpc.aio.insecure_channel(target, options=options)
+
+
+def _options() -> list[tuple[str, Any]]:
+    return [
         *channel_options(),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
     ]
-    if credentials is not None:
-        return grpc.aio.secure_channel(target, credentials, options=options)
-    return grpc.aio.insecure_channel(target, options=options)
+
+
+def open_service(
+    target: str, service: Service, files: SiteFiles | None, *, is_insecure_dev: bool = False
+) -> grpc.aio.Channel:
+    """A channel to another service of this node: mutual TLS where there are `files`, in clear on unix sockets.
+
+    Args:
+        target: `host:port` or `unix:/path`.
+        service: Which service is expected there.
+        files: This service's certificate. None: in clear, which is for the loopback.
+        is_insecure_dev: Whether other machines may be called in clear.
+
+    Raises:
+        MeshError: INSECURE_NOT_ALLOWED.
+    """
+    if files is not None and not is_unix(target):
+        return SiteChannel(target, files, service, _options())
+    check_target(target, f"The {service.value} service", is_insecure_dev=is_insecure_dev)
+    return open_channel(target)
 
 
 def call_metadata() -> tuple[tuple[str, str], ...]:

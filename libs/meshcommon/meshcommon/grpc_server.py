@@ -1,4 +1,4 @@
-"""A service's gRPC server: health, error mapping, correlation ids, size limits, no shared port.
+"""A service's gRPC server: TLS and callers, health, error mapping, correlation ids, size limits, no shared port.
 
 Errors: a MeshError leaves as its gRPC status with `ErrorDetail` in the trailing metadata `mesh-error-bin`; anything
 else is logged with its traceback and leaves as INTERNAL without details.
@@ -10,7 +10,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -23,6 +23,8 @@ from meshcommon.address import check_listen, is_unix
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.listen import UnixPlace, bind
 from meshcommon.logging import CORRELATION_METADATA, correlation_id, get_logger, usable_correlation_id
+from meshcommon.site_callers import SiteCallers
+from meshcommon.site_files import SiteFiles, SitePair
 from meshcommon.tls_files import TlsFiles
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -61,7 +63,10 @@ class CallLimits:
 BACKEND_CALLS: Final = CallLimits(1_536, 1_536, MESSAGE_BYTES_MAX, 24 * 3_600_000)
 PUBLIC_CALLS: Final = CallLimits(512, 256, 2 * 1024 * 1024, 300_000)
 
+PairT = TypeVar("PairT")
 Handler = Callable[[Any, Any], Any]
+Admit = Callable[[Any], Awaitable[None]]
+"""Raises for the context of a call that its caller may not make."""
 
 
 def error_detail(error: MeshError) -> error_pb2.ErrorDetail:
@@ -72,7 +77,11 @@ def error_detail(error: MeshError) -> error_pb2.ErrorDetail:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
-    """Maps exceptions of handlers and sets the correlation id for the call."""
+    """Maps exceptions of handlers, sets the correlation id for the call, and asks `callers`, if there are rules."""
+
+    def __init__(self) -> None:
+        self.callers: SiteCallers | None = None
+        """Set before the server starts; None: whoever reaches the listener may call."""
 
     async def intercept_service(
         self,
@@ -85,9 +94,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
             return None
         metadata = dict(handler_call_details.invocation_metadata or ())
         given = usable_correlation_id(metadata.get(CORRELATION_METADATA))
+        admit = self._admission(handler_call_details.method)
         if handler.response_streaming:
-            return _rebuild(handler, _guard_stream(_parsing(handler), given))
-        return _rebuild(handler, _guard_unary(_parsing(handler), given))
+            return _rebuild(handler, _guard_stream(_parsing(handler), given, admit))
+        return _rebuild(handler, _guard_unary(_parsing(handler), given, admit))
+
+    def _admission(self, method: str) -> Admit:
+        callers = self.callers
+        return _anybody if callers is None else lambda context: callers.admit(method, context)
+
+
+async def _anybody(_context: Any) -> None:
+    """Admits."""
 
 
 def _behaviour(handler: Any) -> Handler:
@@ -160,10 +178,11 @@ def _is_own(error: Exception) -> bool:
     return isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError)
 
 
-def _guard_unary(behaviour: Handler, given: str) -> Handler:
+def _guard_unary(behaviour: Handler, given: str, admit: Admit) -> Handler:
     async def call(request: Any, context: Any) -> Any:
         correlation_id.set(given)
         try:
+            await admit(context)
             return await behaviour(request, context)
         except Exception as error:
             if _is_own(error):
@@ -173,10 +192,11 @@ def _guard_unary(behaviour: Handler, given: str) -> Handler:
     return call
 
 
-def _guard_stream(behaviour: Handler, given: str) -> Handler:
+def _guard_stream(behaviour: Handler, given: str, admit: Admit) -> Handler:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         correlation_id.set(given)
         try:
+            await admit(context)
             answers = behaviour(request, context)
             if inspect.isawaitable(answers):
                 # A streaming handler may also write through the context, as grpc_health's Watch does.
@@ -221,31 +241,56 @@ def _server_options(limits: CallLimits) -> list[tuple[str, Any]]:
     ]
 
 
-def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that follow the files. gRPC gives no choice of the version: TLS 1.2 or 1.3."""
-    shown = files.pair
+def _user_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Credentials for users, of whom no certificate is asked."""
+    return _following(
+        lambda: files.pair, lambda pair: grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)])
+    )
 
-    def configuration() -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration([(shown.key, shown.certificate)])
+
+def _site_credentials(files: SiteFiles) -> grpc.ServerCredentials:
+    """Credentials for services of the site, which have to show a certificate of its authority."""
+
+    def present() -> SitePair:
+        if files.pair is None:
+            raise RuntimeError("a server before the service has its certificate: await SiteFiles.wait first")
+        return files.pair
+
+    def configuration(pair: SitePair) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)], pair.authority)
+
+    return _following(present, configuration, asks_caller=True)
+
+
+def _following(
+    present: Callable[[], PairT],
+    configuration: Callable[[PairT], grpc.ServerCertificateConfiguration],
+    *,
+    asks_caller: bool = False,
+) -> grpc.ServerCredentials:
+    """Credentials that follow files. gRPC gives no choice of the version: TLS 1.2 or 1.3."""
+    shown = present()
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         # In a thread of gRPC, at each connection; None: as before.
         nonlocal shown
-        if files.pair is shown:
+        found = present()
+        if found is shown:
             return None
-        shown = files.pair
-        return configuration()
+        shown = found
+        return configuration(found)
 
     # The stubs do not know of None.
-    return grpc.dynamic_ssl_server_credentials(configuration(), cast(Any, fetch))
+    return grpc.dynamic_ssl_server_credentials(configuration(shown), cast(Any, fetch), asks_caller)
 
 
 class GrpcServer:
     """A gRPC server with `grpc.health.v1`. Add servicers to `server`, then `start`."""
 
     def __init__(self, interceptors: Iterable[Any] = (), limits: CallLimits = BACKEND_CALLS) -> None:
+        self._errors = ErrorInterceptor()
         self.server = grpc.aio.server(
-            interceptors=[*interceptors, ErrorInterceptor()],
+            interceptors=[*interceptors, self._errors],
             options=_server_options(limits),
             maximum_concurrent_rpcs=limits.calls_max,
         )
@@ -256,20 +301,35 @@ class GrpcServer:
         self._guard = self._until_the_loop_ends()
         self.port = 0
 
-    async def start(self, listen: str, what: str, *, is_insecure_dev: bool = False, tls: TlsFiles | None = None) -> int:
+    async def start(
+        self,
+        listen: str,
+        what: str,
+        *,
+        is_insecure_dev: bool = False,
+        tls: TlsFiles | None = None,
+        callers: SiteCallers | None = None,
+    ) -> int:
         """Binds and serves; returns the port (of no meaning for a unix socket).
 
         Args:
             listen: `host:port` or `unix:/path`.
             what: What listens there, for the text of an error.
             is_insecure_dev: Whether an address that other machines reach is accepted.
-            tls: What the server shows; None, or a unix socket, which only its own user reaches: in clear.
+            tls: What the server shows to users; None, or a unix socket, which only its own user reaches: in clear.
+            callers: Who may call, for a server of the site's services: its files are shown, and each caller has to
+                show a certificate. It is not asked on a unix socket.
 
         Raises:
             MeshError: INSECURE_NOT_ALLOWED, ADDRESS_IN_USE or SETTING_INVALID.
         """
-        check_listen(listen, what, is_insecure_dev=is_insecure_dev)
-        self._bind(listen, what, tls)
+        is_protected = tls is not None or callers is not None
+        check_listen(listen, what, is_insecure_dev=is_insecure_dev, is_protected=is_protected)
+        credentials = _user_credentials(tls) if tls is not None else None
+        if callers is not None and not is_unix(listen):
+            self._errors.callers = callers
+            credentials = _site_credentials(callers.files)
+        self._bind(listen, what, credentials)
         # grpc_health itself begins as serving; a service that is still starting is not.
         await self.set_serving(self._is_serving)
         starting = asyncio.ensure_future(self.server.start())
@@ -283,7 +343,7 @@ class GrpcServer:
         await anext(self._guard)
         return self.port
 
-    def _bind(self, listen: str, what: str, tls: TlsFiles | None) -> None:
+    def _bind(self, listen: str, what: str, credentials: grpc.ServerCredentials | None) -> None:
         # gRPC cannot be given a socket, and its own failure to bind says neither why nor anything in JSON: try first.
         # It would also replace the unix socket of a process that serves it.
         if is_unix(listen):
@@ -291,10 +351,10 @@ class GrpcServer:
         else:
             bind(listen, what).close()
         try:
-            if tls is None or self._place is not None:
+            if credentials is None or self._place is not None:
                 self.port = self.server.add_insecure_port(listen)
             else:
-                self.port = self.server.add_secure_port(listen, _credentials(tls))
+                self.port = self.server.add_secure_port(listen, credentials)
             if self._place is not None:
                 self._place.protect()
         except (RuntimeError, OSError) as error:

@@ -346,7 +346,7 @@ async def serve_asgi(
     Raises:
         MeshError: INSECURE_NOT_ALLOWED, ADDRESS_IN_USE or SETTING_INVALID.
     """
-    check_listen(listen, what, is_insecure_dev=is_insecure_dev)
+    check_listen(listen, what, is_insecure_dev=is_insecure_dev, is_protected=tls is not None)
     place = UnixPlace.take(listen, what) if is_unix(listen) else None
     try:
         listening = bind(listen, what) if place is None else bind_unix(place)

@@ -8,6 +8,7 @@ value ends the start with SETTING_UNKNOWN or SETTING_INVALID. What it leaves out
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -49,6 +50,13 @@ def _host_name(value: str) -> str:
     return value.lower()
 
 
+def _certificate_name(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        return _host_name(value)
+
+
 def _name(value: str) -> str:
     try:
         return check_node_name(value)
@@ -84,6 +92,8 @@ Endpoint = Annotated[str, AfterValidator(_endpoint)]
 """Where a service listens or is reached: `host:port`, or `unix:/path` within one machine."""
 HostName = Annotated[str, AfterValidator(_host_name)]
 """A name under which browsers and scrapers reach a listener, without a port."""
+CertificateName = Annotated[str, AfterValidator(_certificate_name)]
+"""A DNS name or an IP address, without brackets and port."""
 NodeName = Annotated[str, AfterValidator(_name)]
 PeerAddress = Annotated[str, AfterValidator(_peer_address)]
 PostgresUrl = Annotated[str, AfterValidator(_store("postgresql+asyncpg"))]
@@ -109,6 +119,12 @@ class NodeSettings(Section):
     )
     redis_url: RedisUrl = Field(
         default="", description="Redis or Valkey of the site, `redis://…`; empty: nothing is cached."
+    )
+    tls_dir: str = Field(
+        default="",
+        description="Folder with the certificates of this site's services, `SERVICE/{tls.crt,tls.key,ca.crt}`, which the "
+        "control plane writes. With it gRPC between the services is mutual TLS on TCP, and listeners for users that "
+        "others than this machine reach speak TLS. Empty: in clear, on loopback addresses and unix sockets only.",
     )
     admin_hosts: list[HostName] = Field(
         default_factory=list,

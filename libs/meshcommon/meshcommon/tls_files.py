@@ -31,6 +31,7 @@ LOOK_EVERY_S: Final = 5.0
 """Between two looks at the files. Cost: reading both."""
 FILE_BYTES_MAX: Final = 256 * 1024
 EXPIRY_WARNING: Final = timedelta(days=7)
+"""Or a third of the certificate's life, if that is shorter."""
 _WARNING: Final = "tls"
 
 _log = get_logger(__name__)
@@ -48,7 +49,13 @@ class TlsFiles:
     """The pair that a listener shows. Belongs to one event loop; `pair` may be read by any thread."""
 
     def __init__(
-        self, certificate: str, key: str, settings: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        certificate: str,
+        key: str,
+        settings: str,
+        *,
+        is_of_site: bool = False,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Reads the files.
 
@@ -56,6 +63,8 @@ class TlsFiles:
             certificate: Path of the certificate chain, PEM.
             key: Path of the key, PEM, without a passphrase.
             settings: What the two settings' names begin with, for texts: `MESH_GATEWAY_TLS`.
+            is_of_site: Whether the control plane writes the files: then `settings` is the one setting, and a certificate
+                whose time is over is shown nevertheless, since the service must start without its control plane.
             now: The wall clock.
 
         Raises:
@@ -64,9 +73,10 @@ class TlsFiles:
         self._certificate = Path(certificate)
         self._key = Path(key)
         self._settings = settings
+        self._is_of_site = is_of_site
         self._now = now
         self.pair = self._read()
-        self._present, self._expires = self._check(self.pair)
+        self._present, self._begins, self._expires = self._check(self.pair)
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         """The listener's context, also after the files have changed."""
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -112,12 +122,14 @@ class TlsFiles:
             # In a thread: the files may lie on a network.
             found = await asyncio.to_thread(self._read)
             if found != self.pair:
-                self._present, self._expires = self._check(found)
+                self._present, self._begins, self._expires = self._check(found)
                 self.pair = found
                 _log.info("tls_files_loaded", certificate=str(self._certificate), expires=self._expires.isoformat())
         except MeshError as error:
             return f"{error.message} Until then the certificate of before is shown, which ends on {self._expires:%F %T} UTC."
-        if self._expires - self._now() < EXPIRY_WARNING:
+        if self._expires - self._now() < min(EXPIRY_WARNING, (self._expires - self._begins) / 3):
+            if self._is_of_site:
+                return ""  # told by SiteFiles, which reads the same files
             return (
                 f"The certificate in {self._certificate} ends on {self._expires:%F %T} UTC: put a new one and its key in "
                 "place; no restart is needed."
@@ -141,8 +153,8 @@ class TlsFiles:
             raise self._wrong(path, which, f"has more than {FILE_BYTES_MAX} bytes: name a PEM file")
         return content
 
-    def _check(self, pair: PemPair) -> tuple[ssl.SSLContext, datetime]:
-        """The pair's context and when its certificate ends."""
+    def _check(self, pair: PemPair) -> tuple[ssl.SSLContext, datetime, datetime]:
+        """The pair's context, and when its certificate begins and ends."""
         form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
         try:
             leaf = x509.load_pem_x509_certificates(pair.certificate)[0]
@@ -164,11 +176,11 @@ class TlsFiles:
         if public != key.public_key().public_bytes(*form):
             text = f"is not the key of the certificate in {self._certificate}: name a pair, the own certificate first"
             raise self._wrong(self._key, "KEY", text)
-        if not begins <= self._now() <= ends:
+        if not self._is_of_site and not begins <= self._now() <= ends:
             text = f"is valid from {begins:%F %T} to {ends:%F %T} UTC, and it is {self._now():%F %T}: put a valid one there"
             raise self._wrong(self._certificate, "CERTIFICATE", text)
         try:
-            return server_context(pair.certificate + b"\n" + pair.key), ends
+            return server_context(pair.certificate + b"\n" + pair.key), begins, ends
         except ssl.SSLError as error:
             text = (
                 f"and its key are refused by the TLS library ({error.reason}): use a key of P-256, or RSA of 2048 bits"
@@ -176,7 +188,7 @@ class TlsFiles:
             raise self._wrong(self._certificate, "CERTIFICATE", text) from None
 
     def _wrong(self, path: Path, which: str, text: str) -> MeshError:
-        setting = f"{self._settings}_{which}"
+        setting = self._settings if self._is_of_site else f"{self._settings}_{which}"
         return MeshError(
             ErrorCode.SETTING_INVALID, f"{path} ({setting}) {text}.", {"setting": setting, "path": str(path)}
         )

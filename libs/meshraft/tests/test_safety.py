@@ -213,11 +213,18 @@ def has_all(status: GroupStatus, member: int) -> bool:
     return bool(has) and not has[0].on_probation
 
 
+def is_blank(cluster: Cluster, member: int) -> bool:
+    """Whether the member may not have heard a leader yet; one that is down counts as blank."""
+    node = cluster.peers[member]
+    return node not in cluster.hosts or cluster.status(node).member_state == "blank"
+
+
 def change_membership(cluster: Cluster, rng: random.Random, _: str) -> None:
     """A new node joins, a learner is promoted or a member is removed, if the leader agrees. Ids are never used again.
 
     Where disks are damaged nobody votes before it may: a blank voter and a damaged one are two of four that cannot say what
-    they held, and the group waits for ever, as it should. Without damage Raft has to bear it.
+    they held, and the group waits for ever, as it should. So do two blank voters of four, hence one at a time. Without damage
+    Raft has to bear one.
     """
     leader = cluster.leader()
     if leader is None or cluster.has_fixed_members:
@@ -232,7 +239,9 @@ def change_membership(cluster: Cluster, rng: random.Random, _: str) -> None:
         member = status.learners[0]
         if cluster.damages and not has_all(status, member):
             return
-    elif kind == "add_voter" and cluster.damages:
+        if any(is_blank(cluster, voter) for voter in status.voters):
+            return
+    elif kind == "add_voter" and (cluster.damages or any(is_blank(cluster, voter) for voter in status.voters)):
         return
     elif len(cluster.nodes) < NODES_MAX:
         node = max(cluster.peers.values()) + 1

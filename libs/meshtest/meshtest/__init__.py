@@ -30,6 +30,8 @@ Files:
     proxy              A TCP proxy that can go silent, cut, or delay: the faults of a link, made without touching the
                        kernel
     site               One site: a node's four services with its own Postgres and Valkey, each a process
+    site_certificates  Certificates of a site's services for tests: an issuer as the control plane has one, and files as
+                       it writes them
     sites              `make up` and `make down`: the three nodes as processes that stay
     sockets            Where unix sockets of a site go: beside its data, or in a short directory when the path would be
                        too long

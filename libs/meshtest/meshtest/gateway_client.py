@@ -24,11 +24,11 @@ ResultT = TypeVar("ResultT")
 
 
 class Gateway:
-    """Calls of one node's gateway. Use as an async context manager; `target` is `host:port`."""
+    """Calls of one node's gateway. Use as an async context manager; `target` is `host:port`, in clear unless told."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         self.target = target
-        self._channel = open_channel(target)
+        self._channel = open_channel(target, credentials)
         self.mesh: mesh_pb2_grpc.MeshServiceAsyncStub = mesh_pb2_grpc.MeshServiceStub(self._channel)
         self.topology: topology_pb2_grpc.TopologyServiceAsyncStub = topology_pb2_grpc.TopologyServiceStub(self._channel)
         self.data: data_pb2_grpc.MeshDataServiceAsyncStub = data_pb2_grpc.MeshDataServiceStub(self._channel)
@@ -39,6 +39,10 @@ class Gateway:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection."""
         await self._channel.close()
 
     async def status(self) -> mesh_pb2.GetStatusResponse:

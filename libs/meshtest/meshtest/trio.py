@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from meshapi.common.v1 import view_pb2
+from meshcommon.errors import ErrorCode, MeshError
 from meshtest.gateway_client import Gateway
 from meshtest.ports import free_ports
 from meshtest.proxy import FaultProxy
@@ -62,6 +63,16 @@ class Trio:
     def link(self, one: str, other: str) -> Link:
         """The link between two nodes."""
         return self.links["".join(sorted((one, other)))]
+
+    async def create_stream(self, name: str, members: Sequence[str] = NODES, at: str = "a") -> int:
+        """Creates a stream at one node and returns its id once every node serves it."""
+        return await create_stream(self.gateways, name, members, at)
+
+    async def delete_stream(self, name: str, at: str = "a") -> None:
+        """Deletes a stream at one node and waits until no node's data plane serves it."""
+        await self.gateways[at].delete_stream(name)
+        for node, gateway in self.gateways.items():
+            await eventually(f"node {node} knows that {name} is gone", partial(_is_gone, gateway, name))
 
 
 def plan(directory: Path, ports: list[int], dial: dict[str, dict[str, str]]) -> dict[str, SiteConfig]:
@@ -142,6 +153,37 @@ async def form_mesh(sites: dict[str, Site], gateways: dict[str, Gateway], report
     for name, gateway in gateways.items():
         await eventually(f"node {name} sees a HEALTHY mesh of three", partial(_is_healthy, gateway))
     return mesh_id
+
+
+async def create_stream(
+    gateways: Mapping[str, Gateway], name: str, members: Sequence[str] = NODES, at: str = "a"
+) -> int:
+    """Creates a stream at one node, waits until the data plane of every node serves it, and returns its id.
+
+    The call itself returns when a quorum has formed the stream: other nodes may learn of it later.
+    """
+    stream_id = (await gateways[at].create_stream(name, [*members])).stream.stream_id
+    await served_everywhere(gateways, name, stream_id)
+    return stream_id
+
+
+async def served_everywhere(gateways: Mapping[str, Gateway], name: str, stream_id: int) -> None:
+    """Waits until the data plane of every node knows the stream of that id and its leader."""
+    for node, gateway in gateways.items():
+        await eventually(f"node {node} serves {name}", partial(_serves, gateway, name, stream_id))
+
+
+async def _serves(gateway: Gateway, name: str, stream_id: int) -> bool:
+    described = await gateway.describe(name)
+    return described.stream_id == stream_id and bool(described.leader)
+
+
+async def _is_gone(gateway: Gateway, name: str) -> bool:
+    try:
+        await gateway.describe(name)
+    except MeshError as error:
+        return error.code is ErrorCode.STREAM_NOT_FOUND
+    return False
 
 
 async def _is_healthy(gateway: Gateway) -> bool:

@@ -7,6 +7,7 @@ Layout (network byte order)::
 
     1 HANDSHAKE   u8, handshake message to the end
     2 PACKETS     u8, then any number of: length u32, packet
+    3 SEALED      u8, generation u32, one of the others encrypted to the end (on lanes whose TLS a proxy ends)
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from meshwire.packet import MAX_PACKET_BYTES, PREFIX_BYTES
 
 FRAME_HANDSHAKE: Final = 0x01
 FRAME_PACKETS: Final = 0x02
+FRAME_SEALED: Final = 0x03
+"""Opened before anything else looks at it (`mesh_data.core.frame_seal`); inside there is never another one."""
+SEALED_HEAD_BYTES: Final = 5
+SEAL_OVERHEAD_BYTES: Final = SEALED_HEAD_BYTES + 16
+"""What a seal adds to a frame: its head and its tag."""
 MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 """Largest frame of packets, type byte included."""
 MAX_FRAME_PACKETS: Final = 8192

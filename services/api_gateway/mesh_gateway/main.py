@@ -11,13 +11,16 @@ from mesh_gateway.shell.backends import Backends, watch_health
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.proxy import pass_through
 from mesh_gateway.shell.record_exchanges import opened_budget
+from meshcommon.address import is_exposed
 from meshcommon.admin import Readiness, serve_admin
 from meshcommon.admission import own_names
 from meshcommon.grpc_server import PUBLIC_CALLS, GrpcServer
 from meshcommon.http_server import HttpLimits, serve_asgi
 from meshcommon.lifecycle import Stop, run_service
 from meshcommon.logging import configure_logging, get_logger
+from meshcommon.service_certificates import Service
 from meshcommon.settings import load_sections
+from meshcommon.site_start import await_site_files
 from meshcommon.telemetry import configure_telemetry
 from meshcommon.tls_files import TlsFiles
 
@@ -37,18 +40,33 @@ async def main(stop: Stop) -> None:
         warning = "MESH_INSECURE_DEV=1: the gateway answers anyone who reaches it, without authentication."
         readiness.warn("insecure", warning)
         log.warning("insecure", message=warning)
-    tls = TlsFiles.of_settings(settings.tls_certificate, settings.tls_key, "MESH_GATEWAY_TLS")
+    elif is_exposed(settings.http_listen) or is_exposed(settings.grpc_listen):
+        warning = (
+            "Other machines reach the gateway, which authenticates nobody: let only those reach it that you trust."
+        )
+        readiness.warn("insecure", warning)
+        log.warning("insecure", message=warning)
+    given = TlsFiles.of_settings(settings.tls_certificate, settings.tls_key, "MESH_GATEWAY_TLS")
+    files = await await_site_files(node, Service.GATEWAY, settings.admin_listen, stop)
+    if stop.is_requested:
+        return
+    tls = files.for_users() if given is None and files is not None else given
+    rest_tls = _shown_on(settings.http_listen, given, tls)
     metrics = GatewayMetrics()
-    backends = Backends(settings.control_target, settings.routing_target, settings.data_target)
+    backends = Backends(
+        settings.control_target, settings.routing_target, settings.data_target, files, is_insecure_dev=is_insecure_dev
+    )
     grpc_server = GrpcServer(limits=PUBLIC_CALLS)
     opened = opened_budget()
     pass_through(grpc_server.server, backends, metrics, opened)
-    hosts = own_names(settings.http_listen) | set(settings.hosts)
-    app = build_app(node.name, backends, metrics, settings.request_timeout_s, opened, hosts=hosts)
+    app = build_app(node.name, backends, metrics, settings.request_timeout_s, opened, hosts=_hosts(settings))
     try:
         async with asyncio.TaskGroup() as tasks:
             await grpc_server.start(
-                settings.grpc_listen, "The public gRPC API", is_insecure_dev=is_insecure_dev, tls=tls
+                settings.grpc_listen,
+                "The public gRPC API",
+                is_insecure_dev=is_insecure_dev,
+                tls=_shown_on(settings.grpc_listen, given, tls),
             )
             rest = serve_asgi(
                 app,
@@ -56,16 +74,16 @@ async def main(stop: Stop) -> None:
                 "REST",
                 limits=REST_HTTP,
                 is_insecure_dev=is_insecure_dev,
-                tls=tls.context if tls is not None else None,
+                tls=rest_tls.context if rest_tls is not None else None,
             )
-            admin = serve_admin(
-                readiness, settings.admin_listen, hosts=node.admin_hosts, is_insecure_dev=is_insecure_dev
-            )
+            admin = serve_admin(readiness, settings.admin_listen, hosts=node.admin_hosts)
             running = [
                 tasks.create_task(rest, name="REST"),
                 tasks.create_task(admin, name="admin"),
                 tasks.create_task(watch_health(backends, readiness), name="health of the backends"),
             ]
+            if files is not None:
+                running.append(tasks.create_task(files.run(readiness), name="own certificate"))
             if tls is not None:
                 running.append(tasks.create_task(tls.run(readiness), name="TLS files"))
             readiness.clear("starting")
@@ -81,6 +99,28 @@ async def main(stop: Stop) -> None:
             await stopping
     finally:
         await backends.close()
+
+
+def _hosts(settings: GatewaySettings) -> frozenset[str]:
+    return own_names(settings.http_listen) | set(settings.hosts)
+
+
+def _shown_on(listen: str, given: TlsFiles | None, tls: TlsFiles | None) -> TlsFiles | None:
+    """What a listener shows: the operator's certificate, or the site's (`tls`) where other machines reach it."""
+    return tls if given is not None or is_exposed(listen) else None
+
+
+def _warn(readiness: Readiness, settings: GatewaySettings, *, is_insecure_dev: bool) -> None:
+    if is_insecure_dev:
+        warning = "MESH_INSECURE_DEV=1: the gateway answers anyone who reaches it, without authentication."
+    elif is_exposed(settings.http_listen) or is_exposed(settings.grpc_listen):
+        warning = (
+            "Other machines reach the gateway, which authenticates nobody: let only those reach it that you trust."
+        )
+    else:
+        return
+    readiness.warn("insecure", warning)
+    get_logger(__name__).warning("insecure", message=warning)
 
 
 def run() -> None:

@@ -17,6 +17,7 @@ from mesh_control.shell.group_watch import GroupWatch
 from mesh_control.shell.join_service import JoinService
 from mesh_control.shell.lifecycle import Lifecycle
 from mesh_control.shell.local_node import LocalNode
+from mesh_control.shell.mcg import SendFrame
 from mesh_control.shell.mesh_service import MeshService
 from mesh_control.shell.peer_calls import PeerCalls
 from mesh_control.shell.projection import Projection
@@ -24,6 +25,8 @@ from mesh_control.shell.proposer import Proposer
 from mesh_control.shell.renewal import Renewal
 from mesh_control.shell.routing_client import RoutingClient
 from mesh_control.shell.settings import ControlSettings
+from mesh_control.shell.site_issuer import ISSUER_KEY
+from mesh_control.shell.site_tls import SiteTls
 from mesh_control.shell.standing_check import StandingCheck
 from mesh_control.shell.store_watch import Jobs, watches
 from mesh_control.shell.token_desk import TokenDesk
@@ -31,14 +34,16 @@ from mesh_control.shell.version_watch import VersionWatch
 from meshapi.supervisor.v1 import mesh_pb2_grpc
 from meshcommon.admin import Readiness, serve_admin
 from meshcommon.datadir import DataDir
-from meshcommon.grpc_client import open_channel
+from meshcommon.grpc_client import open_service
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.ids import NodeId
 from meshcommon.lifecycle import Stop
 from meshcommon.logging import configure_logging, get_logger
 from meshcommon.overlay_attachment import OverlayAttachment, QueueLimits
 from meshcommon.postgres import create_engine
+from meshcommon.service_certificates import Service
 from meshcommon.settings import NodeSettings, load_sections
+from meshcommon.site_callers import SiteCallers
 from meshcommon.telemetry import configure_telemetry
 from meshraft import CLASS_CONTROL
 from meshwire.packet import Protocol, TrafficClass
@@ -46,6 +51,7 @@ from meshwire.packet import Protocol, TrafficClass
 SERVICE: Final = "mesh-control"
 QUEUE_LIMITS: Final = QueueLimits(bytes_max=16 * 1024 * 1024, destination_bytes_max=8 * 1024 * 1024)
 """For one destination: a snapshot of the control group has to fit."""
+CALLERS: Final = {"meshapi.supervisor.v1.MeshService": frozenset({Service.GATEWAY})}
 _log = get_logger(__name__)
 
 
@@ -55,21 +61,37 @@ async def main(stop: Stop) -> None:
     configure_logging(SERVICE, settings.name, settings.log_level)
     configure_telemetry(SERVICE, settings.name, settings.otlp_endpoint)
     readiness = Readiness()
-    data_dir = DataDir.open(settings.data_dir / "control", "control", settings.name)
-    data_channel, routing_channel = open_channel(own.data_target), open_channel(own.routing_target)
+    data_dir = DataDir.open(settings.data_dir / "control", "control", settings.name, kept=(ISSUER_KEY,))
+    try:
+        site = await SiteTls.start(settings, own, data_dir, stop)
+        if not stop.is_requested:
+            await _serve(stop, settings, own, readiness, data_dir, site, is_insecure=is_insecure)
+    finally:
+        data_dir.close()
+    _log.info("stopped")
+
+
+async def _serve(
+    stop: Stop,
+    settings: NodeSettings,
+    own: ControlSettings,
+    readiness: Readiness,
+    data_dir: DataDir,
+    site: SiteTls,
+    *,
+    is_insecure: bool,
+) -> None:
+    files = site.files
+    data_channel = open_service(own.data_target, Service.DATA, files, is_insecure_dev=is_insecure)
+    routing_channel = open_service(own.routing_target, Service.ROUTING, files, is_insecure_dev=is_insecure)
     overlay = OverlayAttachment("control_overlay", data_channel, QUEUE_LIMITS, metrics.PACKETS_DROPPED)
-
-    def send_raft(peer: NodeId, frame_class: int, data: bytes) -> None:
-        traffic_class = TrafficClass.CONTROL if frame_class == CLASS_CONTROL else TrafficClass.BULK
-        overlay.send(Protocol.RAFT_MCG, traffic_class, peer, data)
-
     rng = random.Random(secrets.randbits(64))
     node = LocalNode(
         settings.name,
         own.peer_address,
         data_dir,
         TIMINGS[settings.preset],
-        send_raft,
+        _raft_sender(overlay),
         lambda: time.time_ns() // 1_000_000,
         seed=rng.getrandbits(63),
     )
@@ -98,26 +120,30 @@ async def main(stop: Stop) -> None:
         "standing": StandingCheck(node, data, calls, rng).run(),
         "version watch": VersionWatch(node, readiness).run(),
         "gauges": Gauges(node).run(),
-        "admin": serve_admin(readiness, own.admin_listen, hosts=settings.admin_hosts, is_insecure_dev=is_insecure),
+        "admin": serve_admin(readiness, own.admin_listen, hosts=settings.admin_hosts),
     }
+    jobs |= site.jobs(readiness)
     jobs |= _jobs_of_stores(settings, own, node, readiness)
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(job, name=name) for name, job in jobs.items()]
-            await server.start(own.grpc_listen, "The control plane's API", is_insecure_dev=is_insecure)
-            await server.set_serving(True)
-            readiness.clear("starting")
-            _log.info("started", node_id=node.node_id, grpc=own.grpc_listen)
-            await stop.wait()
-            await server.stop()
-            await node.transfer_leadership()
-            for task in tasks:
-                task.cancel()
-    finally:
-        await data_channel.close()
-        await routing_channel.close()
-        data_dir.close()
-    _log.info("stopped")
+    callers = SiteCallers.of(files, CALLERS)
+    async with data_channel, routing_channel, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(job, name=name) for name, job in jobs.items()]
+        await server.start(own.grpc_listen, "The control plane's API", is_insecure_dev=is_insecure, callers=callers)
+        await server.set_serving(True)
+        readiness.clear("starting")
+        _log.info("started", node_id=node.node_id, grpc=own.grpc_listen)
+        await stop.wait()
+        await server.stop()
+        await node.transfer_leadership()
+        for task in tasks:
+            task.cancel()
+
+
+def _raft_sender(overlay: OverlayAttachment) -> SendFrame:
+    def send_raft(peer: NodeId, frame_class: int, data: bytes) -> None:
+        traffic_class = TrafficClass.CONTROL if frame_class == CLASS_CONTROL else TrafficClass.BULK
+        overlay.send(Protocol.RAFT_MCG, traffic_class, peer, data)
+
+    return send_raft
 
 
 def _jobs_of_stores(settings: NodeSettings, own: ControlSettings, node: LocalNode, readiness: Readiness) -> Jobs:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypedDict
 
 from mesh_data.core.handshake import LocalNode
+from mesh_data.core.membership_desk import membership_of
 from mesh_data.core.view import Node, NodeState, View
 from meshcommon.delegation import DelegatedSigner, Delegations, Use
 from meshcommon.ids import NodeId
@@ -54,6 +55,18 @@ def view_of(*nodes: int, revision: int = 1) -> View:
     """A view with these members."""
     members = {NodeId(n): Node(NodeId(n), f"n{n}", public_key(n), "", NodeState.ACTIVE) for n in nodes}
     return View(revision, MESH, 0, members, {})
+
+
+class Shown(TypedDict):
+    """The fields of `Terms` that tell what a side knows of the membership."""
+
+    membership_revision: int
+    membership_digest: bytes
+
+
+def shown(view: View) -> Shown:
+    """What a node with that view shows in its hello."""
+    return Shown(membership_revision=view.revision, membership_digest=membership_of(view).digest)
 
 
 def entropy(seed: int) -> Callable[[int], bytes]:

@@ -19,6 +19,7 @@ from mesh_data.shell.clients.client_listener import ClientListener
 from mesh_data.shell.data_service import Configurator, DataPlaneServicer
 from mesh_data.shell.groups.groups import Groups
 from mesh_data.shell.overlay.forwarding_api import ForwardingApi
+from mesh_data.shell.overlay.lane_handshakes import Proxies
 from mesh_data.shell.overlay.listener import PeerListener
 from mesh_data.shell.overlay.metrics import OverlayCollector
 from mesh_data.shell.overlay.overlay import Overlay
@@ -34,7 +35,7 @@ from mesh_data.shell.streams.streams_serving import StreamsServing
 from meshapi.data.v1 import data_pb2_grpc
 from meshapi.overlay.v1 import overlay_pb2_grpc
 from meshapi.supervisor.v1 import data_pb2_grpc as supervisor_pb2_grpc
-from meshcommon.address import check_listen
+from meshcommon.address import check_listen, is_exposed
 from meshcommon.admin import Readiness, serve_admin
 from meshcommon.boot_certificate import BootCertificate
 from meshcommon.datadir import DATA_FORMAT_VERSION, DataDir
@@ -43,11 +44,22 @@ from meshcommon.grpc_server import GrpcServer
 from meshcommon.lifecycle import Stop
 from meshcommon.logging import configure_logging, get_logger
 from meshcommon.peer_text import printable
+from meshcommon.service_certificates import Service
 from meshcommon.settings import NodeSettings, load_sections, require_insecure_dev
+from meshcommon.site_callers import SiteCallers
+from meshcommon.site_files import SiteFiles
+from meshcommon.site_start import await_site_files
 from meshcommon.telemetry import configure_telemetry
 from meshcommon.tls_files import TlsFiles
 
 SERVICE: Final = "mesh-data"
+CALLERS: Final = {
+    "meshapi.overlay.v1.OverlayService": frozenset({Service.CONTROL}),
+    "meshapi.overlay.v1.OverlayService/Attach": frozenset({Service.CONTROL, Service.ROUTING}),
+    "meshapi.data.v1.DataPlaneService": frozenset({Service.CONTROL}),
+    "meshapi.data.v1.DataPlaneService/PushRoutes": frozenset({Service.ROUTING}),
+    "meshapi.supervisor.v1.MeshDataService": frozenset({Service.GATEWAY}),
+}
 TRANSFER_S: Final = 0.5
 _NAMES_MAX: Final = 5
 _YOUNG_OBJECTS_MAX: Final = 20_000
@@ -71,10 +83,15 @@ async def main(stop: Stop) -> None:
     if not settings.peer_tls:
         require_insecure_dev(is_insecure_dev, "Traffic between nodes without TLS (MESH_DATA_PEER_TLS=false)")
     if settings.client_listen:
-        check_listen(settings.client_listen, "The client listener", is_insecure_dev=is_insecure_dev)
+        is_protected = bool(settings.client_tls_certificate or node.tls_dir)
+        check_listen(
+            settings.client_listen, "The client listener", is_insecure_dev=is_insecure_dev, is_protected=is_protected
+        )
     data_dir = open_data_dir(node.data_dir / "data", node.name)
     try:
-        await _serve(stop, node, settings, data_dir, is_insecure_dev=is_insecure_dev)
+        files = await await_site_files(node, Service.DATA, settings.admin_listen, stop)
+        if not stop.is_requested:
+            await _serve(stop, node, settings, data_dir, files, is_insecure_dev=is_insecure_dev)
     finally:
         data_dir.close()
 
@@ -89,24 +106,21 @@ def open_data_dir(path: Path, node_name: str) -> DataDir:
 
 
 async def _serve(
-    stop: Stop, node: NodeSettings, settings: DataSettings, data_dir: DataDir, *, is_insecure_dev: bool
+    stop: Stop,
+    node: NodeSettings,
+    settings: DataSettings,
+    data_dir: DataDir,
+    files: SiteFiles | None,
+    *,
+    is_insecure_dev: bool,
 ) -> None:
     log = get_logger(__name__)
-    tls = TlsFiles.of_settings(settings.client_tls_certificate, settings.client_tls_key, "MESH_DATA_CLIENT_TLS")
+    tls = _client_tls(settings, files)
     readiness = Readiness()
     overlay = _open_overlay(node, settings, readiness)
-    store = StateStore(data_dir.path, readiness)
-    keys = DelegatedKeys.load(data_dir.path)
+    store, keys = StateStore(data_dir.path, readiness), DelegatedKeys.load(data_dir.path)
     configurator = Configurator(overlay, store, keys)
-    groups = Groups(
-        overlay,
-        data_dir.path / "raft",
-        StreamTiming.preset(node.preset),
-        seed=secrets.randbits(63),
-        wall_clock_ms=lambda: time.time_ns() // 1_000_000,
-        readiness=readiness,
-        room=RoomLimits(settings.disk_pressure_percent / 100, settings.disk_plenty_bytes),
-    )
+    groups = _open_groups(node, settings, data_dir, overlay, readiness)
     catalogue = StreamsCatalogue(overlay, groups)
     budgets = StreamBudgets()
     StreamsServing(catalogue, budgets.read_room)
@@ -120,19 +134,22 @@ async def _serve(
     supervisor_pb2_grpc.add_MeshDataServiceServicer_to_server(public, server.server)
     # Identity, view and routes of the last run: lanes and groups come up without the control plane.
     configurator.restore()
+    jobs = {
+        "overlay": overlay.run(),
+        "stream groups": groups.run(),
+        "state store": store.run(),
+        "admin page": serve_admin(readiness, settings.admin_listen, hosts=node.admin_hosts),
+    }
+    for name, watched in (("own certificate", files), ("TLS files", tls)):
+        jobs |= {name: watched.run(readiness)} if watched is not None else {}
+    if clients is not None:
+        jobs["clients"] = clients.run()
+    callers = SiteCallers.of(files, CALLERS)
     async with asyncio.TaskGroup() as tasks:
-        await server.start(settings.grpc_listen, "The data plane's API", is_insecure_dev=is_insecure_dev)
-        admin = serve_admin(readiness, settings.admin_listen, hosts=node.admin_hosts, is_insecure_dev=is_insecure_dev)
-        running = [
-            tasks.create_task(overlay.run(), name="overlay"),
-            tasks.create_task(groups.run(), name="stream groups"),
-            tasks.create_task(store.run(), name="state store"),
-            tasks.create_task(admin, name="admin page"),
-        ]
-        if clients is not None:
-            running.append(tasks.create_task(clients.run(), name="clients"))
-        if tls is not None:
-            running.append(tasks.create_task(tls.run(readiness), name="TLS files"))
+        running = [tasks.create_task(job, name=name) for name, job in jobs.items()]
+        await server.start(
+            settings.grpc_listen, "The data plane's API", is_insecure_dev=is_insecure_dev, callers=callers
+        )
         _collect_rarely()
         await server.set_serving(True)
         readiness.clear("starting")
@@ -160,6 +177,28 @@ async def _serve(
     log.info("stopped")
 
 
+def _open_groups(
+    node: NodeSettings, settings: DataSettings, data_dir: DataDir, overlay: Overlay, readiness: Readiness
+) -> Groups:
+    return Groups(
+        overlay,
+        data_dir.path / "raft",
+        StreamTiming.preset(node.preset),
+        seed=secrets.randbits(63),
+        wall_clock_ms=lambda: time.time_ns() // 1_000_000,
+        readiness=readiness,
+        room=RoomLimits(settings.disk_pressure_percent / 100, settings.disk_plenty_bytes),
+    )
+
+
+def _client_tls(settings: DataSettings, files: SiteFiles | None) -> TlsFiles | None:
+    """What the client port shows: the operator's certificate, else the site's where other machines reach the port."""
+    given = TlsFiles.of_settings(settings.client_tls_certificate, settings.client_tls_key, "MESH_DATA_CLIENT_TLS")
+    if given is not None or files is None or not settings.client_listen or not is_exposed(settings.client_listen):
+        return given
+    return files.for_users()
+
+
 def _open_overlay(node: NodeSettings, settings: DataSettings, readiness: Readiness) -> Overlay:
     """Binds the peer listener and makes the overlay; says loudly when its lanes are in clear."""
     if not settings.peer_tls:
@@ -168,7 +207,9 @@ def _open_overlay(node: NodeSettings, settings: DataSettings, readiness: Readine
         get_logger(__name__).warning("lanes_in_clear", hint=hint)
     certificate = BootCertificate() if settings.peer_tls else None
     listener = PeerListener(settings.peer_listen, certificate) if settings.peer_listen else None
-    overlay = Overlay(PRESETS[node.preset], settings.dial, listener, allows_clear=not settings.peer_tls)
+    proxies = Proxies.of_settings(settings.proxied, is_listening_behind=settings.peer_proxied)
+    preset, allows_clear = PRESETS[node.preset], not settings.peer_tls
+    overlay = Overlay(preset, settings.dial, listener, allows_clear=allows_clear, proxies=proxies)
     REGISTRY.register(OverlayCollector(overlay, listener))
     overlay.on_view(lambda view, _: _warn_of_addresses(readiness, overlay, view))
     return overlay

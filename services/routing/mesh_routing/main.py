@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from typing import Final
 
 from redis.asyncio import Redis
 
@@ -25,15 +26,23 @@ from meshcommon.admin import Readiness, serve_admin
 from meshcommon.datadir import DataDir
 from meshcommon.delegated_keys import DelegatedKeys
 from meshcommon.delegation import Delegations
-from meshcommon.grpc_client import open_channel
+from meshcommon.grpc_client import open_service
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.lifecycle import Stop, run_service
 from meshcommon.logging import configure_logging, get_logger
 from meshcommon.postgres import create_engine
+from meshcommon.service_certificates import Service
 from meshcommon.settings import NodeSettings, load_sections
+from meshcommon.site_callers import SiteCallers
+from meshcommon.site_files import SiteFiles
+from meshcommon.site_start import await_site_files
 from meshcommon.telemetry import configure_telemetry
 
 SERVICE = "mesh-routing"
+CALLERS: Final = {
+    "meshapi.routing.v1.RoutingService": frozenset({Service.CONTROL}),
+    "meshapi.supervisor.v1.TopologyService": frozenset({Service.GATEWAY}),
+}
 
 
 async def main(stop: Stop) -> None:
@@ -43,13 +52,21 @@ async def main(stop: Stop) -> None:
     configure_telemetry(SERVICE, node.name, node.otlp_endpoint)
     data_dir = DataDir.open(node.data_dir / "routing", "routing", node.name)
     try:
-        await _serve(stop, node, settings, data_dir, is_insecure_dev=is_insecure_dev)
+        files = await await_site_files(node, Service.ROUTING, settings.admin_listen, stop)
+        if not stop.is_requested:
+            await _serve(stop, node, settings, data_dir, files, is_insecure_dev=is_insecure_dev)
     finally:
         data_dir.close()
 
 
 async def _serve(
-    stop: Stop, node: NodeSettings, settings: RoutingSettings, data_dir: DataDir, *, is_insecure_dev: bool
+    stop: Stop,
+    node: NodeSettings,
+    settings: RoutingSettings,
+    data_dir: DataDir,
+    files: SiteFiles | None,
+    *,
+    is_insecure_dev: bool,
 ) -> None:
     log = get_logger(__name__)
     readiness = Readiness()
@@ -58,7 +75,7 @@ async def _serve(
     driver = RoutingDriver(router, metrics)
     engine = create_engine(node.postgres_url) if node.postgres_url else None
     redis = Redis.from_url(node.redis_url, socket_timeout=2, socket_connect_timeout=2) if node.redis_url else None
-    channel = open_channel(settings.data_target)
+    channel = open_service(settings.data_target, Service.DATA, files, is_insecure_dev=is_insecure_dev)
     pusher = RoutesPusher(channel, driver, readiness, metrics)
     overlay = OverlayClient(channel, driver, readiness, metrics, pusher.resynchronise)
     keys = DelegatedKeys.load(data_dir.path)
@@ -70,16 +87,17 @@ async def _serve(
     service.restore()
     try:
         async with asyncio.TaskGroup() as tasks:
-            await server.start(settings.grpc_listen, "Routing", is_insecure_dev=is_insecure_dev)
-            admin = serve_admin(
-                readiness, settings.admin_listen, hosts=node.admin_hosts, is_insecure_dev=is_insecure_dev
-            )
+            callers = SiteCallers.of(files, CALLERS)
+            await server.start(settings.grpc_listen, "Routing", is_insecure_dev=is_insecure_dev, callers=callers)
+            admin = serve_admin(readiness, settings.admin_listen, hosts=node.admin_hosts)
             running = [
                 tasks.create_task(admin, name="admin"),
                 tasks.create_task(driver.run(), name="routing timer"),
                 tasks.create_task(overlay.run(), name="overlay connection"),
                 tasks.create_task(pusher.run(), name="route pushes"),
             ]
+            if files is not None:
+                running.append(tasks.create_task(files.run(readiness), name="own certificate"))
             if engine is not None:
                 mirror = PostgresMirror(engine, driver, readiness, metrics)
                 running.append(tasks.create_task(mirror.run(), name="mirror into Postgres"))

@@ -18,8 +18,10 @@ from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceStub
 from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceStub
 from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceStub
 from meshcommon.admin import Readiness
-from meshcommon.grpc_client import open_channel
+from meshcommon.grpc_client import open_service
 from meshcommon.logging import get_logger
+from meshcommon.service_certificates import Service
+from meshcommon.site_files import SiteFiles
 
 if TYPE_CHECKING:
     from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceAsyncStub
@@ -44,10 +46,23 @@ class Backend:
 class Backends:
     """Control plane, routing and data plane. `close` when no call is running any more."""
 
-    def __init__(self, control_target: str, routing_target: str, data_target: str) -> None:
-        self.control = Backend("control plane", control_target, open_channel(control_target))
-        self.routing = Backend("routing", routing_target, open_channel(routing_target))
-        self.data = Backend("data plane", data_target, open_channel(data_target))
+    def __init__(
+        self,
+        control_target: str,
+        routing_target: str,
+        data_target: str,
+        files: SiteFiles | None = None,
+        *,
+        is_insecure_dev: bool = False,
+    ) -> None:
+        """Targets are `host:port` or `unix:/path`; for `files` and `is_insecure_dev` see `open_service`."""
+
+        def backend(name: str, target: str, service: Service) -> Backend:
+            return Backend(name, target, open_service(target, service, files, is_insecure_dev=is_insecure_dev))
+
+        self.control = backend("control plane", control_target, Service.CONTROL)
+        self.routing = backend("routing", routing_target, Service.ROUTING)
+        self.data = backend("data plane", data_target, Service.DATA)
         self.mesh_service: MeshServiceAsyncStub = MeshServiceStub(self.control.channel)
         self.topology_service: TopologyServiceAsyncStub = TopologyServiceStub(self.routing.channel)
         self.data_service: MeshDataServiceAsyncStub = MeshDataServiceStub(self.data.channel)

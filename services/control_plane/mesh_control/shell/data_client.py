@@ -27,6 +27,7 @@ from meshcommon.delegation import Grantor, Use
 from meshcommon.grpc_client import call_metadata, mesh_error
 from meshcommon.ids import MemberId, NodeId, StreamId
 from meshcommon.logging import get_logger
+from meshcommon.membership import Membership, Vouch
 
 DIAL_TIMEOUT_S: Final = 10.0
 SERVICE: Final = "data plane"
@@ -110,6 +111,9 @@ class DataClient:
             request.is_running = node.is_running
             identity = self._delegator.introduce(node.identity, node.name, node.grantor, key, node.now_s)
             request.identity.CopyFrom(identity)
+            if node.grantor.node_id:
+                vouch = Vouch.signed(node.identity, node.grantor.node_id, view.revision, Membership.of_view(view))
+                request.vouch.CopyFrom(vouch.to_proto())
         await self._data.Configure(request, timeout=PUSH_TIMEOUT_S)
 
     async def _delegated_key(self) -> tuple[bytes, int]:

@@ -10,6 +10,7 @@ Files:
     echo                Echo: the overlay's ping
     forwarder           Forwarding: the source picks the whole path, a relay looks only at the next hop and may repair a
                         path once
+    frame_seal          Frames sealed with a lane's own keys, for a lane whose TLS somebody in between ends
     group_leader        What a member does for its stream's group beyond committing records, most of it as leader, and
                         what it remembers for that
     group_steps         The next single step from a stream group's Raft configuration to the members that the catalogue
@@ -32,6 +33,8 @@ Files:
                         each member in its turn
     link                The virtual link to one neighbour: it owns its lanes and the bounded queues in front of them,
                         and says what goes next on which
+    membership_desk     What this node knows of the membership: by its control plane, or shown by another node that
+                        knows a newer one
     message_ids         Message ids of this node's packets: they rise by one, and whether one was given out a moment ago
                         is known
     offset_index        Where in the log an offset is: a sparse map from offsets to log indexes, and the log indexes
@@ -63,6 +66,9 @@ Files:
     replica_report      What the data plane tells its control plane about the local replicas of streams
     route_table         The route table: for each destination the paths that routing computed, best first, as versioned
                         differences
+    settlement          Brings lanes whose two ends know other members to the same knowledge, before they carry packets
+    settling_lane       A lane between two members of which one knows a newer membership: it carries no packets until
+                        both know it
     stream_frames       Raft frames as payloads of packets: whole, or in parts when one is larger than a packet
     stream_lookup       Which stream a name or an id means in a MeshView, and what is said when it means none or another
                         one

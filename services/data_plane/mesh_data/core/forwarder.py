@@ -74,6 +74,7 @@ class DropReason(StrEnum):
     QUEUE_FULL = "queue_full"
     TOO_LARGE = "too_large"
     NO_RECEIVER = "no_receiver"
+    UNSETTLED = "unsettled"
     JOIN_ONLY = "join_only"
     RATE_LIMITED = "rate_limited"
     NOT_UNDERSTOOD = "not_understood"
@@ -226,6 +227,22 @@ class Forwarder:
     ) -> bytes | None:
         """A packet for one lane itself, not sealed: LANE, or JOIN where one side is no member (0); None when dropped."""
         return self._encode(protocol, cls, peer, payload, (), now)
+
+    def lane_payload(self, peer: NodeId, data: memoryview) -> memoryview | None:
+        """The payload of a LANE packet of the member `peer`, for a lane that carries nothing else; None when it was dropped."""
+        try:
+            view = forwarding_view(data)
+            if view.route or view.protocol != Protocol.LANE:
+                self.drop(DropReason.UNSETTLED)
+                return None
+            check_arrived(data)
+        except WireError:
+            self.drop(DropReason.MALFORMED)
+            return None
+        if view.source != peer or view.destination != self.local or view.flags & FLAG_SEALED:
+            self.drop(DropReason.WRONG_HOP)
+            return None
+        return data[PREFIX_BYTES:]
 
     def receive(self, peer: NodeId, data: bytes | memoryview, now: float) -> Delivery | Transmission | None:
         """A packet that came in on a lane of the member `peer`; None when it ended here."""

@@ -15,11 +15,12 @@ import hashlib
 import hmac
 import re
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from mesh_data.core.frame_seal import FrameSeal
 from mesh_data.core.key_agreement import ExchangeKey, derive
 from mesh_data.core.view import PUBLIC_KEY_BYTES, View
 from meshapi.common.v1 import error_pb2
@@ -32,15 +33,16 @@ from meshcommon.signed_parts import join_parts
 from meshwire.errors import WireError
 from meshwire.frame import decode_handshake, encode_handshake
 
-VERSION_MIN: Final = 4
-VERSION_MAX: Final = 4
-"""4: delegated keys (ADR 0018), and encrypted packets. 3 was record batches of format 2 (ADR 0014)."""
+VERSION_MIN: Final = 5
+VERSION_MAX: Final = 5
+"""5: the membership in the hello, and sealed frames (ADR 0022). 4 was delegated keys (ADR 0018), and encrypted packets."""
 NONCE_BYTES: Final = 32
 _DIGEST_BYTES: Final = 32
 _CONTEXT: Final = b"mesh.v2 lane"
 _PROOF_CONTEXT: Final = b"mesh.v2 lane proof"
 _KEYS_CONTEXT: Final = b"mesh.v2 lane keys"
 _FINISHED: Final = b"finished"
+_FRAMES: Final = b"frames"
 _NUMBER_MAX: Final = 2**63 - 1
 """Ids and epochs beyond do not fit the databases of the nodes."""
 _MESH_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -51,6 +53,16 @@ class Role(IntEnum):
 
     DIALLER = 0
     LISTENER = 1
+
+
+class Standing(Enum):
+    """How what this node knows of the membership stands to what the other side knows, by what the two hellos say."""
+
+    SAME = "same"
+    BEHIND = "behind"
+    """The other side knows a newer one."""
+    AHEAD = "ahead"
+    """This side does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,9 @@ class Terms:
         refusal: why everybody is refused now.
         certificate_shown: SHA-256 of the TLS certificate that this side shows on the connection, empty for none.
         certificate_seen: the same of the one that it was shown.
+        membership_revision: MCG revision at which this side knows the membership, 0 before it is a member.
+        membership_digest: of that membership, empty before it is a member.
+        seals_frames: whether a proxy that ends TLS may stand in between: frames are sealed if the other side says so too.
     """
 
     delegations: Delegations
@@ -93,17 +108,29 @@ class Terms:
     refusal: MeshError | None = None
     certificate_shown: bytes = b""
     certificate_seen: bytes = b""
+    membership_revision: int = 0
+    membership_digest: bytes = b""
+    seals_frames: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PeerNode:
-    """Who proved to be at the other end. Id 0: not a member."""
+    """Who proved to be at the other end. Id 0: not a member.
+
+    Attributes:
+        standing: who knows the newer membership; SAME where one side is no member.
+        membership_revision: MCG revision that the other side has shown.
+        membership_digest: of the membership that it has shown.
+    """
 
     node_id: NodeId
     name: str
     mesh_id: str
     public_key: bytes
     version: int
+    standing: Standing = Standing.SAME
+    membership_revision: int = 0
+    membership_digest: bytes = b""
 
 
 class Handshake:
@@ -131,6 +158,9 @@ class Handshake:
             certificate_shown=terms.certificate_shown,
             certificate_seen=terms.certificate_seen,
             delegation=local.signer.delegation.to_proto(),
+            membership_revision=terms.membership_revision,
+            membership_digest=terms.membership_digest,
+            seals_frames=terms.seals_frames,
         )
         self._nonce = nonce
         self._own_hello = lane_pb2.LaneHandshake(hello=hello).SerializeToString()
@@ -140,6 +170,8 @@ class Handshake:
         self.peer: PeerNode | None = None
         self.failure: MeshError | None = None
         self.is_rejected_by_peer = False
+        self.seal: FrameSeal | None = None
+        """Seals and opens every frame behind the handshake; None when they go as they are. Set together with `peer`."""
 
     @property
     def is_done(self) -> bool:
@@ -216,26 +248,48 @@ class Handshake:
         secret = self._ephemeral.secret(hello.ephemeral_key)
         if secret is None:
             raise _wrong_protocol("The hello's ephemeral key is not usable: no secret can be agreed on with it.")
-        candidate = PeerNode(NodeId(hello.node_id), hello.name, hello.mesh_id, hello.public_key, version)
+        candidate = self._candidate(hello, version)
         grantor = Grantor(hello.public_key, hello.mesh_id, hello.mesh_epoch, candidate.node_id)
         hellos = (self._own_hello, encoded) if self._role is Role.DIALLER else (encoded, self._own_hello)
         transcript = hashlib.sha256(join_parts(_CONTEXT, *hellos)).digest()
         signature = self._local.signer.sign(_proof_content(self._role, transcript))
         proof = lane_pb2.LaneHandshake(proof=lane_pb2.LaneProof(signature=signature)).SerializeToString()
-        self._agreed = _Agreed(candidate, grantor, delegation, transcript, secret, {self._role: proof})
+        is_sealing = self._terms.seals_frames and hello.seals_frames
+        self._agreed = _Agreed(candidate, grantor, delegation, transcript, secret, {self._role: proof}, is_sealing)
         self._outgoing.append(encode_handshake(proof))
+
+    def _candidate(self, hello: lane_pb2.LaneHello, version: int) -> PeerNode:
+        """Who the other side says it is, and how its knowledge of the membership stands to this node's."""
+        terms = self._terms
+        revision, digest = hello.membership_revision, hello.membership_digest
+        standing = Standing.SAME
+        if hello.node_id and self._local.node_id and digest != terms.membership_digest:
+            if revision == terms.membership_revision:
+                # Both would be views of one log at one place of it.
+                raise MeshError(
+                    ErrorCode.MEMBERSHIP_OUTDATED,
+                    f"Node {hello.name!r} shows other members than this node at the same revision {revision}: compare "
+                    "`meshctl status` at both; one of them was restored from somewhere else.",
+                    retryable=False,
+                )
+            standing = Standing.BEHIND if revision > terms.membership_revision else Standing.AHEAD
+        return PeerNode(
+            NodeId(hello.node_id), hello.name, hello.mesh_id, hello.public_key, version, standing, revision, digest
+        )
 
     def _check_certificates(self, hello: lane_pb2.LaneHello) -> None:
         """Both ends must have seen what the other has shown: whoever ends TLS in between shows something else.
 
-        Both hellos are in what both sides sign, so nobody on the way can make them agree.
+        Both hellos are in what both sides sign, so nobody on the way can make them agree, or say that frames are sealed.
         """
+        if self._terms.seals_frames and hello.seals_frames:
+            return
         shown, seen = self._terms.certificate_shown, self._terms.certificate_seen
         if (hello.certificate_seen, hello.certificate_shown) != (shown, seen):
             raise MeshError(
                 ErrorCode.TLS_TERMINATED,
                 f"TLS with node {hello.name!r} does not run from end to end: a proxy or somebody else in between ends it. "
-                "Let it pass TLS through, or dial the node directly.",
+                "Let it pass TLS through, dial the node directly, or mark it at both ends as behind a proxy.",
             )
 
     def _check_membership(self, hello: lane_pb2.LaneHello) -> None:
@@ -317,6 +371,9 @@ class Handshake:
                 ErrorCode.KEY_MISMATCH,
                 f"Node {proved.name!r} did not agree on the same keys: somebody on the way changes the handshake.",
             )
+        if agreed.is_sealing:
+            other = _other(self._role)
+            self.seal = FrameSeal(agreed.key(_FRAMES, self._role), agreed.key(_FRAMES, other))
         self.peer = proved
 
     def _receive_reject(self, reject: lane_pb2.LaneReject) -> None:
@@ -334,6 +391,7 @@ class _Agreed:
     transcript: bytes
     secret: bytes
     proofs: dict[Role, bytes]
+    is_sealing: bool
 
     def finished_mac(self, sender: Role) -> bytes:
         """The MAC in the Finished that `sender` sends; both proofs must be there."""
@@ -375,12 +433,13 @@ def _check_fields(hello: lane_pb2.LaneHello) -> Delegation:
         or len(hello.nonce) != NONCE_BYTES
         or len(hello.ephemeral_key) != PUBLIC_KEY_BYTES
         or not {len(hello.certificate_shown), len(hello.certificate_seen)} <= {0, _DIGEST_BYTES}
+        or len(hello.membership_digest) not in {0, _DIGEST_BYTES}
     ):
         raise _wrong_protocol(
-            "The hello's keys, nonce or certificates have the wrong length: the other side speaks another protocol."
+            "The hello's keys, nonce or digests have the wrong length: the other side speaks another protocol."
         )
-    if hello.node_id > _NUMBER_MAX or hello.mesh_epoch > _NUMBER_MAX:
-        raise _wrong_protocol("The hello's node id or mesh epoch is out of range: the other side is no mesh node.")
+    if max(hello.node_id, hello.mesh_epoch, hello.membership_revision) > _NUMBER_MAX:
+        raise _wrong_protocol("A number of the hello is out of range: the other side is no mesh node.")
     if hello.mesh_id and not _MESH_ID.fullmatch(hello.mesh_id):
         raise _wrong_protocol("The hello's mesh id is no UUID: the other side is no mesh node.")
     if bool(hello.mesh_id) != bool(hello.node_id):

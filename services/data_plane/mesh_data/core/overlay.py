@@ -18,16 +18,20 @@ from typing import Final, TypeAlias
 from google.protobuf.message import DecodeError
 
 from mesh_data.core.forwarder import Delivery, DropReason, Forwarder, Held, Transmission
-from mesh_data.core.handshake import LocalNode, rejection
+from mesh_data.core.handshake import LocalNode, PeerNode, Standing, rejection
 from mesh_data.core.join_lane import JoinLane
 from mesh_data.core.lane import Lane, encode_bye
 from mesh_data.core.link import Link
+from mesh_data.core.membership_desk import MembershipDesk
 from mesh_data.core.open_lane import OpenLane
+from mesh_data.core.settlement import NO_MEMBER, Settlement, SettlementEvent
+from mesh_data.core.settling_lane import SettlingLane
 from mesh_data.core.timing import OverlayTiming
 from mesh_data.core.view import View
 from meshapi.overlay.v1 import lane_pb2
 from meshcommon.delegation import Delegations
 from meshcommon.ids import NO_NODE, NodeId
+from meshcommon.membership import Vouch
 from meshcommon.peer_text import printable
 from meshwire.buffers import Buffer
 from meshwire.errors import WireError
@@ -59,7 +63,7 @@ class LinkChanged:
     reason: str
 
 
-OverlayEvent: TypeAlias = LaneClosing | LinkChanged
+OverlayEvent: TypeAlias = LaneClosing | LinkChanged | SettlementEvent
 
 
 class OverlayCore:
@@ -77,25 +81,36 @@ class OverlayCore:
         self._timing = timing
         self._node: LocalNode | None = None
         self._links: dict[NodeId, Link] = {}
-        self._owners: dict[int, tuple[Link | JoinLane, OpenLane]] = {}
+        self._desk = MembershipDesk()
+        self._owners: dict[int, tuple[Link | JoinLane | SettlingLane, OpenLane]] = {}
         """By the id of each lane that is open: what owns it, and the lane."""
         self._ready: set[int] = set()
         self._lanes_deadline = math.inf
         self._events: list[OverlayEvent] = []
+        self._settlement = Settlement(self, self._desk, self._events.append)
 
     @property
     def local(self) -> NodeId:
         """This node's id, 0 when it is not a member."""
         return self.forwarder.local
 
-    def configure(self, local: LocalNode | None, view: View | None, now: float) -> None:
-        """Takes the identity and view, both None for no member. As another node it closes every lane and forgets links."""
+    @property
+    def membership(self) -> MembershipDesk:
+        """What this node knows of the membership, to read from."""
+        return self._desk
+
+    def configure(self, local: LocalNode | None, view: View | None, now: float, *, vouch: Vouch | None = None) -> None:
+        """Takes the identity and view, both None for no member. As another node it closes every lane and forgets links.
+
+        `vouch` is this node's own, for the membership in `view`.
+        """
         if local != self._node:
             # Another mesh, epoch or key: nothing that was agreed under the old identity holds.
             self.close_all("the node's membership changed", is_node_stopping=False, now=now)
             self._links.clear()
         self._node = local
-        self.forwarder.configure(local, view)
+        self._desk.configure(local, view, vouch)
+        self._membership_changed(now)
 
     def open_lane(
         self,
@@ -107,6 +122,7 @@ class OverlayCore:
         public_key: bytes = b"",
         *,
         host: str = "",
+        shown: PeerNode | None = None,
     ) -> None:
         """Takes in a lane whose handshake is done.
 
@@ -118,14 +134,33 @@ class OverlayCore:
             now: monotonic seconds.
             public_key: what the peer proved in the handshake; goes with what comes on a join lane.
             host: where the lane comes from; goes with it, too.
+            shown: what the handshake says of the membership that the peer knows; None: the same as this node.
         """
         lane = OpenLane(Lane(lane_id, peer, is_dialled, self._timing, now))
         self._lanes_deadline = min(self._lanes_deadline, lane.lane.next_deadline())
         if is_join:
             self._owners[lane_id] = JoinLane(lane, public_key, host, now), lane
-            return
+        elif shown is not None and shown.standing is not Standing.SAME:
+            settling = SettlingLane(lane, shown, now)
+            self._owners[lane_id] = settling, lane
+            self._lanes_deadline = min(self._lanes_deadline, settling.deadline)
+            self._settlement.open(settling, now)
+        else:
+            self.take_into_service(lane, now)
+
+    def is_settling(self, lane_id: int) -> bool:
+        """Whether a lane waits until both ends know the same membership."""
+        return isinstance(self._owners.get(lane_id, _NO_LANE)[0], SettlingLane)
+
+    def add_vouch(self, vouch: Vouch, now: float) -> bool:
+        """Takes what a member vouches for, and answers those who wait for it; False when it is for another membership."""
+        return self._settlement.add_vouch(vouch, now)
+
+    def take_into_service(self, lane: OpenLane, now: float) -> None:
+        """The lane carries packets from now on. For `Settlement`, as the four methods below."""
+        peer = lane.lane.peer
         link = self._links.setdefault(peer, Link(self.local, peer))
-        self._owners[lane_id] = link, lane
+        self._owners[lane.lane_id] = link, lane
         was_up = link.is_up
         for superfluous in link.add(lane, now):
             link.retire(superfluous.lane_id, REASON_DUPLICATE)
@@ -136,6 +171,22 @@ class OverlayCore:
             self._transmit_own()
         self._mark_ready(link)
 
+    def put_control(self, lane: OpenLane, payload: bytes, now: float) -> None:
+        """Queues a payload of protocol LANE."""
+        self._put(lane, payload, now)
+
+    def close_politely(self, lane: OpenLane, reason: str, now: float) -> None:
+        """Says bye, sends what waits and closes."""
+        self._close_politely(lane, reason, False, now)
+
+    def settling_lanes(self) -> list[SettlingLane]:
+        """Lanes that are not in service yet."""
+        return [owner for owner, _ in self._owners.values() if isinstance(owner, SettlingLane)]
+
+    def members_learned(self, now: float) -> None:
+        """Another node has shown a newer membership, and the desk believes it."""
+        self._membership_changed(now)
+
     def close_lane(self, lane_id: int, reason: str, now: float) -> None:
         """The lane's socket is gone."""
         self._forget(lane_id, reason, now)
@@ -143,7 +194,9 @@ class OverlayCore:
     def close_peer(self, peer: NodeId, reason: str, now: float) -> None:
         """Closes all lanes to a member, with a bye."""
         link = self._links.get(peer)
-        for lane in link.lanes() if link is not None else ():
+        lanes = link.lanes() if link is not None else []
+        lanes += [item.open_lane for item in self.settling_lanes() if item.open_lane.lane.peer == peer]
+        for lane in lanes:
             self._close_politely(lane, reason, False, now)
 
     def close_all(self, reason: str, *, is_node_stopping: bool, now: float) -> None:
@@ -206,9 +259,9 @@ class OverlayCore:
             for packet in packets:
                 if (delivery := self._receive(lane, packet, now)) is not None:
                     deliveries.append(delivery)  # noqa: PERF401 - one packet a frame is the rule, and a loop is cheaper then
-        elif owner is not None:
+        else:
             for packet in packets:
-                if (delivery := self._receive_join(owner, packet, now)) is not None:
+                if (delivery := self._receive_apart(lane, packet, now)) is not None:
                     deliveries.append(delivery)
                 if lane_id not in self._owners:
                     break  # what a stranger put behind it is not worth a look
@@ -253,6 +306,8 @@ class OverlayCore:
             self._fail(open_lane, f"silent for more than {lane.silence_limit_s() * 1000:.0f} ms", now)
         elif isinstance(owner, JoinLane) and now >= lane.opened_at + self._timing.join_lane_life_s:
             self._close_politely(open_lane, "a join lane lives only for a minute", False, now)
+        elif isinstance(owner, SettlingLane) and now >= owner.deadline:
+            self._settlement.unsettled(owner, "no membership that this node believes came in time", now)
 
     def abort_lane(self, lane_id: int, reason: str, now: float) -> None:
         """Ends a lane at once; one that is gone is left alone."""
@@ -280,7 +335,8 @@ class OverlayCore:
 
     def take_events(self) -> list[OverlayEvent]:
         """What happened, in order."""
-        events, self._events = self._events, []
+        events = self._events.copy()
+        self._events.clear()
         return events
 
     def links(self) -> Iterable[Link]:
@@ -338,6 +394,32 @@ class OverlayCore:
         self._receive_lane_control(owner.open_lane, result, now)
         return None
 
+    def _receive_apart(self, lane: OpenLane, packet: memoryview, now: float) -> Delivery | None:
+        """A packet on a lane that was no link's when its frame came; one before it may have brought it into service."""
+        owner = self._owners[lane.lane_id][0]
+        if isinstance(owner, JoinLane):
+            return self._receive_join(owner, packet, now)
+        if isinstance(owner, SettlingLane):
+            self._receive_settling(owner, packet, now)
+            return None
+        return self._receive(lane, packet, now)
+
+    def _receive_settling(self, owner: SettlingLane, packet: memoryview, now: float) -> None:
+        """Only what belongs to the lane itself is looked at."""
+        lane = owner.open_lane
+        payload = self.forwarder.lane_payload(lane.lane.peer, packet)
+        if payload is not None and not lane.is_closing and not self._settlement.receive(owner, payload, now):
+            self._receive_lane_control(lane, payload, now)
+
+    def _membership_changed(self, now: float) -> None:
+        """Puts the members that are known now into force, and goes on with the lanes that wait for them."""
+        view = self._desk.view
+        self.forwarder.configure(self._node, view)
+        for link in list(self._links.values()) if view is not None else ():
+            if link.is_up and view is not None and link.peer not in view.nodes:
+                self.close_peer(link.peer, NO_MEMBER, now)
+        self._settlement.membership_changed(now)
+
     def _receive_lane_control(self, lane: OpenLane, payload: bytes | memoryview, now: float) -> None:
         if not lane.lane.receive(payload, now):
             self.forwarder.drop(DropReason.MALFORMED)
@@ -385,6 +467,8 @@ class OverlayCore:
         deadline = lane.lane.next_deadline()
         if isinstance(owner, JoinLane) and not lane.is_closing:
             return min(deadline, lane.lane.opened_at + self._timing.join_lane_life_s)
+        if isinstance(owner, SettlingLane) and not lane.is_closing:
+            return min(deadline, owner.deadline)
         return deadline
 
     def _collect_lane_output(self, lane: OpenLane, now: float) -> None:

@@ -18,6 +18,7 @@ Layout (network byte order)::
     TRANSFER       stream u64, node u64                       → term u64
     CHAIN          stream u64                                 → meshapi.data.v1.ChainMarks
     VERIFY_LOG     stream u64, meshapi.data.v1.VerifyLogRequest → meshapi.data.v1.VerifyLogResponse
+    VOUCH          (not about a stream)                       → meshapi.common.v1.MembershipVouch
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Method(IntEnum):
     TRANSFER = 5
     CHAIN = 6
     VERIFY_LOG = 7
+    VOUCH = 8
 
 
 @dataclass(slots=True)

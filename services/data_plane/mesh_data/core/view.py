@@ -1,7 +1,7 @@
 """The MeshView as the data plane uses it: members, keys, addresses and streams at one revision.
 
 Purpose: typed, immutable values that every part of the data plane reads, converted once from protobuf. Leaves out: what
-only the control plane needs (voters of the MCG, mesh status). Source: architecture §2 "MeshView".
+only the control plane needs (mesh status). Source: architecture §2 "MeshView".
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Node:
         peer_address: WebSocket address that it advertises, empty when it only dials.
         state: committed life state.
         is_reachable: whether the MCG leader reaches it, as committed.
+        is_voter: whether it votes in the MCG.
     """
 
     node_id: NodeId
@@ -52,6 +53,7 @@ class Node:
     peer_address: str
     state: NodeState
     is_reachable: bool = True
+    is_voter: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,7 @@ def _node(message: view_pb2.NodeView) -> Node:
         peer_address=message.peer_address if is_peer_address(message.peer_address) else "",
         state=NodeState(message.state),
         is_reachable=message.is_reachable,
+        is_voter=message.is_voter,
     )
 
 

@@ -21,6 +21,7 @@ from meshcommon.delegation import DelegatedSigner, Use
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId
 from meshcommon.logging import get_logger
+from meshcommon.membership import Vouch
 
 _log = get_logger(__name__)
 
@@ -126,7 +127,8 @@ class Configurator:
                 ErrorCode.KEY_MISMATCH, "The identity's key is not the one that the view names for this node."
             )
         self._in_force = request
-        self._overlay.configure(local, view, is_running=request.is_running)
+        vouch = Vouch.from_proto(request.vouch) if request.HasField("vouch") else None
+        self._overlay.configure(local, view, is_running=request.is_running, vouch=vouch)
 
 
 class DataPlaneServicer(data_pb2_grpc.DataPlaneServiceServicer):

@@ -26,6 +26,16 @@ class DataSettings(Section):
         description="Whether lanes run in TLS. `false` is for packet captures on a network that you trust, and needs "
         "MESH_INSECURE_DEV=1.",
     )
+    peer_proxied: bool = Field(
+        default=False,
+        description="Whether the peer listener stands behind a proxy that ends TLS (nginx, a load balancer). Then frames are "
+        "sealed with keys of their own for those who dial an address of their MESH_DATA_PROXIED.",
+    )
+    proxied: list[PeerAddress] = Field(
+        default_factory=list,
+        description="Addresses behind which a proxy ends TLS, as nodes advertise or MESH_DATA_DIAL names them, "
+        "`wss://h:p,wss://h:p`. The node there needs MESH_DATA_PEER_PROXIED; others are refused with TLS_TERMINATED.",
+    )
     client_listen: Listen | Literal[""] = Field(
         default="",
         description="WebSocket listener for this site's applications (`meshclient`); empty: none. "

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
-from data_plane_testing.identities import local_node, public_key, view_of
+from data_plane_testing.identities import local_node
+from data_plane_testing.tls_middle import Middle, running, up, view_with
 from mesh_data.core.forwarder import Delivery
 from mesh_data.core.timing import OverlayTiming
-from mesh_data.core.view import Node, NodeState, View
 from mesh_data.shell.overlay.dialler import connect_lane
 from mesh_data.shell.overlay.listener import PeerListener
 from mesh_data.shell.overlay.overlay import Overlay
@@ -25,68 +22,6 @@ from meshtest.waiting import eventually
 from meshwire.packet import Protocol, TrafficClass
 
 SECRET = b"what must not be read on the wire"
-
-
-@asynccontextmanager
-async def running(overlay: Overlay) -> AsyncIterator[Overlay]:
-    task = asyncio.create_task(overlay.run(), name="overlay")
-    try:
-        yield overlay
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-def view_with(address: str) -> View:
-    """Node 1 listens there, node 2 nowhere."""
-    plain = view_of(1, 2)
-    nodes = {**plain.nodes, NodeId(1): Node(NodeId(1), "n1", public_key(1), address, NodeState.ACTIVE)}
-    return View(plain.revision, plain.mesh_id, plain.mesh_epoch, nodes, {})
-
-
-async def up(overlay: Overlay, peer: int) -> None:
-    async def look() -> bool:
-        return overlay.core.is_link_up(NodeId(peer))
-
-    await eventually("the link", look, timeout_s=10, poll_s=0.01)
-
-
-class Middle:
-    """Accepts in front of a node, with TLS of its own or none, dials the node, and passes on what it reads."""
-
-    def __init__(self, target: int, accepts: ssl.SSLContext | None, dials: ssl.SSLContext | None) -> None:
-        self.read = bytearray()
-        self._target = target
-        self._accepts = accepts
-        self._dials = dials
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[int]:
-        """The port at which it waits for the victim."""
-        pumps: list[asyncio.Task[None]] = []
-
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            there, back = await asyncio.open_connection("127.0.0.1", self._target, ssl=self._dials)
-            pumps.append(asyncio.ensure_future(self._pump(reader, back)))
-            pumps.append(asyncio.ensure_future(self._pump(there, writer)))
-
-        server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=self._accepts)
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            server.close()
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65_536):
-                self.read += data
-                writer.write(data)
-        finally:
-            writer.close()
 
 
 async def test_lane_runs_over_tls_and_a_node_without_a_listener_keeps_it() -> None:

@@ -17,6 +17,7 @@ from mesh_data.core.handshake import Handshake, LocalNode, PeerNode
 from mesh_data.core.join_limits import JOIN_LANES_MAX, JOIN_LANES_PER_ADDRESS_MAX
 from mesh_data.core.timing import OverlayTiming
 from mesh_data.core.view import Node, NodeState, View
+from mesh_data.shell.overlay import lane_handshakes
 from mesh_data.shell.overlay import overlay as overlay_module
 from mesh_data.shell.overlay.dialler import connect_lane
 from mesh_data.shell.overlay.lane_session import shake_hands
@@ -577,7 +578,7 @@ async def test_lane_of_another_membership_than_the_present_one_is_not_taken(
         await released.wait()
         return peer
 
-    monkeypatch.setattr(overlay_module, "shake_hands", slow)
+    monkeypatch.setattr(lane_handshakes, "shake_hands", slow)
     sites.configure(view)
     await until("the handshake", shaken.is_set)
     changes: list[set[int]] = []

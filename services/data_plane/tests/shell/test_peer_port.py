@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import CloseCode
 from websockets.typing import Subprotocol
 
+from data_plane_testing.identities import shown
 from mesh_data.core.forwarder import Delivery, DropReason
 from mesh_data.core.handshake import Handshake, LocalNode, Role, Terms
 from mesh_data.core.lane_limits import LANES_PER_PEER_MAX
@@ -35,7 +36,6 @@ from meshtest.delegated import delegated_signer
 from meshtest.waiting import eventually
 from meshwire.errors import WireError
 from meshwire.frame import (
-    MAX_FRAME_BYTES,
     MAX_HANDSHAKE_BYTES,
     decode_handshake,
     encode_handshake,
@@ -135,7 +135,7 @@ async def test_text_frame_is_rejected(port: Port) -> None:
 async def test_oversized_frame_closes_the_connection(port: Port) -> None:
     connection = await port.dial()
     # The head of a frame alone: the length is refused before the content has come.
-    connection.transport.write(b"\x82\xff" + (MAX_FRAME_BYTES + 1).to_bytes(8, "big") + bytes(4))
+    connection.transport.write(b"\x82\xff" + (LANE_LIMITS.frame_bytes_max + 1).to_bytes(8, "big") + bytes(4))
     await rejection(connection)
     assert connection.close_code == CloseCode.MESSAGE_TOO_BIG
     assert await port.counted(ErrorCode.HANDSHAKE_FAILED)
@@ -170,7 +170,8 @@ async def test_bytes_that_are_no_http_end_the_connection_and_nothing_else(port: 
 async def shake(connection: ClientConnection) -> None:
     """The handshake of member 2, by hand."""
     local = LocalNode(NodeId(2), "n2", delegated_signer(PEER_SEED, MESH, 2), MESH)
-    handshake = Handshake(Role.DIALLER, local, Terms(Delegations(time.time), VIEW), b"n" * 32, b"N" * 32, 0.0)
+    terms = Terms(Delegations(time.time), VIEW, **shown(VIEW))
+    handshake = Handshake(Role.DIALLER, local, terms, b"n" * 32, b"N" * 32, 0.0)
     while True:
         for frame in handshake.take_outgoing():
             await connection.send(frame)

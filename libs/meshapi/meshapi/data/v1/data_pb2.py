@@ -22,48 +22,49 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from meshapi.common.v1 import members_pb2 as meshapi_dot_common_dot_v1_dot_members__pb2
 from meshapi.common.v1 import view_pb2 as meshapi_dot_common_dot_v1_dot_view__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ameshapi/data/v1/data.proto\x12\x0fmeshapi.data.v1\x1a\x1cmeshapi/common/v1/view.proto\"\x18\n\x16GetDelegatedKeyRequest\"@\n\x17GetDelegatedKeyResponse\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x11\n\tmade_at_s\x18\x02 \x01(\x04\"\x97\x01\n\x10\x43onfigureRequest\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .meshapi.common.v1.LocalIdentity\x12)\n\x04view\x18\x02 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshView\x12\x12\n\nis_running\x18\x03 \x01(\x08\x12\x10\n\x08has_left\x18\x04 \x01(\x08\"%\n\x11\x43onfigureResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"#\n\x04Path\x12\r\n\x05nodes\x18\x01 \x03(\x04\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\"B\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\x04\x12$\n\x05paths\x18\x02 \x03(\x0b\x32\x15.meshapi.data.v1.Path\"t\n\x11PushRoutesRequest\x12\x14\n\x0c\x62\x61se_version\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\'\n\x07\x63hanged\x18\x03 \x03(\x0b\x32\x16.meshapi.data.v1.Route\x12\x0f\n\x07removed\x18\x04 \x03(\x04\"%\n\x12PushRoutesResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\x14\n\x12WatchGroupsRequest\"\xb0\x01\n\x0bGroupReport\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.meshapi.data.v1.GroupState\x12\x13\n\x0bleader_node\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\tmember_id\x18\x05 \x01(\x04\x12\x13\n\x0bmembers_out\x18\x06 \x03(\x04\x12\x15\n\ris_distrusted\x18\x07 \x01(\x08\"C\n\x13WatchGroupsResponse\x12,\n\x06groups\x18\x01 \x03(\x0b\x32\x1c.meshapi.data.v1.GroupReport\"N\n\nChainMarks\x12\x15\n\rapplied_index\x18\x01 \x01(\x04\x12)\n\x05marks\x18\x02 \x03(\x0b\x32\x1a.meshapi.data.v1.ChainMark\")\n\tChainMark\x12\r\n\x05index\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\"K\n\x10VerifyLogRequest\x12\x13\n\x0b\x61\x66ter_index\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\x12\x13\n\x0buntil_index\x18\x03 \x01(\x04\"b\n\x11VerifyLogResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0f\n\x07problem\x18\x05 \x01(\t*\xa3\x01\n\nGroupState\x12\x1b\n\x17GROUP_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13GROUP_STATE_FORMING\x10\x01\x12\x14\n\x10GROUP_STATE_OPEN\x10\x02\x12\x19\n\x15GROUP_STATE_DESTROYED\x10\x03\x12\x16\n\x12GROUP_STATE_FAILED\x10\x04\x12\x16\n\x12GROUP_STATE_SEALED\x10\x05\x32\xff\x02\n\x10\x44\x61taPlaneService\x12R\n\tConfigure\x12!.meshapi.data.v1.ConfigureRequest\x1a\".meshapi.data.v1.ConfigureResponse\x12U\n\nPushRoutes\x12\".meshapi.data.v1.PushRoutesRequest\x1a#.meshapi.data.v1.PushRoutesResponse\x12\x64\n\x0fGetDelegatedKey\x12\'.meshapi.data.v1.GetDelegatedKeyRequest\x1a(.meshapi.data.v1.GetDelegatedKeyResponse\x12Z\n\x0bWatchGroups\x12#.meshapi.data.v1.WatchGroupsRequest\x1a$.meshapi.data.v1.WatchGroupsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ameshapi/data/v1/data.proto\x12\x0fmeshapi.data.v1\x1a\x1fmeshapi/common/v1/members.proto\x1a\x1cmeshapi/common/v1/view.proto\"\x18\n\x16GetDelegatedKeyRequest\"@\n\x17GetDelegatedKeyResponse\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x11\n\tmade_at_s\x18\x02 \x01(\x04\"\xca\x01\n\x10\x43onfigureRequest\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .meshapi.common.v1.LocalIdentity\x12)\n\x04view\x18\x02 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshView\x12\x12\n\nis_running\x18\x03 \x01(\x08\x12\x10\n\x08has_left\x18\x04 \x01(\x08\x12\x31\n\x05vouch\x18\x05 \x01(\x0b\x32\".meshapi.common.v1.MembershipVouch\"%\n\x11\x43onfigureResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"#\n\x04Path\x12\r\n\x05nodes\x18\x01 \x03(\x04\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\"B\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\x04\x12$\n\x05paths\x18\x02 \x03(\x0b\x32\x15.meshapi.data.v1.Path\"t\n\x11PushRoutesRequest\x12\x14\n\x0c\x62\x61se_version\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\'\n\x07\x63hanged\x18\x03 \x03(\x0b\x32\x16.meshapi.data.v1.Route\x12\x0f\n\x07removed\x18\x04 \x03(\x04\"%\n\x12PushRoutesResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\x14\n\x12WatchGroupsRequest\"\xb0\x01\n\x0bGroupReport\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.meshapi.data.v1.GroupState\x12\x13\n\x0bleader_node\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\tmember_id\x18\x05 \x01(\x04\x12\x13\n\x0bmembers_out\x18\x06 \x03(\x04\x12\x15\n\ris_distrusted\x18\x07 \x01(\x08\"C\n\x13WatchGroupsResponse\x12,\n\x06groups\x18\x01 \x03(\x0b\x32\x1c.meshapi.data.v1.GroupReport\"N\n\nChainMarks\x12\x15\n\rapplied_index\x18\x01 \x01(\x04\x12)\n\x05marks\x18\x02 \x03(\x0b\x32\x1a.meshapi.data.v1.ChainMark\")\n\tChainMark\x12\r\n\x05index\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\"K\n\x10VerifyLogRequest\x12\x13\n\x0b\x61\x66ter_index\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\x12\x13\n\x0buntil_index\x18\x03 \x01(\x04\"b\n\x11VerifyLogResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0f\n\x07problem\x18\x05 \x01(\t*\xa3\x01\n\nGroupState\x12\x1b\n\x17GROUP_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13GROUP_STATE_FORMING\x10\x01\x12\x14\n\x10GROUP_STATE_OPEN\x10\x02\x12\x19\n\x15GROUP_STATE_DESTROYED\x10\x03\x12\x16\n\x12GROUP_STATE_FAILED\x10\x04\x12\x16\n\x12GROUP_STATE_SEALED\x10\x05\x32\xff\x02\n\x10\x44\x61taPlaneService\x12R\n\tConfigure\x12!.meshapi.data.v1.ConfigureRequest\x1a\".meshapi.data.v1.ConfigureResponse\x12U\n\nPushRoutes\x12\".meshapi.data.v1.PushRoutesRequest\x1a#.meshapi.data.v1.PushRoutesResponse\x12\x64\n\x0fGetDelegatedKey\x12\'.meshapi.data.v1.GetDelegatedKeyRequest\x1a(.meshapi.data.v1.GetDelegatedKeyResponse\x12Z\n\x0bWatchGroups\x12#.meshapi.data.v1.WatchGroupsRequest\x1a$.meshapi.data.v1.WatchGroupsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshapi.data.v1.data_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GROUPSTATE']._serialized_start=1195
-  _globals['_GROUPSTATE']._serialized_end=1358
-  _globals['_GETDELEGATEDKEYREQUEST']._serialized_start=77
-  _globals['_GETDELEGATEDKEYREQUEST']._serialized_end=101
-  _globals['_GETDELEGATEDKEYRESPONSE']._serialized_start=103
-  _globals['_GETDELEGATEDKEYRESPONSE']._serialized_end=167
-  _globals['_CONFIGUREREQUEST']._serialized_start=170
-  _globals['_CONFIGUREREQUEST']._serialized_end=321
-  _globals['_CONFIGURERESPONSE']._serialized_start=323
-  _globals['_CONFIGURERESPONSE']._serialized_end=360
-  _globals['_PATH']._serialized_start=362
-  _globals['_PATH']._serialized_end=397
-  _globals['_ROUTE']._serialized_start=399
-  _globals['_ROUTE']._serialized_end=465
-  _globals['_PUSHROUTESREQUEST']._serialized_start=467
-  _globals['_PUSHROUTESREQUEST']._serialized_end=583
-  _globals['_PUSHROUTESRESPONSE']._serialized_start=585
-  _globals['_PUSHROUTESRESPONSE']._serialized_end=622
-  _globals['_WATCHGROUPSREQUEST']._serialized_start=624
-  _globals['_WATCHGROUPSREQUEST']._serialized_end=644
-  _globals['_GROUPREPORT']._serialized_start=647
-  _globals['_GROUPREPORT']._serialized_end=823
-  _globals['_WATCHGROUPSRESPONSE']._serialized_start=825
-  _globals['_WATCHGROUPSRESPONSE']._serialized_end=892
-  _globals['_CHAINMARKS']._serialized_start=894
-  _globals['_CHAINMARKS']._serialized_end=972
-  _globals['_CHAINMARK']._serialized_start=974
-  _globals['_CHAINMARK']._serialized_end=1015
-  _globals['_VERIFYLOGREQUEST']._serialized_start=1017
-  _globals['_VERIFYLOGREQUEST']._serialized_end=1092
-  _globals['_VERIFYLOGRESPONSE']._serialized_start=1094
-  _globals['_VERIFYLOGRESPONSE']._serialized_end=1192
-  _globals['_DATAPLANESERVICE']._serialized_start=1361
-  _globals['_DATAPLANESERVICE']._serialized_end=1744
+  _globals['_GROUPSTATE']._serialized_start=1279
+  _globals['_GROUPSTATE']._serialized_end=1442
+  _globals['_GETDELEGATEDKEYREQUEST']._serialized_start=110
+  _globals['_GETDELEGATEDKEYREQUEST']._serialized_end=134
+  _globals['_GETDELEGATEDKEYRESPONSE']._serialized_start=136
+  _globals['_GETDELEGATEDKEYRESPONSE']._serialized_end=200
+  _globals['_CONFIGUREREQUEST']._serialized_start=203
+  _globals['_CONFIGUREREQUEST']._serialized_end=405
+  _globals['_CONFIGURERESPONSE']._serialized_start=407
+  _globals['_CONFIGURERESPONSE']._serialized_end=444
+  _globals['_PATH']._serialized_start=446
+  _globals['_PATH']._serialized_end=481
+  _globals['_ROUTE']._serialized_start=483
+  _globals['_ROUTE']._serialized_end=549
+  _globals['_PUSHROUTESREQUEST']._serialized_start=551
+  _globals['_PUSHROUTESREQUEST']._serialized_end=667
+  _globals['_PUSHROUTESRESPONSE']._serialized_start=669
+  _globals['_PUSHROUTESRESPONSE']._serialized_end=706
+  _globals['_WATCHGROUPSREQUEST']._serialized_start=708
+  _globals['_WATCHGROUPSREQUEST']._serialized_end=728
+  _globals['_GROUPREPORT']._serialized_start=731
+  _globals['_GROUPREPORT']._serialized_end=907
+  _globals['_WATCHGROUPSRESPONSE']._serialized_start=909
+  _globals['_WATCHGROUPSRESPONSE']._serialized_end=976
+  _globals['_CHAINMARKS']._serialized_start=978
+  _globals['_CHAINMARKS']._serialized_end=1056
+  _globals['_CHAINMARK']._serialized_start=1058
+  _globals['_CHAINMARK']._serialized_end=1099
+  _globals['_VERIFYLOGREQUEST']._serialized_start=1101
+  _globals['_VERIFYLOGREQUEST']._serialized_end=1176
+  _globals['_VERIFYLOGRESPONSE']._serialized_start=1178
+  _globals['_VERIFYLOGRESPONSE']._serialized_end=1276
+  _globals['_DATAPLANESERVICE']._serialized_start=1445
+  _globals['_DATAPLANESERVICE']._serialized_end=1828
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from meshapi.common.v1 import members_pb2 as _members_pb2
 from meshapi.common.v1 import view_pb2 as _view_pb2
 import builtins as _builtins
 import sys
@@ -109,6 +110,7 @@ class ConfigureRequest(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     IS_RUNNING_FIELD_NUMBER: _builtins.int
     HAS_LEFT_FIELD_NUMBER: _builtins.int
+    VOUCH_FIELD_NUMBER: _builtins.int
     is_running: _builtins.bool
     """False when the node was stopped on purpose: lanes and groups are closed, data stays."""
     has_left: _builtins.bool
@@ -125,6 +127,12 @@ class ConfigureRequest(_message.Message):
     def view(self) -> _view_pb2.MeshView:
         """The view."""
 
+    @_builtins.property
+    def vouch(self) -> _members_pb2.MembershipVouch:
+        """This node's word for the membership in `view`, which other data planes may ask for; absent from a control plane that
+        gives none.
+        """
+
     def __init__(
         self,
         *,
@@ -132,10 +140,11 @@ class ConfigureRequest(_message.Message):
         view: _view_pb2.MeshView | None = ...,
         is_running: _builtins.bool = ...,
         has_left: _builtins.bool = ...,
+        vouch: _members_pb2.MembershipVouch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "view", b"view", "vouch", b"vouch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_left", b"has_left", "identity", b"identity", "is_running", b"is_running", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_left", b"has_left", "identity", b"identity", "is_running", b"is_running", "view", b"view", "vouch", b"vouch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

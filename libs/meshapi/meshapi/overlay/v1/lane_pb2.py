@@ -26,7 +26,7 @@ from meshapi.common.v1 import delegation_pb2 as meshapi_dot_common_dot_v1_dot_de
 from meshapi.common.v1 import error_pb2 as meshapi_dot_common_dot_v1_dot_error__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmeshapi/overlay/v1/lane.proto\x12\x12meshapi.overlay.v1\x1a\"meshapi/common/v1/delegation.proto\x1a\x1dmeshapi/common/v1/error.proto\"\x9b\x02\n\tLaneHello\x12\x13\n\x0bversion_min\x18\x01 \x01(\r\x12\x13\n\x0bversion_max\x18\x02 \x01(\r\x12\x0f\n\x07mesh_id\x18\x03 \x01(\t\x12\x12\n\nmesh_epoch\x18\x04 \x01(\x04\x12\x0f\n\x07node_id\x18\x05 \x01(\x04\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x12\n\npublic_key\x18\x07 \x01(\x0c\x12\r\n\x05nonce\x18\x08 \x01(\x0c\x12\x15\n\rephemeral_key\x18\t \x01(\x0c\x12\x31\n\ndelegation\x18\n \x01(\x0b\x32\x1d.meshapi.common.v1.Delegation\x12\x19\n\x11\x63\x65rtificate_shown\x18\x0b \x01(\x0c\x12\x18\n\x10\x63\x65rtificate_seen\x18\x0c \x01(\x0c\"\x1e\n\tLaneProof\x12\x11\n\tsignature\x18\x01 \x01(\x0c\"\x1b\n\x0cLaneFinished\x12\x0b\n\x03mac\x18\x01 \x01(\x0c\";\n\nLaneReject\x12-\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x1e.meshapi.common.v1.ErrorDetail\"\xdf\x01\n\rLaneHandshake\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.meshapi.overlay.v1.LaneHelloH\x00\x12.\n\x05proof\x18\x02 \x01(\x0b\x32\x1d.meshapi.overlay.v1.LaneProofH\x00\x12\x30\n\x06reject\x18\x03 \x01(\x0b\x32\x1e.meshapi.overlay.v1.LaneRejectH\x00\x12\x34\n\x08\x66inished\x18\x04 \x01(\x0b\x32 .meshapi.overlay.v1.LaneFinishedH\x00\x42\x06\n\x04step\"\x9d\x01\n\x0bLaneControl\x12,\n\x04\x62\x65\x61t\x18\x01 \x01(\x0b\x32\x1c.meshapi.overlay.v1.LaneBeatH\x00\x12,\n\x04\x65\x63ho\x18\x02 \x01(\x0b\x32\x1c.meshapi.overlay.v1.LaneBeatH\x00\x12*\n\x03\x62ye\x18\x03 \x01(\x0b\x32\x1b.meshapi.overlay.v1.LaneByeH\x00\x42\x06\n\x04kind\"0\n\x08LaneBeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\nsent_at_us\x18\x02 \x01(\x04\"3\n\x07LaneBye\x12\x18\n\x10is_node_stopping\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmeshapi/overlay/v1/lane.proto\x12\x12meshapi.overlay.v1\x1a\"meshapi/common/v1/delegation.proto\x1a\x1dmeshapi/common/v1/error.proto\"\xe9\x02\n\tLaneHello\x12\x13\n\x0bversion_min\x18\x01 \x01(\r\x12\x13\n\x0bversion_max\x18\x02 \x01(\r\x12\x0f\n\x07mesh_id\x18\x03 \x01(\t\x12\x12\n\nmesh_epoch\x18\x04 \x01(\x04\x12\x0f\n\x07node_id\x18\x05 \x01(\x04\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x12\n\npublic_key\x18\x07 \x01(\x0c\x12\r\n\x05nonce\x18\x08 \x01(\x0c\x12\x15\n\rephemeral_key\x18\t \x01(\x0c\x12\x31\n\ndelegation\x18\n \x01(\x0b\x32\x1d.meshapi.common.v1.Delegation\x12\x19\n\x11\x63\x65rtificate_shown\x18\x0b \x01(\x0c\x12\x18\n\x10\x63\x65rtificate_seen\x18\x0c \x01(\x0c\x12\x1b\n\x13membership_revision\x18\r \x01(\x04\x12\x19\n\x11membership_digest\x18\x0e \x01(\x0c\x12\x14\n\x0cseals_frames\x18\x0f \x01(\x08\"\x1e\n\tLaneProof\x12\x11\n\tsignature\x18\x01 \x01(\x0c\"\x1b\n\x0cLaneFinished\x12\x0b\n\x03mac\x18\x01 \x01(\x0c\";\n\nLaneReject\x12-\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x1e.meshapi.common.v1.ErrorDetail\"\xdf\x01\n\rLaneHandshake\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.meshapi.overlay.v1.LaneHelloH\x00\x12.\n\x05proof\x18\x02 \x01(\x0b\x32\x1d.meshapi.overlay.v1.LaneProofH\x00\x12\x30\n\x06reject\x18\x03 \x01(\x0b\x32\x1e.meshapi.overlay.v1.LaneRejectH\x00\x12\x34\n\x08\x66inished\x18\x04 \x01(\x0b\x32 .meshapi.overlay.v1.LaneFinishedH\x00\x42\x06\n\x04step\"\xe6\x02\n\x0bLaneControl\x12,\n\x04\x62\x65\x61t\x18\x01 \x01(\x0b\x32\x1c.meshapi.overlay.v1.LaneBeatH\x00\x12,\n\x04\x65\x63ho\x18\x02 \x01(\x0b\x32\x1c.meshapi.overlay.v1.LaneBeatH\x00\x12*\n\x03\x62ye\x18\x03 \x01(\x0b\x32\x1b.meshapi.overlay.v1.LaneByeH\x00\x12?\n\x0emembership_ask\x18\x04 \x01(\x0b\x32%.meshapi.overlay.v1.LaneMembershipAskH\x00\x12\x41\n\x0fmembership_part\x18\x05 \x01(\x0b\x32&.meshapi.overlay.v1.LaneMembershipPartH\x00\x12\x43\n\x10membership_known\x18\x06 \x01(\x0b\x32\'.meshapi.overlay.v1.LaneMembershipKnownH\x00\x42\x06\n\x04kind\"3\n\x11LaneMembershipAsk\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0e\n\x06voters\x18\x02 \x03(\x04\"J\n\x12LaneMembershipPart\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"\x15\n\x13LaneMembershipKnown\"0\n\x08LaneBeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\nsent_at_us\x18\x02 \x01(\x04\"3\n\x07LaneBye\x12\x18\n\x10is_node_stopping\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,19 +34,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshapi.overlay.v1.lane_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LANEHELLO']._serialized_start=121
-  _globals['_LANEHELLO']._serialized_end=404
-  _globals['_LANEPROOF']._serialized_start=406
-  _globals['_LANEPROOF']._serialized_end=436
-  _globals['_LANEFINISHED']._serialized_start=438
-  _globals['_LANEFINISHED']._serialized_end=465
-  _globals['_LANEREJECT']._serialized_start=467
-  _globals['_LANEREJECT']._serialized_end=526
-  _globals['_LANEHANDSHAKE']._serialized_start=529
-  _globals['_LANEHANDSHAKE']._serialized_end=752
-  _globals['_LANECONTROL']._serialized_start=755
-  _globals['_LANECONTROL']._serialized_end=912
-  _globals['_LANEBEAT']._serialized_start=914
-  _globals['_LANEBEAT']._serialized_end=962
-  _globals['_LANEBYE']._serialized_start=964
-  _globals['_LANEBYE']._serialized_end=1015
+  _globals['_LANEHELLO']._serialized_end=482
+  _globals['_LANEPROOF']._serialized_start=484
+  _globals['_LANEPROOF']._serialized_end=514
+  _globals['_LANEFINISHED']._serialized_start=516
+  _globals['_LANEFINISHED']._serialized_end=543
+  _globals['_LANEREJECT']._serialized_start=545
+  _globals['_LANEREJECT']._serialized_end=604
+  _globals['_LANEHANDSHAKE']._serialized_start=607
+  _globals['_LANEHANDSHAKE']._serialized_end=830
+  _globals['_LANECONTROL']._serialized_start=833
+  _globals['_LANECONTROL']._serialized_end=1191
+  _globals['_LANEMEMBERSHIPASK']._serialized_start=1193
+  _globals['_LANEMEMBERSHIPASK']._serialized_end=1244
+  _globals['_LANEMEMBERSHIPPART']._serialized_start=1246
+  _globals['_LANEMEMBERSHIPPART']._serialized_end=1320
+  _globals['_LANEMEMBERSHIPKNOWN']._serialized_start=1322
+  _globals['_LANEMEMBERSHIPKNOWN']._serialized_end=1343
+  _globals['_LANEBEAT']._serialized_start=1345
+  _globals['_LANEBEAT']._serialized_end=1393
+  _globals['_LANEBYE']._serialized_start=1395
+  _globals['_LANEBYE']._serialized_end=1446
 # @@protoc_insertion_point(module_scope)

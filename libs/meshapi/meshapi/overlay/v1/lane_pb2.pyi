@@ -9,8 +9,10 @@ listener's hello. A hello there is its whole LaneHandshake message as it was sen
 it are covered too.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from meshapi.common.v1 import delegation_pb2 as _delegation_pb2
 from meshapi.common.v1 import error_pb2 as _error_pb2
 import builtins as _builtins
@@ -42,6 +44,9 @@ class LaneHello(_message.Message):
     DELEGATION_FIELD_NUMBER: _builtins.int
     CERTIFICATE_SHOWN_FIELD_NUMBER: _builtins.int
     CERTIFICATE_SEEN_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_REVISION_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_DIGEST_FIELD_NUMBER: _builtins.int
+    SEALS_FRAMES_FIELD_NUMBER: _builtins.int
     version_min: _builtins.int
     """Lowest wire version that the sender speaks."""
     version_max: _builtins.int
@@ -64,6 +69,14 @@ class LaneHello(_message.Message):
     """SHA-256 of the TLS certificate that the sender shows on this connection, empty when it shows none."""
     certificate_seen: _builtins.bytes
     """SHA-256 of the TLS certificate that the sender was shown, empty when there was none."""
+    membership_revision: _builtins.int
+    """MCG revision at which the sender knows the membership, 0 when it is no member (since version 5)."""
+    membership_digest: _builtins.bytes
+    """Digest of the membership that it knows (see MembershipVouch), empty when it is no member (since version 5)."""
+    seals_frames: _builtins.bool
+    """Whether the sender wants the frames behind the handshake sealed with the lane's own keys, because a proxy that ends TLS
+    may stand in between. They are when both sides say so (since version 5).
+    """
     @_builtins.property
     def delegation(self) -> _delegation_pb2.Delegation:
         """For lanes, by the identity key; the proof is signed by the key that it names (since version 4)."""
@@ -83,10 +96,13 @@ class LaneHello(_message.Message):
         delegation: _delegation_pb2.Delegation | None = ...,
         certificate_shown: _builtins.bytes = ...,
         certificate_seen: _builtins.bytes = ...,
+        membership_revision: _builtins.int = ...,
+        membership_digest: _builtins.bytes = ...,
+        seals_frames: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delegation", b"delegation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_seen", b"certificate_seen", "certificate_shown", b"certificate_shown", "delegation", b"delegation", "ephemeral_key", b"ephemeral_key", "mesh_epoch", b"mesh_epoch", "mesh_id", b"mesh_id", "name", b"name", "node_id", b"node_id", "nonce", b"nonce", "public_key", b"public_key", "version_max", b"version_max", "version_min", b"version_min"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_seen", b"certificate_seen", "certificate_shown", b"certificate_shown", "delegation", b"delegation", "ephemeral_key", b"ephemeral_key", "membership_digest", b"membership_digest", "membership_revision", b"membership_revision", "mesh_epoch", b"mesh_epoch", "mesh_id", b"mesh_id", "name", b"name", "node_id", b"node_id", "nonce", b"nonce", "public_key", b"public_key", "seals_frames", b"seals_frames", "version_max", b"version_max", "version_min", b"version_min"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,13 +227,16 @@ Global___LaneHandshake: _TypeAlias = LaneHandshake  # noqa: Y015
 
 @_typing.final
 class LaneControl(_message.Message):
-    """Payload of a heartbeat or bye (protocol LANE, never forwarded)."""
+    """Payload of a heartbeat, a bye or a message about membership (protocol LANE, never forwarded)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BEAT_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
     BYE_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_ASK_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_PART_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_KNOWN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def beat(self) -> Global___LaneBeat:
         """Asks for an echo."""
@@ -230,22 +249,112 @@ class LaneControl(_message.Message):
     def bye(self) -> Global___LaneBye:
         """The sender closes on purpose; the reason is for logs."""
 
+    @_builtins.property
+    def membership_ask(self) -> Global___LaneMembershipAsk:
+        """Asks for the newer membership that the other side has shown in its hello."""
+
+    @_builtins.property
+    def membership_part(self) -> Global___LaneMembershipPart:
+        """Answers an ask."""
+
+    @_builtins.property
+    def membership_known(self) -> Global___LaneMembershipKnown:
+        """The sender knows the membership that the other side has shown, or a newer one: packets may pass."""
+
     def __init__(
         self,
         *,
         beat: Global___LaneBeat | None = ...,
         echo: Global___LaneBeat | None = ...,
         bye: Global___LaneBye | None = ...,
+        membership_ask: Global___LaneMembershipAsk | None = ...,
+        membership_part: Global___LaneMembershipPart | None = ...,
+        membership_known: Global___LaneMembershipKnown | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "bye", b"bye", "echo", b"echo", "kind", b"kind"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "bye", b"bye", "echo", b"echo", "kind", b"kind", "membership_ask", b"membership_ask", "membership_known", b"membership_known", "membership_part", b"membership_part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "bye", b"bye", "echo", b"echo", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "bye", b"bye", "echo", b"echo", "kind", b"kind", "membership_ask", b"membership_ask", "membership_known", b"membership_known", "membership_part", b"membership_part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["beat", "echo", "bye"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["beat", "echo", "bye", "membership_ask", "membership_part", "membership_known"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___LaneControl: _TypeAlias = LaneControl  # noqa: Y015
+
+@_typing.final
+class LaneMembershipAsk(_message.Message):
+    """Asks for a part of the membership. One is under way at a time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    VOTERS_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Bytes that the sender has already."""
+    @_builtins.property
+    def voters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Nodes that the sender knows as voters, at most 16: one of them has to vouch."""
+
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        voters: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "voters", b"voters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaneMembershipAsk: _TypeAlias = LaneMembershipAsk  # noqa: Y015
+
+@_typing.final
+class LaneMembershipPart(_message.Message):
+    """A part of a `meshapi.common.v1.Membership`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    total_bytes: _builtins.int
+    """Size of the whole, bytes, at most 256 KiB; the same in each part."""
+    offset: _builtins.int
+    """Where this part begins."""
+    content: _builtins.bytes
+    """At most 16 KiB, and never empty."""
+    def __init__(
+        self,
+        *,
+        total_bytes: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "offset", b"offset", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaneMembershipPart: _TypeAlias = LaneMembershipPart  # noqa: Y015
+
+@_typing.final
+class LaneMembershipKnown(_message.Message):
+    """Ends the exchange about membership on a lane."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaneMembershipKnown: _TypeAlias = LaneMembershipKnown  # noqa: Y015
 
 @_typing.final
 class LaneBeat(_message.Message):

@@ -68,7 +68,7 @@ class ForwardingApi:
                     rtt_us=int((lane.srtt_s or 0.0) * 1e6),
                     up_s=overlay.uptime_s(lane.opened_at),
                 )
-        for peer, error in sorted(overlay.failed_dials.items()):
+        for peer, error in sorted(overlay.refused.failed_dials(view, overlay.core.links()).items()):
             response.failed_dials.add(peer=view.name_of(peer), code=error.code, reason=printable(error.message))
         for node_id in sorted(view.nodes):
             if node_id == overlay.node_id:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from mesh_data.core.handshake import Handshake, PeerNode, encode_reject
+from mesh_data.shell.overlay.lane_wire import LaneWire
 from meshcommon.barrier import barrier, report
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.frame_socket import CLOSE_TIMEOUT_S, FrameSocket, SocketClosed, TextFrame, with_head
+from meshcommon.frame_socket import CLOSE_TIMEOUT_S, FrameSocket, SocketClosed, TextFrame
 from meshcommon.peer_text import printable, printable_details
 from meshwire.buffers import Buffer
+from meshwire.errors import WireError
 
 
 async def shake_hands(socket: FrameSocket, handshake: Handshake, clock: Callable[[], float]) -> PeerNode:
@@ -40,18 +42,18 @@ async def shake_hands(socket: FrameSocket, handshake: Handshake, clock: Callable
     if handshake.peer is not None:
         return handshake.peer
     failure = handshake.failure or MeshError(ErrorCode.HANDSHAKE_FAILED, "The handshake did not finish.")
-    await refuse(socket, failure)
+    await refuse(LaneWire(socket, None, clock), failure)
     raise failure
 
 
-async def refuse(socket: FrameSocket, error: MeshError) -> None:
+async def refuse(wire: LaneWire, error: MeshError) -> None:
     """Tells the other side why, and closes; gives up on that after a second."""
     said = MeshError(error.code, printable(error.message), printable_details(error.details), retryable=error.retryable)
-    with barrier("refuse", remote=socket.remote), suppress(TimeoutError, SocketClosed):
+    with barrier("refuse", remote=wire.remote), suppress(TimeoutError, SocketClosed):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await socket.send(encode_reject(said))
-            await socket.close(str(said.code))
-    socket.abort()
+            await wire.send([encode_reject(said)])
+            await wire.close(str(said.code))
+    wire.abort()
 
 
 async def _exchange(socket: FrameSocket, handshake: Handshake) -> None:
@@ -75,10 +77,10 @@ async def _exchange(socket: FrameSocket, handshake: Handshake) -> None:
 class LaneSession:
     """The reader and writer of one established lane."""
 
-    def __init__(self, lane_id: int, socket: FrameSocket, next_frame: Callable[[int], list[Buffer] | None]) -> None:
+    def __init__(self, lane_id: int, wire: LaneWire, next_frame: Callable[[int], list[Buffer] | None]) -> None:
         self.lane_id = lane_id
         self.reason = ""
-        self._socket = socket
+        self._wire = wire
         self._next_frame = next_frame
         self._wake = asyncio.Event()
         self._is_closing = False
@@ -96,12 +98,12 @@ class LaneSession:
         self._is_closing = True
         self.reason = self.reason or reason
         self._wake.set()
-        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._socket.abort)
+        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._wire.abort)
 
     def abort(self, reason: str) -> None:
         """Drops the connection at once."""
         self.reason = self.reason or reason
-        self._socket.abort(reason)
+        self._wire.abort(reason)
 
     async def run(self, receive: Callable[[int, bytes], None]) -> None:
         """Hands each frame to `receive`; returns when the connection is gone, with the reason in `reason`.
@@ -112,18 +114,21 @@ class LaneSession:
             writer = tasks.create_task(self._write(), name=f"lane {self.lane_id} writer")
             try:
                 while True:
-                    frame = await self._socket.receive()
+                    frame = await self._wire.receive()
                     try:
                         receive(self.lane_id, frame)
                     except Exception as error:  # noqa: BLE001 - a barrier: this lane ends, the others live
-                        report("lane_frame", error, lane=self.lane_id, remote=self._socket.remote)
+                        report("lane_frame", error, lane=self.lane_id, remote=self._wire.remote)
                         self.abort("a frame could not be handled; the log has details")
                         return
             except SocketClosed as error:
                 self.reason = self.reason or str(error)
             except TextFrame:
                 self.reason = "the peer sent a text frame"
-                self._socket.abort()
+                self._wire.abort()
+            except WireError as error:
+                # On a sealed lane: changed, doubled, lost or in clear. Nothing after it opens either.
+                self.abort(f"a sealed frame could not be opened: {error.reason}")
             finally:
                 writer.cancel()
 
@@ -133,9 +138,9 @@ class LaneSession:
                 await self._wake.wait()
                 self._wake.clear()
                 while (frame := self._next_frame(self.lane_id)) is not None:
-                    await self._socket.send(with_head(frame))
+                    await self._wire.send(frame)
                 if self._is_closing:
-                    await self._socket.close(self.reason)
+                    await self._wire.close(self.reason)
                     return
         except SocketClosed as error:
             # The reader meets the same end and runs the rest.

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Final
 
 from meshcommon.frame_socket import SocketLimits
-from meshwire.frame import MAX_FRAME_BYTES
+from meshwire.frame import MAX_FRAME_BYTES, SEAL_OVERHEAD_BYTES
 
 SUBPROTOCOL: Final = "mesh.v1"
 LANE_LIMITS: Final = SocketLimits(
-    frame_bytes_max=MAX_FRAME_BYTES,
+    frame_bytes_max=MAX_FRAME_BYTES + SEAL_OVERHEAD_BYTES,
     # Until the node is proved, and on a lane that a node which is no member dialled, for good.
     unproven_bytes_max=64 * 1024,
     write_buffer_bytes=64 * 1024,

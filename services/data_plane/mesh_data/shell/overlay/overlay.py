@@ -14,33 +14,38 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Final, TypeAlias
 
 from mesh_data.core.dial_policy import Dial, DialPolicy
 from mesh_data.core.forwarder import Delivery, DropReason
-from mesh_data.core.handshake import Handshake, LocalNode, PeerNode, Role, Terms
+from mesh_data.core.handshake import LocalNode, PeerNode
 from mesh_data.core.join_limits import JoinLimits
 from mesh_data.core.lane_limits import LaneLimits
 from mesh_data.core.overlay import LaneClosing, LinkChanged, OverlayCore
+from mesh_data.core.settlement import LaneSettled, LaneUnsettled, MembershipLearned, VouchWanted
 from mesh_data.core.timing import OverlayTiming
 from mesh_data.core.view import View
 from mesh_data.shell.overlay.dialler import connect_lane
-from mesh_data.shell.overlay.lane_session import LaneSession, refuse, shake_hands
+from mesh_data.shell.overlay.lane_handshakes import LaneHandshakes, Proxies
+from mesh_data.shell.overlay.lane_session import LaneSession, refuse
+from mesh_data.shell.overlay.lane_wire import LaneWire
 from mesh_data.shell.overlay.listener import PeerListener
 from mesh_data.shell.overlay.overlay_port import PacketCallback, RequestHandler, ViewCallback
+from mesh_data.shell.overlay.refused_lanes import RefusedLanes
+from mesh_data.shell.overlay.vouches import Vouches
 from meshapi.data.v1 import data_pb2
 from meshcommon.barrier import barrier
 from meshcommon.boot_certificate import any_server
 from meshcommon.deadline_timer import DeadlineTimer
-from meshcommon.delegation import DelegatedSigner, Delegations, Grantor, Use
+from meshcommon.delegation import DelegatedSigner, Delegations
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.frame_socket import FrameSocket
 from meshcommon.ids import NO_NODE, NodeId
-from meshcommon.key_signer import PRIVATE_KEY_BYTES, KeySigner
 from meshcommon.logging import get_logger
+from meshcommon.membership import Vouch
 from meshcommon.overlay_calls import OverlayCalls
 from meshcommon.peer_text import printable
 from meshcommon.requests import Outgoing, RequestLimits
@@ -52,7 +57,6 @@ Sink: TypeAlias = Callable[[Delivery], None]
 LinksCallback: TypeAlias = Callable[[], None]
 _STRANGER_HANDSHAKES_PER_S: Final = 100.0
 """From addresses where no member has proved itself: about 4 % of a core."""
-_REFUSALS_LOGGED_PER_S: Final = 2.0
 _STALL_NOISE_S: Final = 0.02
 """A turn that is late by less says nothing."""
 _TURN_GAP_S: Final = 0.005
@@ -77,6 +81,7 @@ class Overlay:
         listener: PeerListener | None,
         *,
         allows_clear: bool = False,
+        proxies: Proxies | None = None,
     ) -> None:
         """`allows_clear`: whether other nodes are dialled at addresses without TLS as well."""
         self._timing = timing
@@ -88,13 +93,20 @@ class Overlay:
         self._core = OverlayCore(timing, secrets.randbits(63), secrets.token_bytes, self._delegations)
         self._policy = DialPolicy(dial_overrides, timing, Random(secrets.randbits(64)))
         self._join_limits = JoinLimits(self._clock())
+        self._handshakes = LaneHandshakes(
+            self._core,
+            self._delegations,
+            self._join_limits,
+            listener,
+            timing=timing,
+            proxies=proxies or Proxies(),
+            clock=self._clock,
+        )
         self._join_lanes_from: Counter[str] = Counter()
         self._lane_limits = LaneLimits()
-        # A stranger that is refused a thousand times must not fill the log; each is counted.
         self._stranger_handshakes = TokenBucket(
             _STRANGER_HANDSHAKES_PER_S, 2 * _STRANGER_HANDSHAKES_PER_S, self._clock()
         )
-        self._refusal_log = TokenBucket(_REFUSALS_LOGGED_PER_S, 20.0, self._clock())
         self._calls = OverlayCalls(
             "overlay_request",
             self._send_request,
@@ -114,9 +126,11 @@ class Overlay:
         self._tasks: asyncio.TaskGroup | None = None
         self._timer = DeadlineTimer("overlay_turn", self._turn, self._clock, _TURN_GAP_S)
         self._dial_timer = DeadlineTimer("dial_turn", self._start_dials, self._clock, _TURN_GAP_S)
-        self._dial_failures: dict[NodeId, MeshError] = {}
-        self.refusals: dict[str, int] = {}
+        self._settling_dials: dict[int, NodeId] = {}
+        """Lanes that this node dialled and that are not in service yet, with whom they lead to."""
+        self.refused = RefusedLanes(self._clock)
         self.on_packet(Protocol.REQUEST, self._calls.receive)
+        self._vouches = Vouches(self, self._core.membership)
 
     @property
     def node_id(self) -> NodeId:
@@ -169,21 +183,26 @@ class Overlay:
         """Binds the handler of an overlay request method."""
         self._calls.serve(method, lambda caller, body, _timeout_s: handler(caller.node, body))
 
+    def add_vouch(self, vouch: Vouch) -> bool:
+        """Takes a member's word for the membership; False when it is for another one, or not signed by that member."""
+        is_taken = self._core.add_vouch(vouch, self._clock())
+        self._after_core()
+        return is_taken
+
     @property
     def core(self) -> OverlayCore:
         """The core, to read from: metrics, link states."""
         return self._core
 
     @property
+    def refusals(self) -> Mapping[str, int]:
+        """Lanes that did not come up, by error code."""
+        return self.refused.counts
+
+    @property
     def undiallable(self) -> dict[NodeId, str]:
         """Members that should be dialled and whose address is none, with what stands there."""
         return self._policy.undiallable
-
-    @property
-    def failed_dials(self) -> dict[NodeId, MeshError]:
-        """Members to which no lane is up, whose last dial failed, and why."""
-        up = {link.peer for link in self._core.links() if link.is_up}
-        return {peer: error for peer, error in self._dial_failures.items() if peer not in up}
 
     @property
     def is_running(self) -> bool:
@@ -240,21 +259,23 @@ class Overlay:
         self._after_core()
         return is_sent
 
-    def configure(self, local: LocalNode | None, view: View | None, is_running: bool) -> None:
-        """Takes a new identity and view; both None when the node is in no mesh."""
+    def configure(
+        self, local: LocalNode | None, view: View | None, is_running: bool, *, vouch: Vouch | None = None
+    ) -> None:
+        """Takes a new identity and view; both None when the node is in no mesh. `vouch` is its own, for that view."""
         now = self._clock()
-        self._local, self._view, self._is_running = local, view, is_running
-        self._core.configure(local, view, now)
-        if local is not None and view is not None:
-            for link in list(self._core.links()):
-                if link.is_up and link.peer not in view.nodes:
-                    self._core.close_peer(link.peer, "it is no member of the mesh any more", now)
-            if not is_running:
-                self._core.close_all("the node was stopped", is_node_stopping=True, now=now)
+        self._local, self._is_running = local, is_running
+        self._core.configure(local, view, now, vouch=vouch)
+        if local is not None and view is not None and not is_running:
+            self._core.close_all("the node was stopped", is_node_stopping=True, now=now)
+        self._put_view_in_force(now)
+
+    def _put_view_in_force(self, now: float) -> None:
+        """The core has another view: by configuration, or because a neighbour has shown a newer membership."""
+        self._view, is_running = self._core.membership.view, self._is_running
+        view = self._view
         up = {link.peer for link in self._core.links() if link.is_up}
         self._policy.configure(view if is_running else None, self._core.local, up, now)
-        for gone in self._dial_failures.keys() - (view.nodes if view is not None and is_running else {}):
-            del self._dial_failures[gone]
         self._plan_dials()
         self._after_core()
         for callback in list(self._view_callbacks):
@@ -357,19 +378,18 @@ class Overlay:
 
     async def _dial_once(self, dial: Dial, local: LocalNode) -> None:
         try:
-            socket = await self._connect(dial.address)
-            peer = await self._shake(socket, Role.DIALLER, local, dial.peer)
+            wire, peer = await self._connect(dial.address, local, dial.peer)
         except MeshError as error:
-            self._count_refusal(error)
-            self._log_failed_dial(dial, error)
+            self.refused.dial_failed(dial, error)
             self._dial_failed(dial.peer)
             return
-        self._dial_failures.pop(dial.peer, None)
-        await self._run_lane(socket, peer, local, is_dialled=True)
+        self.refused.dial_succeeded(dial.peer)
+        await self._run_lane(wire, peer, local, is_dialled=True)
 
-    async def _connect(self, address: str) -> FrameSocket:
+    async def _connect(self, address: str, local: LocalNode, expected: NodeId) -> tuple[LaneWire, PeerNode]:
         tls = None if self._allows_clear and address.startswith("ws://") else self._dial_tls
-        return await connect_lane(address, self._timing.handshake_s, tls)
+        socket = await connect_lane(address, self._timing.handshake_s, tls)
+        return await self._handshakes.dial(socket, address, local, expected, is_running=self._is_running)
 
     async def _join(self, address: str, local: LocalNode, opened: asyncio.Future[JoinLane]) -> None:
         with barrier("join_dial", address=printable(address)) as attempt:
@@ -381,8 +401,7 @@ class Overlay:
 
     async def _join_once(self, address: str, local: LocalNode, opened: asyncio.Future[JoinLane]) -> None:
         try:
-            socket = await self._connect(address)
-            peer = await self._shake(socket, Role.DIALLER, local, NO_NODE)
+            wire, peer = await self._connect(address, local, NO_NODE)
         except MeshError as error:
             if not opened.done():
                 opened.set_exception(error)
@@ -393,57 +412,37 @@ class Overlay:
             raise
         if opened.cancelled():
             # The caller gave up while we were dialling.
-            socket.abort()
+            wire.abort()
             return
         await self._run_lane(
-            socket, peer, local, is_dialled=True, on_open=lambda lane_id: opened.set_result(JoinLane(lane_id, peer))
+            wire, peer, local, is_dialled=True, on_open=lambda lane_id: opened.set_result(JoinLane(lane_id, peer))
         )
 
     async def _accept(self, socket: FrameSocket) -> None:
-        local = self._local or LocalNode(NO_NODE, "", _throwaway_signer())
+        local = self._local
         is_known = self._listener is not None and self._listener.gate.is_known(socket.remote_host)
         if not is_known and not self._stranger_handshakes.take(self._clock()):
             # Each costs a signature, two checks and a key agreement, some 400 µs: not even a refusal then.
-            self.refusals["RATE_LIMITED"] = self.refusals.get("RATE_LIMITED", 0) + 1
+            self.refused.count("RATE_LIMITED")
             socket.abort()
             return
         try:
-            peer = await self._shake(socket, Role.LISTENER, local, NO_NODE)
+            wire, peer = await self._handshakes.accept(socket, local, is_running=self._is_running)
             if not peer.node_id:
                 of_address = self._join_lanes_from.get(socket.remote_host, 0)
                 refusal = self._join_limits.admit(self._core.join_lane_count(), of_address, self._clock())
                 if refusal is not None:
-                    await refuse(socket, refusal)
+                    await refuse(wire, refusal)
                     raise refusal
         except MeshError as error:
-            self._count_refusal(error)
-            log = _log.info if self._refusal_log.take(self._clock()) else _log.debug
-            log("lane_refused", remote=socket.remote, code=error.code, reason=printable(error.message))
+            self.refused.stranger_refused(socket.remote, error)
             return
-        await self._run_lane(socket, peer, local, is_dialled=False)
-
-    async def _shake(self, socket: FrameSocket, role: Role, local: LocalNode, expected: NodeId) -> PeerNode:
-        refusal = None
-        if local.node_id and not self._is_running:
-            refusal = MeshError(
-                ErrorCode.NODE_STOPPED, f"Node {local.name} is stopped: start it first.", retryable=True
-            )
-        terms = Terms(
-            self._delegations,
-            view=self._view,
-            expected_peer=expected,
-            join_refusal=self._join_limits.refusal(self._core.join_lane_count()),
-            refusal=refusal,
-            certificate_shown=self._listener.certificate if role is Role.LISTENER and self._listener else b"",
-            certificate_seen=socket.peer_certificate,
-        )
-        deadline = self._clock() + self._timing.handshake_s
-        handshake = Handshake(role, local, terms, secrets.token_bytes(32), secrets.token_bytes(32), deadline)
-        return await shake_hands(socket, handshake, self._clock)
+        if local is not None:  # who is in no mesh refuses everybody
+            await self._run_lane(wire, peer, local, is_dialled=False)
 
     async def _run_lane(
         self,
-        socket: FrameSocket,
+        wire: LaneWire,
         peer: PeerNode,
         local: LocalNode,
         *,
@@ -455,32 +454,32 @@ class Overlay:
         is_current = local == self._local or (is_join and is_dialled)
         is_welcome = is_join or (self._is_running and self._is_member(peer))
         if not is_current or not is_welcome:
-            socket.abort()
+            wire.abort()
             if is_dialled:
                 self._dial_failed(peer.node_id)
             return
         # A node that is no member stays within the limits of a stranger; what it dialled itself is another matter.
-        socket.prove(is_bounded=is_join and not is_dialled)
+        wire.prove(is_bounded=is_join and not is_dialled)
         if is_join:
-            self._join_lanes_from[socket.remote_host] += not is_dialled
+            self._join_lanes_from[wire.remote_host] += not is_dialled
             try:
-                await self._run_session(socket, peer, is_dialled, is_join, on_open)
+                await self._run_session(wire, peer, is_dialled, is_join, on_open)
             finally:
-                self._join_lanes_from[socket.remote_host] -= not is_dialled
+                self._join_lanes_from[wire.remote_host] -= not is_dialled
                 self._join_lanes_from += Counter()  # forgets the addresses without a lane
             return
         if self._listener is not None:
             # Also after a dial: when this node starts, its members are known before strangers take all places.
-            self._listener.gate.remember(socket.remote_host)
+            self._listener.gate.remember(wire.remote_host)
         refusal = self._lane_limits.enter(peer.node_id)
         if refusal is not None:
-            self._count_refusal(refusal)
+            self.refused.count(refusal.code)
             if is_dialled:
                 self._dial_failed(peer.node_id)
-            await refuse(socket, refusal)
+            await refuse(wire, refusal)
             return
         try:
-            await self._run_session(socket, peer, is_dialled, is_join, on_open)
+            await self._run_session(wire, peer, is_dialled, is_join, on_open)
         finally:
             self._lane_limits.leave(peer.node_id)
 
@@ -491,7 +490,7 @@ class Overlay:
 
     async def _run_session(
         self,
-        socket: FrameSocket,
+        wire: LaneWire,
         peer: PeerNode,
         is_dialled: bool,
         is_join: bool,
@@ -499,11 +498,10 @@ class Overlay:
     ) -> None:
         lane_id = self._next_lane_id
         self._next_lane_id += 1
-        session = LaneSession(lane_id, socket, self._core.next_frame_parts)
+        session = LaneSession(lane_id, wire, self._core.next_frame_parts)
         self._sessions[lane_id] = session
         if is_dialled and not is_join:
-            self._policy.attempt_ended(peer.node_id)
-            self._plan_dials()
+            self._settling_dials[lane_id] = peer.node_id
         try:
             self._core.open_lane(
                 lane_id,
@@ -512,18 +510,24 @@ class Overlay:
                 is_join,
                 self._clock(),
                 peer.public_key,
-                host=socket.remote_host,
+                host=wire.remote_host,
+                shown=peer,
             )
-            _log.info("lane_up", lane=lane_id, peer=peer.node_id, is_dialled=is_dialled, remote=socket.remote)
+            if not self._core.is_settling(lane_id):
+                self._lane_settled(lane_id)
+            _log.info("lane_up", lane=lane_id, peer=peer.node_id, is_dialled=is_dialled, remote=wire.remote)
             if on_open is not None:
                 on_open(lane_id)
             self._after_core()
             await session.run(self._receive)
         finally:
-            socket.abort()
+            wire.abort()
             del self._sessions[lane_id]
             session.ended.set()
             _log.info("lane_down", lane=lane_id, peer=peer.node_id, reason=printable(session.reason))
+            if self._settling_dials.pop(lane_id, None) is not None:
+                # It never came into service: as after any other dial that failed.
+                self._dial_failed(peer.node_id)
             self._core.close_lane(lane_id, session.reason, self._clock())
             self._after_core()
 
@@ -546,10 +550,20 @@ class Overlay:
     def _after_core(self) -> None:
         """Does what the core decided: wakes writers, closes sockets, tells of links."""
         for event in self._core.take_events():
-            if isinstance(event, LaneClosing):
-                self._close_session(event)
-            else:
-                self._link_changed(event)
+            match event:
+                case LaneClosing():
+                    self._close_session(event)
+                case LinkChanged():
+                    self._link_changed(event)
+                case LaneSettled():
+                    self._lane_settled(event.lane_id)
+                case LaneUnsettled():
+                    self.refused.lane_not_settled(event.lane_id, event.error)
+                case MembershipLearned():
+                    _log.info("membership_learned", peer=event.peer, revision=self._core.membership.revision)
+                    self._put_view_in_force(self._clock())
+                case VouchWanted():
+                    self._vouches.want(event, self._tasks)
         for lane_id in self._core.take_ready():
             session = self._sessions.get(lane_id)
             if session is not None:
@@ -565,6 +579,12 @@ class Overlay:
         else:
             session.close(event.reason)
 
+    def _lane_settled(self, lane_id: int) -> None:
+        """The lane is up: what was dialled for it is over."""
+        if (peer := self._settling_dials.pop(lane_id, None)) is not None:
+            self._policy.attempt_ended(peer)
+            self._plan_dials()
+
     def _link_changed(self, event: LinkChanged) -> None:
         if event.is_up:
             self._policy.link_up(event.peer)
@@ -575,19 +595,3 @@ class Overlay:
         for callback in list(self._links_callbacks):
             with barrier("links_callback"):
                 callback()
-
-    def _log_failed_dial(self, dial: Dial, error: MeshError) -> None:
-        """Once for each new reason: a node that is away for a night must not fill the log."""
-        last = self._dial_failures.get(dial.peer)
-        log = _log.debug if last is not None and last.code == error.code else _log.info
-        self._dial_failures[dial.peer] = error
-        log("dial_failed", peer=dial.peer, address=dial.address, code=error.code, reason=printable(error.message))
-
-    def _count_refusal(self, error: MeshError) -> None:
-        self.refusals[error.code] = self.refusals.get(error.code, 0) + 1
-
-
-def _throwaway_signer() -> DelegatedSigner:
-    """What a node that is in no mesh shows to those who dial it: a key for this one refusal."""
-    key = KeySigner(secrets.token_bytes(PRIVATE_KEY_BYTES))
-    return DelegatedSigner.signed(key, Grantor(key.public_key), Use.LANES, key, time.time())
