@@ -31,7 +31,15 @@ _REMOVED: Final = "This node was removed from the mesh"
 _NO_POSTGRES: Final = "No Postgres is set"
 _STORES: Final = ("Postgres ", "Redis ", "The tables are behind", _NO_POSTGRES)
 _OF_OTHER_CHECKS: Final = (_REMOVED, *_STORES, "This mesh is OPEN", "Node '", "Stream '")
-_AWAY: Final = frozenset((ErrorCode.ADDRESS_UNREACHABLE, ErrorCode.NODE_STOPPED, ErrorCode.HANDSHAKE_FAILED))
+_AWAY: Final = frozenset(
+    (
+        ErrorCode.ADDRESS_UNREACHABLE,
+        ErrorCode.NODE_STOPPED,
+        ErrorCode.HANDSHAKE_FAILED,
+        ErrorCode.MEMBERSHIP_OUTDATED,
+        ErrorCode.WRONG_PROTOCOL,
+    )
+)
 """Why a dial fails while a node is away, restarts or joins: `mesh.nodes-reachable` tells of it, if it lasts."""
 _MORE_LEADERLESS: Final = "more streams have no leader"
 
