@@ -59,6 +59,8 @@ async def test_private_keys_lie_in_no_other_file(target: Target) -> None:
         assert sorted(key.parent.name for key in keys) == ["control", "data", "routing"]
         for key in keys:
             assert files_with(key.read_bytes()[-32:], identity.parent.parent) == [key]
+        (issuer,) = site.config.directory.rglob("issuer.key")
+        assert files_with(issuer.read_bytes().splitlines()[2], identity.parent.parent) == [issuer]
 
 
 async def test_no_secret_was_told(target: Target) -> None:
@@ -73,6 +75,9 @@ async def test_no_secret_was_told(target: Target) -> None:
         assert len(key_files) == 1, key_files
         for key_file in (*key_files, *site.config.directory.rglob("delegated.key")):
             secrets[f"the key of the {key_file.parent.name} of {name}"] = key_file.read_bytes()[-32:]
+        for issuer in site.config.directory.rglob("issuer.key"):
+            for number, line in enumerate(issuer.read_bytes().splitlines()[1:-1]):
+                secrets[f"line {number} of the key of the issuer of {name}"] = line
         logs += sorted((site.config.directory / "log").glob("*.log"))
     assert len(logs) >= 3 * 6
     assert captured, "the tests kept no answers"

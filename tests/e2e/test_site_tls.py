@@ -15,6 +15,7 @@ from cryptography import x509
 
 from meshapi.data.v1 import data_pb2, data_pb2_grpc
 from meshapi.supervisor.v1 import mesh_pb2, mesh_pb2_grpc, topology_pb2
+from meshclient import MeshClient
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import mesh_error, open_channel, open_service
 from meshcommon.service_certificates import Service
@@ -105,13 +106,13 @@ async def test_backends_answer_services_of_their_site_alone(tmp_path: Path) -> N
             assert "node/a/gateway may not call meshapi.data.v1.DataPlaneService/Configure" in error.message
 
 
-async def test_users_of_a_gateway_that_others_reach_get_tls(tmp_path: Path) -> None:
-    http, grpc_port = free_ports(2)
+async def test_users_of_listeners_that_others_reach_get_tls(tmp_path: Path) -> None:
+    http, grpc_port, client_port = free_ports(3)
     listen = {
         "MESH_GATEWAY_HTTP_LISTEN": f"0.0.0.0:{http}",
         "MESH_GATEWAY_GRPC_LISTEN": f"0.0.0.0:{grpc_port}",
     }
-    async with tcp_site(tmp_path) as site:
+    async with tcp_site(tmp_path, MESH_DATA_CLIENT_LISTEN=f"0.0.0.0:{client_port}") as site:
         site.stop_service("gateway")
         moved = SiteConfig("a", tmp_path, site.config.ports, extra={**site.config.extra, **listen})
         site.config = moved
@@ -137,3 +138,7 @@ async def test_users_of_a_gateway_that_others_reach_get_tls(tmp_path: Path) -> N
             async with httpx.AsyncClient(verify=ssl.create_default_context()) as client:
                 await client.get(f"https://localhost:{http}/v1/mesh")
         assert "CERTIFICATE_VERIFY_FAILED" in str(caught.value)
+        async with MeshClient(f"wss://localhost:{client_port}", ca_file=authority, give_up_after_s=5) as application:
+            with pytest.raises(MeshError) as refused:
+                await application.describe("no/stream")
+            assert refused.value.code in {ErrorCode.NOT_A_MEMBER, ErrorCode.STREAM_NOT_FOUND}, "it got an answer"

@@ -26,6 +26,7 @@ from meshraft import publish_runs
 from meshtest.delegated import NOW_S, delegated_signer
 from meshwire import batch, client, entry, frame, packet, records, request, store_message
 from meshwire.errors import WireError
+from tests.fuzz.certificate_targets import CERTIFICATE_TARGETS
 from tests.fuzz.join_targets import JOIN_TARGETS
 from tests.golden.samples import SAMPLES
 
@@ -346,6 +347,6 @@ TARGETS: Final = {
         Target("link_states", fuzz_link_states, _link_states()),
         Target("request", fuzz_request, _seeds("request")),
         Target("response", fuzz_response, _seeds("response_")),
-        *(Target(name, run, seeds) for name, run, seeds in JOIN_TARGETS),
+        *(Target(name, run, seeds) for name, run, seeds in (*JOIN_TARGETS, *CERTIFICATE_TARGETS)),
     )
 }

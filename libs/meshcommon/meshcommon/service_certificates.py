@@ -39,6 +39,14 @@ NAMES_MAX: Final = 32
 _DNS_SUFFIX: Final = "mesh.internal"
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?", re.ASCII)
 _PATH_PARTS: Final = 3
+UNREADABLE: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises for a certificate or a key that is none."""
 
 
 class Service(StrEnum):
@@ -162,7 +170,10 @@ def check(certificate: x509.Certificate, now: datetime) -> ServiceIdentity:
         MeshError: CERTIFICATE_REFUSED with what is wrong, or CLOCK_SKEW when it is not the time of the certificate.
     """
     identity = check_form(certificate)
-    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    try:
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except ValueError:
+        raise refused("its times cannot be read") from None
     if not begins <= now <= ends:
         raise MeshError(
             ErrorCode.CLOCK_SKEW,
@@ -177,7 +188,7 @@ def check_form(certificate: x509.Certificate) -> ServiceIdentity:
     """As `check`, without times. Raises MeshError(CERTIFICATE_REFUSED)."""
     try:
         return _identity_of(certificate)
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+    except UNREADABLE:
         raise refused("it cannot be read") from None
 
 

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from meshcommon.admin import Readiness
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.logging import get_logger
-from meshcommon.service_certificates import UNJOINED, Service, ServiceIdentity, check, check_form, refused
+from meshcommon.service_certificates import UNJOINED, UNREADABLE, Service, ServiceIdentity, check, check_form, refused
 from meshcommon.tls_files import FILE_BYTES_MAX, TlsFiles
 
 CERTIFICATE: Final = "tls.crt"
@@ -149,7 +148,7 @@ class SiteFiles:
         if identity is None:
             try:
                 certificate = x509.load_pem_x509_certificate(pem)
-            except ValueError:
+            except UNREADABLE:
                 raise refused("it cannot be read") from None
             identity = check(certificate, self._now())
             if len(self._callers) >= _CALLERS_MAX:
@@ -220,7 +219,7 @@ class SiteFiles:
             x509.load_pem_x509_certificates(pair.authority)
             key = load_pem_private_key(pair.key, None)
             is_pair = key.public_key().public_bytes(*form) == leaf.public_key().public_bytes(*form)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
+        except (TypeError, *UNREADABLE):
             raise refused(
                 f"the files in {self.directory} are no PEM of a certificate, its key and its issuer"
             ) from None

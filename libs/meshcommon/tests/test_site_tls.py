@@ -336,3 +336,12 @@ async def test_other_machines_are_not_called_in_clear() -> None:
         open_service("data.example.com:7301", Service.DATA, None)
     assert caught.value.code is ErrorCode.INSECURE_NOT_ALLOWED
     await open_service("data.example.com:7301", Service.DATA, None, is_insecure_dev=True).close()
+
+
+async def test_memory_of_callers_is_bounded(tmp_path: Path, authority: SiteAuthority) -> None:
+    own = authority.write(tmp_path, service("data"))
+    await own.wait(Readiness(), 1)
+    for _ in range(site_files._CALLERS_MAX + 10):
+        made = authority.write(tmp_path / "callers", service("control")).directory
+        own.caller((made / CERTIFICATE).read_bytes())
+        assert len(own._callers) <= site_files._CALLERS_MAX

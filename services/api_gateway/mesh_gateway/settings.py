@@ -12,16 +12,16 @@ class GatewaySettings(Section):
 
     http_listen: Endpoint = Field(
         default="127.0.0.1:7001",
-        description="Where REST, WebSocket and the API page are served, `host:port` or `unix:/path`. Loopback unless MESH_INSECURE_DEV=1.",
+        description="Where REST, WebSocket and the API page are served, `host:port` or `unix:/path`. Beyond the loopback it speaks TLS (MESH_NODE_TLS_DIR).",
     )
     grpc_listen: Endpoint = Field(
         default="127.0.0.1:7002",
-        description="Where the public gRPC services are served, `host:port` or `unix:/path`. Loopback unless MESH_INSECURE_DEV=1.",
+        description="Where the public gRPC services are served, `host:port` or `unix:/path`. Beyond the loopback it speaks TLS (MESH_NODE_TLS_DIR).",
     )
     tls_certificate: str = Field(
         default="",
         description="PEM file of the certificate chain, own certificate first, with which REST and gRPC are served over TLS; "
-        "with MESH_GATEWAY_TLS_KEY, or neither. Read again when it changes. Empty: in clear.",
+        "with MESH_GATEWAY_TLS_KEY, or neither. Read again when it changes. Empty: the site's certificate beyond the loopback, in clear on it.",
     )
     tls_key: str = Field(
         default="", description="PEM file of the key of MESH_GATEWAY_TLS_CERTIFICATE, without a passphrase."

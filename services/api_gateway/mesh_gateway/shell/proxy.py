@@ -2,10 +2,10 @@
 
 Handlers are built from the services' descriptors, with bytes in and bytes out, so a new call of the proto is passed on
 without a change here. Two calls speak of records, which the data plane does not know: `Publish` and `Read` go on as
-`PublishBatch` and `ReadBatches` (`record_exchanges`). Passed on: metadata (the correlation id among it), the time that is left, each message, half-close,
-cancellation both ways, status, details and trailing metadata. One message a direction is in hand at any time, so the
-windows of HTTP/2 carry the backpressure through. Metadata is bounded: the server refuses more than METADATA_BYTES_MAX, and
-more than METADATA_PAIRS_MAX are refused here. Left out: initial metadata of answers; no service sends any.
+`PublishBatch` and `ReadBatches` (`record_exchanges`). Passed on: what PASSED_METADATA names, the time that is left, each
+message, half-close, cancellation both ways, status, details and trailing metadata. One message a direction is in hand at any time, so the
+windows of HTTP/2 carry the backpressure through. Other metadata ends here: backends believe their
+gateway, so nothing that a caller claims may look like the gateway's word, and no secret of a caller goes further. Left out: initial metadata of answers; no service sends any.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from mesh_gateway.shell.backends import Backend, Backends
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.record_exchanges import PublishExchange, ReadExchange
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
-from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import is_broken, mesh_error
 from meshcommon.logging import CORRELATION_METADATA, correlation_id
 
-METADATA_PAIRS_MAX: Final = 64
-_HOP_METADATA: Final = frozenset({"user-agent", "content-type", "te"})
+PASSED_METADATA: Final = frozenset({CORRELATION_METADATA, "x-request-id", "traceparent", "tracestate"})
+"""What backends are told of a caller's metadata; of each the first value."""
 _HANDLERS: Final[dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
@@ -196,14 +195,15 @@ async def _as_they_are(answers: Any) -> AsyncGenerator[Any]:
 
 
 def _forwarded(context: Any) -> Metadata:
-    """The caller's metadata without what belongs to one hop, with the correlation id that this call has here."""
+    """Of the caller's metadata what is in PASSED_METADATA, with the correlation id and the trace that this call has here."""
+    passed: dict[str, str | bytes] = {}
+    for key, value in context.invocation_metadata() or ():
+        if key in PASSED_METADATA:
+            passed.setdefault(key, value)
     own: dict[str, str] = {CORRELATION_METADATA: correlation_id.get()}
     propagate.inject(own)
-    given = _passable(context.invocation_metadata())
-    if len(given) > METADATA_PAIRS_MAX:
-        text = f"The call has {len(given)} pairs of metadata, the limit is {METADATA_PAIRS_MAX}: send fewer."
-        raise MeshError(ErrorCode.INVALID_ARGUMENT, text, {"limit": str(METADATA_PAIRS_MAX)})
-    return (*((key, value) for key, value in given if key not in _HOP_METADATA and key not in own), *own.items())
+    passed |= {key: value for key, value in own.items() if key in PASSED_METADATA}
+    return tuple(passed.items())
 
 
 def _passable(metadata: Any) -> Metadata:

@@ -39,12 +39,12 @@ class DataSettings(Section):
     client_listen: Listen | Literal[""] = Field(
         default="",
         description="WebSocket listener for this site's applications (`meshclient`); empty: none. "
-        "They are not authenticated yet: a loopback address.",
+        "They are not authenticated yet. Beyond the loopback it speaks TLS (MESH_NODE_TLS_DIR).",
     )
     client_tls_certificate: str = Field(
         default="",
         description="PEM file of the certificate chain, own certificate first, with which applications are served over TLS "
-        "(`wss`); with MESH_DATA_CLIENT_TLS_KEY, or neither. Read again when it changes. Empty: in clear.",
+        "(`wss`); with MESH_DATA_CLIENT_TLS_KEY, or neither. Read again when it changes. Empty: the site's certificate beyond the loopback, in clear on it.",
     )
     client_tls_key: str = Field(
         default="", description="PEM file of the key of MESH_DATA_CLIENT_TLS_CERTIFICATE, without a passphrase."
