@@ -23,7 +23,7 @@ def test_the_table_tells_which_check_needs_which() -> None:
         told = set(re.findall(r"needs `([a-z.-]+)`", text))
         if check_id != CHECKS[0].id:
             told.add("gateway.reachable")
-        if check_id.startswith(("mesh.", "lanes.", "streams.")):
+        if check_id.startswith(("mesh.", "ca.", "lanes.", "streams.")):
             told.add("node.member")
         if star:
             told.add("node.running")

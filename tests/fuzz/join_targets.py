@@ -30,6 +30,7 @@ _SECRET: Final = bytes(range(32))
 _VERIFIER: Final = verifier_of(_SECRET)
 _TOKEN_ID: Final = token_id_of(_VERIFIER)
 _KEY: Final = bytes([2]) * 32
+_SEALED: Final = mcg_pb2.SealedKey(node_id=1, wrap_key=_KEY, sealed=bytes(80))
 
 
 def fuzz_join_token(data: bytes) -> None:
@@ -85,6 +86,7 @@ def _replica() -> Replica:
     command = found()
     command.found_mesh.mesh_name, command.found_mesh.node.mesh_version = "plant", MESH_VERSION
     command.found_mesh.join_policy = view_pb2.JOIN_POLICY_KEY_REQUIRED
+    command.found_mesh.node.wrap_key = _KEY
     for index, entry in enumerate((command, _issue(_VERIFIER)), 1):
         replica.apply(index, entry.SerializeToString())
     return replica
@@ -103,6 +105,9 @@ def _commands() -> tuple[bytes, ...]:
         mcg_pb2.Command(stamp_ms=2_500, add_node=add),
         mcg_pb2.Command(revoke_token=mcg_pb2.RevokeToken(token_id=_TOKEN_ID)),
         mcg_pb2.Command(set_join_policy=policy),
+        mcg_pb2.Command(set_wrap_key=mcg_pb2.SetWrapKey(node_id=1, wrap_key=_KEY)),
+        mcg_pb2.Command(set_ca=mcg_pb2.SetCa(roots=[b"root"], intermediate=b"i", sealed=[_SEALED])),
+        mcg_pb2.Command(wrap_ca=mcg_pb2.WrapCa(intermediate_digest=bytes(32), sealed=_SEALED)),
     )
     return tuple(command.SerializeToString() for command in commands)
 

@@ -29,7 +29,7 @@ from mesh_gateway.shell.backends import Backends
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.record_exchanges import opened_budget
 from meshcommon.errors import ErrorCode
-from meshtest.fake_services import DATA_SERVICE, MESH_SERVICE, TOPOLOGY_SERVICE, FakeServer
+from meshtest.fake_services import CA_SERVICE, DATA_SERVICE, MESH_SERVICE, TOPOLOGY_SERVICE, FakeServer
 from tests.fuzz.mutation import TargetFailedError
 
 NAME: Final = "rest"
@@ -77,7 +77,7 @@ class GatewayThread:
 
     async def _serve(self) -> None:
         async with (
-            FakeServer((MESH_SERVICE,)) as mesh,
+            FakeServer((MESH_SERVICE, CA_SERVICE)) as mesh,
             FakeServer((TOPOLOGY_SERVICE,)) as topology,
             FakeServer((DATA_SERVICE,)) as data,
         ):

@@ -46,6 +46,8 @@ Files:
     logging               JSON logs on standard error, one object a line, with correlation and trace ids
     membership            Who the members of a mesh are, in a form that can be compared, vouched for and shown to
                           somebody who missed a change
+    mesh_certificates     Certificates of the mesh CA: how root, intermediate and node certificates look, and the strict
+                          check of each
     overlay_attachment    One service's end of the overlay: the Attach stream of packets to and from this site's data
                           plane
     overlay_calls         The one driver of overlay requests: calls that wait, handlers that answer, repeats on a timer

@@ -2,6 +2,8 @@
 
 Files:
 
+    ca_checks          Checks of the mesh's certificate authority and of certificates
+    ca_commands        Commands about the mesh's certificate authority and the certificates of the node
     check_command      `meshctl check`: asks the gateway, and prints what `checks` makes of its answers
     checks             The checks of `meshctl check`: what they are called, what they depend on, and which result the
                        answers give

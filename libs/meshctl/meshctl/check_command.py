@@ -9,8 +9,9 @@ from typing import Final, TypeVar
 
 import click
 
-from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshapi.supervisor.v1 import ca_pb2, data_pb2, mesh_pb2, topology_pb2
 from meshcommon.errors import ErrorCode, MeshError
+from meshctl.ca_checks import CA_CHECKS
 from meshctl.checks import Answers, Check, Result, Status, count, lines, run_checks, some, tally, unsettled
 from meshctl.connection import Connection, run
 from meshctl.mesh_checks import LANES_ROUTES, LANES_TLS, MESH_CHECKS
@@ -19,7 +20,15 @@ from meshctl.options import EXIT_FINDING, EXIT_RETRYABLE, MeshCommand, Options
 from meshctl.output import print_json
 from meshctl.stream_checks import STREAM_CHECKS, remote_streams
 
-CHECKS: Final[tuple[Check, ...]] = (*NODE_CHECKS, *MESH_CHECKS, LANES_UP, LANES_TLS, LANES_ROUTES, *STREAM_CHECKS)
+CHECKS: Final[tuple[Check, ...]] = (
+    *NODE_CHECKS,
+    *MESH_CHECKS,
+    *CA_CHECKS,
+    LANES_UP,
+    LANES_TLS,
+    LANES_ROUTES,
+    *STREAM_CHECKS,
+)
 """Every check, in the order in which they are printed."""
 CALL_S_MAX: Final = 4.0
 """Time limit of a call, and of all questions about remote streams together: the answer is there within ten seconds."""
@@ -94,8 +103,15 @@ async def _ask(connection: Connection) -> Answers:
     links_call = connection.call(connection.topology.ListLinks, topology_pb2.ListLinksRequest())
     forwarding_call = connection.call(connection.data.GetForwarding, data_pb2.GetForwardingRequest())
     replicas_call = connection.call(connection.data.ListReplicas, data_pb2.ListReplicasRequest())
-    status, links, forwarding, replicas = await asyncio.gather(
-        _tell(status_call), _tell(links_call), _tell(forwarding_call), _tell(replicas_call)
+    ca_call = connection.call(connection.ca.ShowCa, ca_pb2.ShowCaRequest())
+    certificates_call = connection.call(connection.ca.ListCertificates, ca_pb2.ListCertificatesRequest())
+    status, links, forwarding, replicas, ca, certificates = await asyncio.gather(
+        _tell(status_call),
+        _tell(links_call),
+        _tell(forwarding_call),
+        _tell(replicas_call),
+        _tell(ca_call),
+        _tell(certificates_call),
     )
     names: list[str] = []
     if not isinstance(status, MeshError) and not isinstance(replicas, MeshError) and status.is_running:
@@ -123,6 +139,8 @@ async def _ask(connection: Connection) -> Answers:
         replicas,
         dict(zip(asked, described, strict=True)),
         len(names) - len(asked),
+        ca,
+        certificates,
     )
 
 

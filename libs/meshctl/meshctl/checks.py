@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
-from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshapi.supervisor.v1 import ca_pb2, data_pb2, mesh_pb2, topology_pb2
 from meshcommon.errors import ErrorCode, MeshError
 
 NAMED_MAX: Final = 5
@@ -23,6 +23,8 @@ AWAY: Final = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.DEADLINE_EXCEEDED})
 CONTROL_PLANE: Final = "control plane"
 ROUTING: Final = "routing"
 DATA_PLANE: Final = "data plane"
+
+_NOT_ASKED: Final = MeshError(ErrorCode.UNAVAILABLE, "Not asked.")
 
 AnswerT = TypeVar("AnswerT")
 
@@ -54,6 +56,10 @@ class Answers:
     """Streams of the catalogue that this node holds no replica of, by name."""
     not_asked: int = 0
     """More such streams, which were not asked about."""
+    ca: ca_pb2.ShowCaResponse | MeshError = _NOT_ASKED
+    """From the control plane."""
+    certificates: ca_pb2.ListCertificatesResponse | MeshError = _NOT_ASKED
+    """From the control plane."""
 
 
 @dataclass(frozen=True, slots=True)

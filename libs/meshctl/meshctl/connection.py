@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import grpc
 import grpc.aio
 
+from meshapi.supervisor.v1.ca_pb2_grpc import CaServiceStub
 from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceStub
 from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceStub
 from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceStub
@@ -22,6 +23,7 @@ from meshcommon.tls_contexts import trusting
 from meshctl.options import Options
 
 if TYPE_CHECKING:
+    from meshapi.supervisor.v1.ca_pb2_grpc import CaServiceAsyncStub
     from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceAsyncStub
     from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceAsyncStub
     from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceAsyncStub
@@ -33,12 +35,13 @@ if TYPE_CHECKING:
 
 
 class Connection:
-    """Stubs of the three public services. Use as an asynchronous context manager."""
+    """Stubs of the four public services. Use as an asynchronous context manager."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self._channel = open_channel(options.gateway, _credentials(options))
         self.mesh: MeshServiceAsyncStub = MeshServiceStub(self._channel)
+        self.ca: CaServiceAsyncStub = CaServiceStub(self._channel)
         self.topology: TopologyServiceAsyncStub = TopologyServiceStub(self._channel)
         self.data: MeshDataServiceAsyncStub = MeshDataServiceStub(self._channel)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from meshctl import join_commands, mesh_commands, raft_commands
+from meshctl import ca_commands, join_commands, mesh_commands, raft_commands
 from meshctl.check_command import check
 from meshctl.options import MeshGroup
 from meshctl.publish_command import publish
@@ -17,7 +17,7 @@ def cli() -> None:
     """Operate a node of the mesh through its gateway."""
 
 
-for commands in (mesh_commands.COMMANDS, join_commands.COMMANDS, raft_commands.COMMANDS):
+for commands in (mesh_commands.COMMANDS, join_commands.COMMANDS, ca_commands.COMMANDS, raft_commands.COMMANDS):
     for command in commands:
         cli.add_command(command)
 for command in (check, stream, publish, subscribe):

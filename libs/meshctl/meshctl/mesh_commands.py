@@ -186,6 +186,12 @@ def seed(options: Options, name: str, policy: str) -> None:
         print_json(as_json(answer))
         return
     click.echo(f"founded mesh {answer.mesh_id}; this node has id {answer.node_id}")
+    if answer.ca_fingerprint:
+        click.echo(f"fingerprint of the mesh's root: {answer.ca_fingerprint}")
+    if answer.ca_root_key_file:
+        click.echo(
+            f"the root's key is in {answer.ca_root_key_file}: move it to a safe place, the mesh works without it"
+        )
     if answer.token:
         click.echo(f"to join a node within 15 minutes, run there:\nmeshctl join {answer.token}")
 
@@ -194,22 +200,24 @@ def seed(options: Options, name: str, policy: str) -> None:
 @click.argument("token", metavar="TOKEN|ADDRESS")
 @click.option("--address", default="", help="With a token: ask this address instead of those that it names.")
 @click.option("--mesh-id", default="", help="Expected id of the mesh; without it whichever answers is joined.")
+@click.option("--trust", metavar="FINGERPRINT", default="", help="With an address: the mesh's root has this SHA-256.")
 @click.option("--trust-first", is_flag=True, help="With an address: accept that nothing shows which mesh answers.")
 @click.pass_obj
-def join(options: Options, token: str, address: str, mesh_id: str, trust_first: bool) -> None:
+def join(options: Options, token: str, address: str, mesh_id: str, trust: str, trust_first: bool) -> None:
     """Join the mesh that issued TOKEN (`meshctl token issue` at a member; `-` reads it from standard input).
 
-    In an OPEN mesh the ADDRESS of a member (wss://host:port) will do, with --trust-first.
+    In an OPEN mesh the ADDRESS of a member (wss://host:port) will do, with the fingerprint that `meshctl ca show` prints at a
+    member (--trust), or with --trust-first.
     """
     if token == "-":  # noqa: S105 - the usual name of standard input
         token = sys.stdin.readline().strip()
-    request = mesh_pb2.JoinRequest(mesh_id=mesh_id, trust_first=trust_first)
+    request = mesh_pb2.JoinRequest(mesh_id=mesh_id, trust_first=trust_first, trust_fingerprint=trust)
     if token.startswith(JOIN_PREFIX):
         request.token, request.address = token, address
     elif address:
         raise click.UsageError(f"A token begins with {JOIN_PREFIX} and has no spaces: copy the whole line.")
-    elif not trust_first:
-        raise click.UsageError("Join with a token, or, in an OPEN mesh, by an address with --trust-first.")
+    elif not trust_first and not trust:
+        raise click.UsageError("Join with a token, or, in an OPEN mesh, by an address with --trust or --trust-first.")
     else:
         request.address = token
     answer = run(options, lambda it: it.call(it.mesh.Join, request))

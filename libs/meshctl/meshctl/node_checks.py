@@ -30,7 +30,8 @@ from meshctl.checks import (
 _REMOVED: Final = "This node was removed from the mesh"
 _NO_POSTGRES: Final = "No Postgres is set"
 _STORES: Final = ("Postgres ", "Redis ", "The tables are behind", _NO_POSTGRES)
-_OF_OTHER_CHECKS: Final = (_REMOVED, *_STORES, "This mesh is OPEN", "Node '", "Stream '")
+_OF_CA: Final = ("Certificates end", "Rotation of the CA", "The key of the CA")
+_OF_OTHER_CHECKS: Final = (_REMOVED, *_STORES, *_OF_CA, "This mesh is OPEN", "Node '", "Stream '")
 _AWAY: Final = frozenset(
     (
         ErrorCode.ADDRESS_UNREACHABLE,

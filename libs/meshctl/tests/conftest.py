@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from meshctl.main import cli
-from meshtest.fake_services import DATA_SERVICE, MESH_SERVICE, TOPOLOGY_SERVICE, FakeServer
+from meshtest.fake_services import CA_SERVICE, DATA_SERVICE, MESH_SERVICE, TOPOLOGY_SERVICE, FakeServer
 
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[FakeServer]:
-    async with FakeServer((MESH_SERVICE, TOPOLOGY_SERVICE, DATA_SERVICE)) as server:
+    async with FakeServer((MESH_SERVICE, CA_SERVICE, TOPOLOGY_SERVICE, DATA_SERVICE)) as server:
         yield server
 
 

@@ -26,6 +26,8 @@ def answers(gateway: FakeServer) -> Any:
     gateway.answer("ListLinks", given.links)
     gateway.answer("GetForwarding", given.forwarding)
     gateway.answer("ListReplicas", given.replicas)
+    gateway.answer("ShowCa", given.ca)
+    gateway.answer("ListCertificates", given.certificates)
     gateway.answer("DescribeStream", given.remote["s/there"])
     return given
 
@@ -133,7 +135,7 @@ async def test_a_call_has_about_four_seconds_and_less_if_the_user_says_so(
         gateway.asked.clear()
         await meshctl.run("check", *arguments)
         remaining = [asked.time_remaining_s for asked in gateway.asked]
-        assert len(remaining) == 5
+        assert len(remaining) == 7
         assert all(it is not None and limit_s - 1.5 < it < limit_s + 0.5 for it in remaining)
 
 

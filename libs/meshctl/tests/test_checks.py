@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from meshapi.common.v1 import view_pb2
-from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshapi.supervisor.v1 import ca_pb2, data_pb2, mesh_pb2, topology_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshctl.check_command import CHECKS
 from meshctl.checks import Answers, Check, Finding, Result, Status, failed, ok, run_checks, some, unsettled
@@ -85,6 +85,10 @@ def sound() -> Answers:
             ],
         ),
         remote={"s/there": data_pb2.DescribeStreamResponse(stream="s/there", leader="b")},
+        ca=ca_pb2.ShowCaResponse(exists=True, root_fingerprints=["ab" * 32], issuers=["a", "b", "c"]),
+        certificates=ca_pb2.ListCertificatesResponse(
+            certificates=[ca_pb2.CertificateInfo(kind=kind, life_left=0.9) for kind in ("root", "intermediate", "node")]
+        ),
     )
 
 
@@ -137,6 +141,31 @@ def _replica(**fields: Any) -> Callable[[Any], None]:
             setattr(answers.replicas.replicas[0], name, value)
 
     return change
+
+
+def _ca(**fields: Any) -> Callable[[Any], None]:
+    def change(answers: Any) -> None:
+        for name, value in fields.items():
+            if isinstance(value, list):
+                del getattr(answers.ca, name)[:]
+                getattr(answers.ca, name).extend(value)
+            else:
+                setattr(answers.ca, name, value)
+
+    return change
+
+
+def _life(kind: str, left: float) -> Callable[[Any], None]:
+    def change(answers: Any) -> None:
+        for item in answers.certificates.certificates:
+            if item.kind == kind:
+                item.life_left = left
+
+    return change
+
+
+def _no_node_certificate(answers: Any) -> None:
+    del answers.certificates.certificates[-1]
 
 
 def _no_path(destination: int) -> Callable[[Any], None]:
@@ -195,6 +224,13 @@ CASES: Final[list[Case]] = [
     ("mesh.versions", _node(2, mesh_version=3), W, "stays at version 2 of 3 because of a, b"),
     ("mesh.join-policy", _set(join_policy=view_pb2.JOIN_POLICY_OPEN), W, "the mesh is OPEN"),
     ("mesh.join-policy", _set(join_policy=view_pb2.JOIN_POLICY_UNSPECIFIED), S, "does not know the policy"),
+    ("ca.present", _ca(exists=False), W, "no certificate authority"),
+    ("ca.certificates", _life("node", 0.0), F, "ended: node"),
+    ("ca.certificates", _life("intermediate", 0.3), W, "less than a third of its life is left: intermediate"),
+    ("ca.certificates", _no_node_certificate, W, "this node has no certificate"),
+    ("ca.rotation", _ca(is_rotation_due=True), W, "is no member any more"),
+    ("ca.keys", _ca(voters_without_key=["c"]), W, "cannot issue certificates: c"),
+    ("ca.keys", _ca(issuers=[]), F, "no node can issue certificates"),
     ("lanes.up", _no_lane, F, "no lane to any node is up"),
     ("lanes.up", _dialled_while_away, F, "no lane to any node is up"),
     ("lanes.up", _refused_dial, W, "1 lane up, and no lane can be opened to c (CLOCK_SKEW)"),

@@ -15,13 +15,14 @@ import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshapi.supervisor.v1 import ca_pb2, data_pb2, mesh_pb2, topology_pb2
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.tls_files import TlsFiles
 from meshwire.batch import decode_header
 from meshwire.records import Record, decode_records, encode_batch
 
 MESH_SERVICE: Final = mesh_pb2.DESCRIPTOR.services_by_name["MeshService"]
+CA_SERVICE: Final = ca_pb2.DESCRIPTOR.services_by_name["CaService"]
 TOPOLOGY_SERVICE: Final = topology_pb2.DESCRIPTOR.services_by_name["TopologyService"]
 DATA_SERVICE: Final = data_pb2.DESCRIPTOR.services_by_name["MeshDataService"]
 

@@ -11,6 +11,7 @@ import grpc.aio
 
 from meshapi.common.v1 import view_pb2
 from meshapi.supervisor.v1 import (
+    ca_pb2_grpc,
     data_pb2,
     data_pb2_grpc,
     mesh_pb2,
@@ -30,6 +31,7 @@ class Gateway:
         self.target = target
         self._channel = open_channel(target, credentials)
         self.mesh: mesh_pb2_grpc.MeshServiceAsyncStub = mesh_pb2_grpc.MeshServiceStub(self._channel)
+        self.ca: ca_pb2_grpc.CaServiceAsyncStub = ca_pb2_grpc.CaServiceStub(self._channel)
         self.topology: topology_pb2_grpc.TopologyServiceAsyncStub = topology_pb2_grpc.TopologyServiceStub(self._channel)
         self.data: data_pb2_grpc.MeshDataServiceAsyncStub = data_pb2_grpc.MeshDataServiceStub(self._channel)
 

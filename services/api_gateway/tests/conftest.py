@@ -15,7 +15,7 @@ from mesh_gateway.shell.app import build_app
 from mesh_gateway.shell.backends import Backends
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.record_exchanges import opened_budget
-from meshtest.fake_services import DATA_SERVICE, MESH_SERVICE, TOPOLOGY_SERVICE, FakeServer
+from meshtest.fake_services import CA_SERVICE, DATA_SERVICE, MESH_SERVICE, TOPOLOGY_SERVICE, FakeServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Gateway:
 @pytest.fixture
 async def gateway() -> AsyncIterator[Gateway]:
     async with AsyncExitStack() as stack:
-        control = await stack.enter_async_context(FakeServer((MESH_SERVICE,)))
+        control = await stack.enter_async_context(FakeServer((MESH_SERVICE, CA_SERVICE)))
         routing = await stack.enter_async_context(FakeServer((TOPOLOGY_SERVICE,)))
         data = await stack.enter_async_context(FakeServer((DATA_SERVICE,)))
         backends = Backends(control.target, routing.target, data.target)

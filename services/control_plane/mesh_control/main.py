@@ -11,6 +11,10 @@ from typing import Final
 from mesh_control.core.leaderless import LeaderlessStreams
 from mesh_control.core.timing import TIMINGS
 from mesh_control.shell import metrics
+from mesh_control.shell.ca_desk import CaDesk
+from mesh_control.shell.ca_files import CA_DIR
+from mesh_control.shell.ca_service import CaService
+from mesh_control.shell.ca_watch import CaWatch
 from mesh_control.shell.data_client import DataClient
 from mesh_control.shell.gauges import Gauges
 from mesh_control.shell.group_watch import GroupWatch
@@ -19,6 +23,7 @@ from mesh_control.shell.lifecycle import Lifecycle
 from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.mcg import SendFrame
 from mesh_control.shell.mesh_service import MeshService
+from mesh_control.shell.node_certificates import NodeCertificates
 from mesh_control.shell.peer_calls import PeerCalls
 from mesh_control.shell.projection import Projection
 from mesh_control.shell.proposer import Proposer
@@ -31,7 +36,7 @@ from mesh_control.shell.standing_check import StandingCheck
 from mesh_control.shell.store_watch import Jobs, watches
 from mesh_control.shell.token_desk import TokenDesk
 from mesh_control.shell.version_watch import VersionWatch
-from meshapi.supervisor.v1 import mesh_pb2_grpc
+from meshapi.supervisor.v1 import ca_pb2_grpc, mesh_pb2_grpc
 from meshcommon.admin import Readiness, serve_admin
 from meshcommon.datadir import DataDir
 from meshcommon.grpc_client import open_service
@@ -51,7 +56,10 @@ from meshwire.packet import Protocol, TrafficClass
 SERVICE: Final = "mesh-control"
 QUEUE_LIMITS: Final = QueueLimits(bytes_max=16 * 1024 * 1024, destination_bytes_max=8 * 1024 * 1024)
 """For one destination: a snapshot of the control group has to fit."""
-CALLERS: Final = {"meshapi.supervisor.v1.MeshService": frozenset({Service.GATEWAY})}
+CALLERS: Final = {
+    "meshapi.supervisor.v1.MeshService": frozenset({Service.GATEWAY}),
+    "meshapi.supervisor.v1.CaService": frozenset({Service.GATEWAY}),
+}
 _log = get_logger(__name__)
 
 
@@ -61,7 +69,7 @@ async def main(stop: Stop) -> None:
     configure_logging(SERVICE, settings.name, settings.log_level)
     configure_telemetry(SERVICE, settings.name, settings.otlp_endpoint)
     readiness = Readiness()
-    data_dir = DataDir.open(settings.data_dir / "control", "control", settings.name, kept=(ISSUER_KEY,))
+    data_dir = DataDir.open(settings.data_dir / "control", "control", settings.name, kept=(ISSUER_KEY, CA_DIR))
     try:
         site = await SiteTls.start(settings, own, data_dir, stop)
         if not stop.is_requested:
@@ -97,7 +105,8 @@ async def _serve(
     )
     calls = PeerCalls(overlay, first_id=rng.getrandbits(62))
     proposer = Proposer(node, calls, rng)
-    JoinService(node, calls, proposer)
+    certificates = NodeCertificates(node, calls, site.issuer, rng)
+    JoinService(node, calls, proposer, certificates)
     leaderless = LeaderlessStreams(node.timing.leaderless_after_s)
     data = DataClient(data_channel, node, readiness, leaderless)
     routing = RoutingClient(routing_channel, node, readiness)
@@ -106,8 +115,10 @@ async def _serve(
     overlay.handle(Protocol.JOIN, calls.receive_packet)
     server = GrpcServer()
     tokens = TokenDesk(node, proposer, secrets.token_bytes)
-    mesh_service = MeshService(node, lifecycle, tokens, proposer, readiness, leaderless)
+    ca_desk, ca_watch = CaDesk(node, proposer), CaWatch(node, certificates, proposer, readiness)
+    mesh_service = MeshService(node, lifecycle, (tokens, ca_desk), proposer, readiness, leaderless)
     mesh_pb2_grpc.add_MeshServiceServicer_to_server(mesh_service, server.server)
+    ca_pb2_grpc.add_CaServiceServicer_to_server(CaService(ca_desk, ca_watch), server.server)
     jobs = {
         "replica": node.run(),
         "overlay": overlay.run(),
@@ -120,6 +131,8 @@ async def _serve(
         "standing": StandingCheck(node, data, calls, rng).run(),
         "version watch": VersionWatch(node, readiness).run(),
         "gauges": Gauges(node).run(),
+        "node certificates": certificates.run(),
+        "ca watch": ca_watch.run(),
         "admin": serve_admin(readiness, own.admin_listen, hosts=settings.admin_hosts),
     }
     jobs |= site.jobs(readiness)

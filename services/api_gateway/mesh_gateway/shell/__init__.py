@@ -4,6 +4,8 @@ Files:
 
     app               The REST application, put together
     backends          The channels to the other three services of this node, and whether they answer
+    ca_models         Bodies of the REST API that speak of the mesh's CA
+    ca_routes         REST: the mesh's certificate authority, and the certificates of this node
     calls             The calls that REST makes to the other services: each with its deadline, the correlation id, and
                       errors as ours
     conversions       Messages of the services as bodies of the REST API

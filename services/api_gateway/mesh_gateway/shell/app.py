@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from mesh_gateway.core.byte_budget import ByteBudget
 from mesh_gateway.core.problem import from_status, from_validation
 from mesh_gateway.shell.backends import Backends
+from mesh_gateway.shell.ca_routes import ca_router
 from mesh_gateway.shell.calls import Calls
 from mesh_gateway.shell.docs_page import add_docs
 from mesh_gateway.shell.envelope import Envelope
@@ -63,6 +64,7 @@ def build_app(
     for router in (
         mesh_router(calls),
         join_router(calls),
+        ca_router(calls),
         topology_router(calls),
         catalogue_router(calls),
         raft_router(calls),

@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from meshapi.supervisor.v1.ca_pb2_grpc import CaServiceStub
 from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceStub
 from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceStub
 from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceStub
@@ -24,6 +25,7 @@ from meshcommon.service_certificates import Service
 from meshcommon.site_files import SiteFiles
 
 if TYPE_CHECKING:
+    from meshapi.supervisor.v1.ca_pb2_grpc import CaServiceAsyncStub
     from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceAsyncStub
     from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceAsyncStub
     from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceAsyncStub
@@ -64,6 +66,7 @@ class Backends:
         self.routing = backend("routing", routing_target, Service.ROUTING)
         self.data = backend("data plane", data_target, Service.DATA)
         self.mesh_service: MeshServiceAsyncStub = MeshServiceStub(self.control.channel)
+        self.ca_service: CaServiceAsyncStub = CaServiceStub(self.control.channel)
         self.topology_service: TopologyServiceAsyncStub = TopologyServiceStub(self.routing.channel)
         self.data_service: MeshDataServiceAsyncStub = MeshDataServiceStub(self.data.channel)
 

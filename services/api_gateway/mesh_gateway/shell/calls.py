@@ -17,7 +17,7 @@ import grpc.aio
 from mesh_gateway.core.byte_budget import ByteBudget
 from mesh_gateway.shell.backends import Backend, Backends
 from mesh_gateway.shell.record_exchanges import ReadExchange, batch_request, context_headers
-from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshapi.supervisor.v1 import ca_pb2, data_pb2, mesh_pb2, topology_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import call_metadata, from_detail, is_broken, mesh_error
 
@@ -77,6 +77,30 @@ class Calls:
     async def set_join_policy(self, request: mesh_pb2.SetJoinPolicyRequest) -> None:
         """Changes who may become a member."""
         await self._control(self._backends.mesh_service.SetJoinPolicy, request)
+
+    async def show_ca(self) -> ca_pb2.ShowCaResponse:
+        """The mesh's CA."""
+        return await self._control(self._backends.ca_service.ShowCa, ca_pb2.ShowCaRequest())
+
+    async def init_ca(self) -> ca_pb2.InitCaResponse:
+        """Makes the mesh's CA."""
+        return await self._control(self._backends.ca_service.InitCa, ca_pb2.InitCaRequest())
+
+    async def rotate_ca(self, request: ca_pb2.RotateCaRequest) -> ca_pb2.ShowCaResponse:
+        """Exchanges the intermediate or the root."""
+        return (await self._control(self._backends.ca_service.RotateCa, request)).ca
+
+    async def request_ca(self) -> ca_pb2.RequestCaResponse:
+        """A request for an intermediate, for an operator's own root."""
+        return await self._control(self._backends.ca_service.RequestCa, ca_pb2.RequestCaRequest())
+
+    async def install_ca(self, request: ca_pb2.InstallCaRequest) -> ca_pb2.ShowCaResponse:
+        """Commits what that root has signed."""
+        return (await self._control(self._backends.ca_service.InstallCa, request)).ca
+
+    async def list_certificates(self) -> ca_pb2.ListCertificatesResponse:
+        """Certificates of the CA and of the node."""
+        return await self._control(self._backends.ca_service.ListCertificates, ca_pb2.ListCertificatesRequest())
 
     async def leave(self) -> None:
         """Leaves the mesh."""

@@ -31,7 +31,13 @@ def mesh_router(calls: Calls) -> APIRouter:
         """
         wish = body or models.SeedBody()
         answer = await calls.seed(mesh_pb2.SeedRequest(name=wish.name, policy=policy_value(wish.policy)))
-        return models.Founded(mesh_id=answer.mesh_id, node_id=answer.node_id, token=answer.token or None)
+        return models.Founded(
+            mesh_id=answer.mesh_id,
+            node_id=answer.node_id,
+            token=answer.token or None,
+            ca_fingerprint=answer.ca_fingerprint,
+            ca_root_key_file=answer.ca_root_key_file,
+        )
 
     @router.post("/mesh/join", summary="Join a mesh")
     async def join(body: models.JoinBody) -> models.Membership:

@@ -37,6 +37,8 @@ class Founded(Membership):
     token: str | None = Field(
         description="With KEY_REQUIRED: a join token for one node, valid for 15 minutes; a secret."
     )
+    ca_fingerprint: str = Field(description="SHA-256 of the mesh's root certificate, hexadecimal.")
+    ca_root_key_file: str = Field(description="File of this node that holds the root's private key: move it away.")
 
 
 JoinPolicy = Literal["OPEN", "KEY_REQUIRED", "CLOSED"]
@@ -51,7 +53,7 @@ class SeedBody(Body):
 
 
 class JoinBody(Body):
-    """Which mesh to join: by a token, or by an address of an OPEN mesh and `trust_first`."""
+    """Which mesh to join: by a token, or by an address of an OPEN mesh and the fingerprint of its root, or `trust_first`."""
 
     address: str = Field(
         default="",
@@ -62,6 +64,11 @@ class JoinBody(Body):
     token: str = Field(default="", max_length=4096, description="Join token, as a member issued it.")
     trust_first: bool = Field(
         default=False, description="Without a token: accept that nothing shows which mesh answers."
+    )
+    trust_fingerprint: str = Field(
+        default="",
+        max_length=95,
+        description="Without a token: SHA-256 of the mesh's root certificate, hexadecimal, that the answer must chain to.",
     )
 
 

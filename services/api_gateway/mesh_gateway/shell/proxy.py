@@ -25,7 +25,7 @@ from mesh_gateway.core.byte_budget import ByteBudget
 from mesh_gateway.shell.backends import Backend, Backends
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.record_exchanges import PublishExchange, ReadExchange
-from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshapi.supervisor.v1 import ca_pb2, data_pb2, mesh_pb2, topology_pb2
 from meshcommon.grpc_client import is_broken, mesh_error
 from meshcommon.logging import CORRELATION_METADATA, correlation_id
 
@@ -43,9 +43,10 @@ Handlers: TypeAlias = "Mapping[str, grpc.RpcMethodHandler[Any, Any]]"
 
 
 def pass_through(server: grpc.aio.Server, backends: Backends, metrics: GatewayMetrics, opened: ByteBudget) -> None:
-    """Adds the three public services to `server`. `opened` bounds the batches that are open at a time."""
+    """Adds the four public services to `server`. `opened` bounds the batches that are open at a time."""
     for file, name, backend in (
         (mesh_pb2, "MeshService", backends.control),
+        (ca_pb2, "CaService", backends.control),
         (topology_pb2, "TopologyService", backends.routing),
         (data_pb2, "MeshDataService", backends.data),
     ):

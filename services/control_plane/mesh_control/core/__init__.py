@@ -2,6 +2,9 @@
 
 Files:
 
+    ca_checks       What is checked of a CA before it is proposed, and of what nodes ask each other about certificates
+    ca_state        The mesh's CA as the group keeps it: roots, intermediate, its key sealed to voters, and who was ever
+                    given that key
     confirmations   Which events of stream groups this node should report to the MCG, from what its replicas say
     delegator       Delegates the key of one service of this site, and says when the service has to be asked for another
                     one

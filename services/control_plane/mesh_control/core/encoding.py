@@ -53,6 +53,7 @@ def node_view(node: Node) -> view_pb2.NodeView:
         is_voter=node.is_voter,
         mesh_version=node.mesh_version,
         admitted_at_ms=node.admitted_at_ms,
+        wrap_key=node.wrap_key,
     )
 
 
@@ -120,6 +121,7 @@ def read_node(message: view_pb2.NodeView) -> Node:
         message.is_voter,
         stated_version(message.mesh_version),
         message.admitted_at_ms,
+        message.wrap_key,
     )
 
 

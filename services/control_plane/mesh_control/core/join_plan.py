@@ -6,6 +6,7 @@ lanes and waiting (`shell/lifecycle`). `now` is monotonic seconds. Source: docs/
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,7 @@ from meshcommon.address import parse_peer_address
 from meshcommon.errors import ErrorCode, MeshError, Retry
 from meshcommon.ids import check_mesh_id
 
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 TRIES_MIN: Final = 3
 """A lane that dies is told to nobody: after a part of the time a newcomer asks again over another one."""
 
@@ -25,15 +27,17 @@ class JoinPlan:
     Attributes:
         addresses: canonical peer addresses, at least one.
         mesh_id: expected mesh, empty when the operator named none.
-        key: the token, None when the newcomer trusts whatever answers.
+        key: the token, None when the newcomer trusts whatever answers, or a fingerprint.
+        fingerprint: SHA-256 of the root that the answer must chain to, empty for none.
     """
 
     addresses: tuple[str, ...]
     mesh_id: str
     key: JoinKey | None
+    fingerprint: bytes = b""
 
 
-def plan_join(address: str, mesh_id: str, token: str, *, trust_first: bool) -> JoinPlan:
+def plan_join(address: str, mesh_id: str, token: str, *, trust_first: bool, fingerprint: str = "") -> JoinPlan:
     """The plan for what an operator gave; an address beside a token is asked in place of the token's.
 
     Raises:
@@ -43,18 +47,35 @@ def plan_join(address: str, mesh_id: str, token: str, *, trust_first: bool) -> J
     addresses = key.addresses if key is not None and not address else (str(parse_peer_address(address)),)
     if mesh_id:
         check_mesh_id(mesh_id)
-    if key is None and not trust_first:
+    pinned = read_fingerprint(fingerprint) if fingerprint else b""
+    if pinned and (key is not None or trust_first):
+        raise MeshError(
+            ErrorCode.INVALID_ARGUMENT, "A fingerprint is given beside neither a token nor `--trust-first`: drop one."
+        )
+    if key is None and not trust_first and not pinned:
         raise MeshError(
             ErrorCode.TOKEN_REQUIRED,
             "An address does not show which mesh answers there: join with a token (`meshctl token issue` at a member), or, in an "
-            "OPEN mesh, accept that (`--trust-first`).",
+            "OPEN mesh, with the fingerprint of its root (`--trust`, see `meshctl ca show` at a member), or accept that "
+            "(`--trust-first`).",
         )
     if not addresses:
         raise MeshError(
             ErrorCode.INVALID_ARGUMENT,
             "The token names no address, since no member listened for peers: give one as well (`--address`).",
         )
-    return JoinPlan(addresses, mesh_id, key)
+    return JoinPlan(addresses, mesh_id, key, pinned)
+
+
+def read_fingerprint(text: str) -> bytes:
+    """SHA-256 in hexadecimal, with or without colons, as `meshctl ca show` and openssl print it. Raises INVALID_ARGUMENT."""
+    digits = text.replace(":", "").lower()
+    if not _FINGERPRINT.fullmatch(digits):
+        raise MeshError(
+            ErrorCode.INVALID_ARGUMENT,
+            "The fingerprint of a root has 64 hexadecimal digits: see `meshctl ca show` at a member.",
+        )
+    return bytes.fromhex(digits)
 
 
 class JoinAttempts:

@@ -19,6 +19,15 @@ TOKENS_MAX: Final = 1_000
 """Join tokens, 150 bytes each in a snapshot."""
 TOKEN_USES_MAX: Final = 1_000
 TOKEN_TTL_MS_MAX: Final = 30 * 24 * 3600 * 1_000
+CA_ROOTS_MAX: Final = 2
+"""Roots of the mesh's CA: the present one, and one more while they are exchanged."""
+CA_CERTIFICATE_BYTES_MAX: Final = 4096
+CA_SEALED_MAX: Final = 16
+"""Sealed keys of the intermediate: for each voter, and for those that voted until a moment ago."""
+CA_FORMER_MAX: Final = 8
+"""Intermediates before that are still accepted."""
+CA_FORMER_MS: Final = 24 * 3600 * 1_000
+"""How long one is: the life of the last certificate that it can have signed."""
 VIEW_BYTES_MAX: Final = 1024**2
 """Encoded nodes and streams, above which nothing is admitted or created."""
 RENEWAL_BYTES_MAX: Final = VIEW_BYTES_MAX + 256 * 1024

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from mesh_control.core import encoding, join_rules, member_changes, refusals, rules
+from mesh_control.core import ca_state, encoding, join_rules, member_changes, refusals, rules
+from mesh_control.core.ca_state import CertificateAuthority
 from mesh_control.core.encoding import node_bytes, stream_bytes
 from mesh_control.core.limits import (
-    JOINING_TIME_MS_MAX,
     REMEMBERED_PROPOSALS_MAX,
     RENEWAL_BYTES_MAX,
     TIME_MS_MAX,
@@ -29,6 +29,7 @@ from mesh_control.core.limits import (
 from mesh_control.core.model import (
     RETAINED_BYTES_DEFAULT,
     STREAM_VOTERS_MAX,
+    Counters,
     JoinPolicy,
     JoinToken,
     Member,
@@ -38,14 +39,12 @@ from mesh_control.core.model import (
     Stream,
     StreamPhase,
 )
-from mesh_control.core.status import mesh_status
-from mesh_control.core.versions import FIRST_VERSION, INTRODUCED, Beyond, stated_version, version_of
+from mesh_control.core.status import has_expired, mesh_status
+from mesh_control.core.versions import FIRST_VERSION, INTRODUCED, Beyond, stated_version, supported_by_all, version_of
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import mcg_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import LogIndex, MemberId, NodeId, StreamId, check_mesh_id, check_mesh_name
-
-_WISHES: Final[dict[int, NodeState]] = {state: state for state in (NodeState.ACTIVE, NodeState.STOPPED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +54,6 @@ class Result:
     revision: int
     allocated_id: int = 0
     refusal: MeshError | None = None
-
-
-@dataclass(slots=True)
-class _Counters:
-    """Next ids. They only grow, also when what they named is gone."""
-
-    node_id: int = 1
-    mcg_member: int = 1
-    stream_id: int = 1
-    member_id: int = 1
 
 
 @dataclass(slots=True)
@@ -82,10 +71,11 @@ class _Catalogue:
     mesh_version: int = FIRST_VERSION
     nodes: dict[NodeId, Node] = field(default_factory=dict)
     streams: dict[StreamId, Stream] = field(default_factory=dict)
-    counters: _Counters = field(default_factory=_Counters)
+    counters: Counters = field(default_factory=Counters)
     recent: OrderedDict[int, Result] = field(default_factory=OrderedDict)
     view_bytes: int = 0
     """Encoded size of nodes and streams, kept up to date; follows from them."""
+    ca: CertificateAuthority | None = None
 
 
 class McgState:
@@ -128,6 +118,11 @@ class McgState:
     def tokens(self) -> Mapping[str, JoinToken]:
         """Join tokens by id, the oldest first."""
         return MappingProxyType(self._now.tokens)
+
+    @property
+    def ca(self) -> CertificateAuthority | None:
+        """The mesh's CA, None while it has none."""
+        return self._now.ca
 
     @property
     def mesh_epoch(self) -> int:
@@ -230,6 +225,7 @@ class McgState:
             mesh_name=now.mesh_name,
             join_policy=join_rules.policy_value(now.join_policy),
             tokens=join_rules.write_tokens(now.tokens),
+            ca=ca_state.write(now.ca) if now.ca else None,
         )
         for proposal_id, result in now.recent.items():
             remembered = message.recent.add(
@@ -268,7 +264,7 @@ class McgState:
             mesh_version=stated_version(message.view.mesh_version),
             nodes=nodes,
             streams=streams,
-            counters=_Counters(
+            counters=Counters(
                 max(message.next_node_id, 1),
                 max(message.next_mcg_member, 1),
                 max(message.next_stream_id, 1),
@@ -279,6 +275,7 @@ class McgState:
                 for item in message.recent
             ),
             view_bytes=sum(map(node_bytes, nodes.values())) + sum(map(stream_bytes, streams.values())),
+            ca=ca_state.read(message.ca) if message.HasField("ca") else None,
         )
         self._view = None
 
@@ -326,7 +323,8 @@ class McgState:
         # Older software must not read the snapshot of a mesh that may turn newcomers away.
         self._now.mesh_version = needed
         node = self._newcomer(founder.name, founder.public_key, address, is_voter=True)
-        return self._admit(replace(node, mesh_version=stated_version(founder.mesh_version)))
+        wrap_key = rules.check_wrap_key(founder.wrap_key)
+        return self._admit(replace(node, mesh_version=stated_version(founder.mesh_version), wrap_key=wrap_key))
 
     def _add_node(self, command: mcg_pb2.Command) -> int:
         add, now = command.add_node, self._now
@@ -346,6 +344,7 @@ class McgState:
             is_reachable=False,
             mesh_version=version,
             admitted_at_ms=now.time_ms,
+            wrap_key=rules.check_wrap_key(add.wrap_key),
         )
         rules.check_room(now.nodes, now.view_bytes + node_bytes(node))
         now.tokens = join_rules.take_use(now.tokens, add.token_id)
@@ -370,6 +369,29 @@ class McgState:
             self._now.join_policy = policy
             self._changed()
         return 0
+
+    def _set_wrap_key(self, command: mcg_pb2.Command) -> int:
+        told, now = command.set_wrap_key, self._now
+        node = rules.check_node(now.nodes, NodeId(told.node_id))
+        if rules.check_wrap_key(told.wrap_key) != node.wrap_key:
+            self._put_node(replace(node, wrap_key=told.wrap_key))
+            # What is sealed to the key before can no longer be opened.
+            self._put_ca(ca_state.without_sealed(now.ca, node.node_id))
+        return 0
+
+    def _set_ca(self, command: mcg_pb2.Command) -> int:
+        rules.check_not_critical(self.status)
+        self._put_ca(ca_state.replace_ca(self._now.ca, command.set_ca, self._now.nodes, self._now.time_ms))
+        return 0
+
+    def _wrap_ca(self, command: mcg_pb2.Command) -> int:
+        self._put_ca(ca_state.add_sealed(self._now.ca, command.wrap_ca, self._now.nodes))
+        return 0
+
+    def _put_ca(self, ca: CertificateAuthority | None) -> None:
+        if ca != self._now.ca:
+            self._now.ca = ca
+            self._changed()
 
     def _newcomer(self, name: str, public_key: bytes, peer_address: str, *, is_voter: bool = False) -> Node:
         counters = self._now.counters
@@ -415,6 +437,7 @@ class McgState:
     def _drop_node(self, node_id: NodeId) -> None:
         self._now.view_bytes -= node_bytes(self._now.nodes.pop(node_id))
         self._changed()
+        self._put_ca(ca_state.node_left(self._now.ca, node_id))
         for stream in list(self._now.streams.values()):
             forgotten = member_changes.forget_node(stream, node_id, self._now.nodes)
             if forgotten != stream:
@@ -442,7 +465,7 @@ class McgState:
 
     def _set_node_state(self, command: mcg_pb2.Command) -> int:
         node = rules.check_node(self._now.nodes, NodeId(command.set_node_state.node_id))
-        state = _WISHES.get(command.set_node_state.state)
+        state = rules.WISHES.get(command.set_node_state.state)
         if state is None:
             raise MeshError(ErrorCode.INVALID_ARGUMENT, "A node is ACTIVE or STOPPED: name one of the two.")
         if node.state is NodeState.JOINING:
@@ -463,6 +486,7 @@ class McgState:
         nodes = {node.node_id: replace(node, is_voter=node.node_id in voters) for node in self._now.nodes.values()}
         for node in nodes.values():
             self._put_node(node)
+        self._put_ca(ca_state.pruned(self._now.ca, self._now.nodes))
         return 0
 
     def _create_stream(self, command: mcg_pb2.Command) -> int:
@@ -573,14 +597,3 @@ class McgState:
             self._changed()
         elif self._now.streams[stream.stream_id] != stream:
             self._put_stream(stream)
-
-
-def has_expired(node: Node, now_ms: int) -> bool:
-    """Whether a node has been JOINING for too long at state time `now_ms`."""
-    return now_ms - node.admitted_at_ms >= JOINING_TIME_MS_MAX
-
-
-def supported_by_all(nodes: Iterable[Node]) -> int:
-    """The highest mesh version that every node supports; strangers that join and never speak hold nothing back."""
-    versions = (node.mesh_version for node in nodes if node.state is not NodeState.JOINING)
-    return min(versions, default=FIRST_VERSION)

@@ -12,6 +12,7 @@ from typing import Final
 from meshcommon.ids import MemberId, NodeId, StreamId
 
 PUBLIC_KEY_BYTES: Final = 32
+WRAP_KEY_BYTES: Final = 32
 STREAM_MEMBERS_MIN: Final = 2
 STREAM_MEMBERS_MAX: Final = 10
 STREAM_VOTERS_MAX: Final = 5
@@ -70,6 +71,7 @@ class Node:
         is_voter: whether it votes in the MCG; follows the Raft configuration.
         mesh_version: highest mesh version that its software supports.
         admitted_at_ms: state time at its admission, 0 if unknown.
+        wrap_key: X25519, 32 bytes: secrets of the mesh are sealed to it; empty until it is known.
     """
 
     node_id: NodeId
@@ -82,6 +84,7 @@ class Node:
     is_voter: bool = False
     mesh_version: int = 1
     admitted_at_ms: int = 0
+    wrap_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +174,13 @@ class Place:
     mesh_id: str
     node_id: NodeId
     mcg_member: MemberId
+
+
+@dataclass(slots=True)
+class Counters:
+    """Next ids. They only grow, also when what they named is gone."""
+
+    node_id: int = 1
+    mcg_member: int = 1
+    stream_id: int = 1
+    member_id: int = 1

@@ -32,7 +32,7 @@ _LEADERS_OWN: Final = frozenset(
     {None, "found_mesh", "set_voters", "set_reachability", "activate_node", "expire_node", "raise_mesh_version"}
 )
 _OF_THE_NODE_ITSELF: Final = frozenset(
-    {"renew_member", "announce_version", "set_node_state", "remove_node", "replica_destroyed"}
+    {"renew_member", "announce_version", "set_node_state", "remove_node", "replica_destroyed", "set_wrap_key"}
 )
 """Who stops or leaves says so itself, and only a node knows what its disks hold."""
 
@@ -101,6 +101,7 @@ def read_join_request(body: bytes, lane_public_key: bytes) -> join_pb2.JoinReque
     check_node_name(request.name)
     rules.check_public_key(request.public_key)
     rules.check_peer_address(request.peer_address)
+    rules.check_wrap_key(request.wrap_key)
     if request.token_id:
         check_token_id(request.token_id)
     if request.public_key != lane_public_key:

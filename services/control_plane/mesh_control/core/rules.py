@@ -7,6 +7,7 @@ changes nothing. Source: architecture §7, §10; issue "Bad input".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from mesh_control.core.limits import INTEGER_MAX, JOINING_MAX, NODES_MAX, STREAMS_MAX, VIEW_BYTES_MAX
 from mesh_control.core.model import (
@@ -14,6 +15,7 @@ from mesh_control.core.model import (
     RETAINED_BYTES_MIN,
     STREAM_MEMBERS_MAX,
     STREAM_MEMBERS_MIN,
+    WRAP_KEY_BYTES,
     MeshStatus,
     Node,
     NodeState,
@@ -24,6 +26,8 @@ from meshcommon.address import parse_peer_address
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId, StreamId, check_node_name, check_stream_name
 
+WISHES: Final[dict[int, NodeState]] = {state: state for state in (NodeState.ACTIVE, NodeState.STOPPED)}
+"""What an operator can wish a node to be."""
 Nodes = Mapping[NodeId, Node]
 Streams = Mapping[StreamId, Stream]
 
@@ -45,6 +49,16 @@ def check_public_key(public_key: bytes) -> None:
             ErrorCode.INVALID_ARGUMENT,
             f"The public key has {len(public_key)} bytes instead of {PUBLIC_KEY_BYTES}: send an Ed25519 public key.",
         )
+
+
+def check_wrap_key(wrap_key: bytes) -> bytes:
+    """An X25519 public key has 32 bytes; empty for a node that has told none yet. Raises INVALID_ARGUMENT."""
+    if len(wrap_key) not in {0, WRAP_KEY_BYTES}:
+        raise MeshError(
+            ErrorCode.INVALID_ARGUMENT,
+            f"The wrap key has {len(wrap_key)} bytes instead of {WRAP_KEY_BYTES}: send an X25519 public key.",
+        )
+    return wrap_key
 
 
 def check_peer_address(address: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mesh_control.core.limits import JOINING_TIME_MS_MAX
 from mesh_control.core.model import MeshStatus, Node, NodeState
 
 
@@ -18,3 +19,8 @@ def mesh_status(nodes: Iterable[Node]) -> MeshStatus:
     if not unreachable:
         return MeshStatus.HEALTHY
     return MeshStatus.CRITICAL if 2 * unreachable >= len(running) else MeshStatus.DEGRADED
+
+
+def has_expired(node: Node, now_ms: int) -> bool:
+    """Whether a node has been JOINING for too long at state time `now_ms`."""
+    return now_ms - node.admitted_at_ms >= JOINING_TIME_MS_MAX

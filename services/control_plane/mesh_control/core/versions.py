@@ -11,19 +11,23 @@ kind, or changes what applying it does, makes `version_of` answer the new versio
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from mesh_control.core.model import Node, NodeState
 from meshapi.control.v1 import mcg_pb2
 from meshcommon.errors import ErrorCode, MeshError
 
-MESH_VERSION: Final = 2
+MESH_VERSION: Final = 3
 """Highest mesh version that this software supports."""
 FIRST_VERSION: Final = 1
 JOIN_VERSION: Final = 2
 """Introduced join policies and tokens."""
+CA_VERSION: Final = 3
+"""Introduced wrap keys and the mesh's CA."""
 VERSION_MAX: Final = 2**31 - 1
 
 INTRODUCED: Final[dict[str, int]] = {
@@ -49,6 +53,9 @@ INTRODUCED: Final[dict[str, int]] = {
     "issue_token": JOIN_VERSION,
     "revoke_token": JOIN_VERSION,
     "set_join_policy": JOIN_VERSION,
+    "set_wrap_key": CA_VERSION,
+    "set_ca": CA_VERSION,
+    "wrap_ca": CA_VERSION,
 }
 """Mesh version that introduced each kind of command."""
 
@@ -81,6 +88,8 @@ def version_of(command: mcg_pb2.Command) -> int:
     found, add = command.found_mesh, command.add_node
     speaks_of_joining = found.mesh_name or found.join_policy or add.token_id
     by_fields = JOIN_VERSION if speaks_of_joining else FIRST_VERSION
+    if found.node.wrap_key or add.wrap_key:
+        by_fields = CA_VERSION
     return max(INTRODUCED.get(kind, FIRST_VERSION), by_fields, command.min_version)
 
 
@@ -123,3 +132,9 @@ def has_unknown_fields(command: mcg_pb2.Command) -> bool:
     known.CopyFrom(command)
     known.DiscardUnknownFields()
     return known.ByteSize() != command.ByteSize()
+
+
+def supported_by_all(nodes: Iterable[Node]) -> int:
+    """The highest mesh version that every node supports; strangers that join and never speak hold nothing back."""
+    versions = (node.mesh_version for node in nodes if node.state is not NodeState.JOINING)
+    return min(versions, default=FIRST_VERSION)

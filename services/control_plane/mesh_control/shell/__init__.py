@@ -2,6 +2,14 @@
 
 Files:
 
+    ca_desk            The mesh's CA as an operator of a member handles it: made, shown, exchanged, or signed by a root
+                       of the operator's own
+    ca_files           The CA's files of one node: the root's key and certificate where it was made, and the key of a
+                       request that is not answered
+    ca_keys            The node's wrap key, and the key of the intermediate sealed to it (HPKE)
+    ca_service         CaService of the supervisor API
+    ca_watch           Keeps the mesh's CA usable: seals its key for new voters, and says in warnings and metrics what
+                       ends or is missing
     certificate_files  Hands the services of this site their certificates, as files, and renews them
     changes            Waking up when something changed, without polling and without lost wake-ups
     config_push        Telling a service of this site what is in force, again whenever that or the service changes
@@ -25,6 +33,8 @@ Files:
     membership         The node's own place in a mesh, on disk before anything else acts on it (`membership.bin`)
     mesh_service       MeshService of the supervisor API: lifecycle, status and the catalogue of streams
     metrics            Prometheus metrics of the control plane, served on the admin port
+    node_certificates  This node's certificate: asked of a member that can open the intermediate, renewed at half its
+                       life, and issued to others
     peer_calls         Requests between control planes, over the overlay or over the lane of a node that is not yet a
                        member
     projection         Writes what the MCG decided to the node's Postgres, for queries

@@ -14,15 +14,18 @@ from typing import Final
 from mesh_control.core import rules
 from mesh_control.core.join_tokens import confirm
 from mesh_control.core.peer_answers import check_newcomer, read_join_request
+from mesh_control.core.versions import CA_VERSION
 from mesh_control.core.wrong_proofs import WrongProofs
 from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.mcg import Mcg
+from mesh_control.shell.node_certificates import NodeCertificates
 from mesh_control.shell.peer_calls import Method, PeerCalls
 from mesh_control.shell.proposer import Proposer
 from meshapi.control.v1 import join_pb2, mcg_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId, check_mesh_id
 from meshcommon.logging import get_logger
+from meshcommon.mesh_certificates import der
 from meshcommon.overlay_calls import Caller
 from meshcommon.peer_text import printable
 
@@ -35,7 +38,8 @@ _log = get_logger(__name__)
 class JoinService:
     """The member's side of joining."""
 
-    def __init__(self, node: LocalNode, calls: PeerCalls, proposer: Proposer) -> None:
+    def __init__(self, node: LocalNode, calls: PeerCalls, proposer: Proposer, own: NodeCertificates) -> None:
+        self._own = own
         self._node = node
         self._proposer = proposer
         self._wrong_proofs = WrongProofs()
@@ -50,12 +54,17 @@ class JoinService:
         state = mcg.state
         check_same_mesh(request.mesh_id, state.mesh_id)
         verifier = await self._check_newcomer(mcg, caller, request)
+        if request.wants_certified:
+            # Before the place is committed: a newcomer that cannot be answered shall not become a member.
+            self._own.require_chain()
         command = mcg_pb2.Command()
         command.add_node.name = request.name
         command.add_node.public_key = request.public_key
         command.add_node.peer_address = rules.check_peer_address(request.peer_address)
         command.add_node.mesh_version = request.mesh_version
         command.add_node.token_id = request.token_id
+        if state.mesh_version >= CA_VERSION:
+            command.add_node.wrap_key = request.wrap_key
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         result = await self._proposer.propose(command, timeout_s)
@@ -68,8 +77,14 @@ class JoinService:
             raise MeshError(ErrorCode.NO_QUORUM, "The admission is not known here yet: try again.")
         _log.info("node_admitted", node_id=node_id, name=request.name)
         answer = join_pb2.JoinResponse(
-            node_id=node_id, mcg_member=state.nodes[node_id].mcg_member, view=state.view()
+            node_id=node_id,
+            mcg_member=state.nodes[node_id].mcg_member,
+            view=state.view(),
+            roots=state.ca.roots if state.ca else (),
+            chain=map(der, self._own.chain) if request.wants_certified else (),
         ).SerializeToString()
+        if request.wants_certified:
+            return self._own.certify_answer(answer, request.public_key)
         return confirm(verifier, request.public_key, answer) if verifier else answer
 
     async def _check_newcomer(self, mcg: Mcg, caller: Caller, request: join_pb2.JoinRequest) -> bytes:

@@ -11,11 +11,13 @@ import asyncio
 from typing import Final
 
 from mesh_control.core import rules
-from mesh_control.core.mcg_state import Result, has_expired, supported_by_all
+from mesh_control.core.mcg_state import Result
 from mesh_control.core.member_changes import check_forgettable
 from mesh_control.core.model import Node, NodeState
 from mesh_control.core.reachability import Reachability
+from mesh_control.core.status import has_expired
 from mesh_control.core.timing import Timing
+from mesh_control.core.versions import supported_by_all
 from mesh_control.core.voters import next_step, wanted_voters
 from mesh_control.shell.mcg import Mcg
 from meshapi.common.v1 import view_pb2

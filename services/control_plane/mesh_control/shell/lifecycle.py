@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from mesh_control.core.ca_checks import certified, check_pinned
 from mesh_control.core.join_plan import TRIES_MIN, JoinAttempts, JoinPlan, plan_join
 from mesh_control.core.join_rules import read_policy
 from mesh_control.core.join_tokens import prove, verifier_of
@@ -91,6 +92,10 @@ class Lifecycle:
             try:
                 if mine.state is NodeState.STOPPED:
                     await self._commit_state(NodeState.ACTIVE)
+                wrap_key = self._node.wrap_key_for(min(mcg.state.mesh_version, self._node.supported))
+                if wrap_key and mine.wrap_key != wrap_key:
+                    told = mcg_pb2.SetWrapKey(node_id=mine.node_id, wrap_key=wrap_key)
+                    await self._proposer.propose(mcg_pb2.Command(set_wrap_key=told))
                 if mine.mesh_version != self._node.supported:
                     announce = mcg_pb2.AnnounceVersion(node_id=mine.node_id, mesh_version=self._node.supported)
                     await self._proposer.propose(mcg_pb2.Command(announce_version=announce))
@@ -123,7 +128,9 @@ class Lifecycle:
             return False
         return (mcg.state.mesh_name, mcg.state.join_policy) == (name, policy)
 
-    async def join(self, address: str, mesh_id: str, token: str = "", *, trust_first: bool = False) -> Membership:
+    async def join(
+        self, address: str, mesh_id: str, token: str = "", *, trust_first: bool = False, fingerprint: str = ""
+    ) -> Membership:
         """Joins the mesh that issued `token`, asking its addresses in turn, or that of the node at `address`.
 
         Args:
@@ -131,13 +138,15 @@ class Lifecycle:
             mesh_id: expected mesh, empty for the token's, or for whichever answers.
             token: what `meshctl token issue` printed, or empty.
             trust_first: without a token: accepts that nothing shows which mesh answers.
+            fingerprint: without a token: SHA-256 of the mesh's root, in hexadecimal, that the answer must chain to.
 
         Raises:
             MeshError: ALREADY_MEMBER, INVALID_ARGUMENT, MESH_ID_MISMATCH, ADDRESS_UNREACHABLE, WRONG_PROTOCOL,
                 NAME_TAKEN, KEY_TAKEN, MESH_FULL, MESH_CRITICAL, UPDATE_REQUIRED, NO_QUORUM, DEADLINE_EXCEEDED,
-                TOKEN_REQUIRED and the other refusals of a token, JOIN_CLOSED, KEY_MISMATCH.
+                TOKEN_REQUIRED and the other refusals of a token, JOIN_CLOSED, KEY_MISMATCH, CA_MISSING, CERTIFICATE_INVALID,
+                CLOCK_SKEW.
         """
-        plan = plan_join(address, mesh_id, token, trust_first=trust_first)
+        plan = plan_join(address, mesh_id, token, trust_first=trust_first, fingerprint=fingerprint)
         async with self._one_at_a_time:
             self._check_no_member()
             membership = await self._ask_for_a_place(plan)
@@ -225,6 +234,8 @@ class Lifecycle:
                 public_key=self._node.identity.public_key,
                 peer_address=self._node.peer_address,
                 mesh_version=self._node.supported,
+                wrap_key=self._node.wrap_key_for(self._node.supported),
+                wants_certified=bool(plan.fingerprint),
             )
             verifier = b""
             if plan.key is not None:
@@ -240,7 +251,11 @@ class Lifecycle:
                 )
         finally:
             await self._data.close_join_lane(lane.lane_id)
+        if plan.fingerprint:
+            body = certified(body, request.public_key, plan.fingerprint, int(self._node.now_s * 1000))
         response = read_join_response(body, request, self._node.supported, verifier)
+        if plan.key is not None and plan.key.ca_fingerprint:
+            check_pinned(response.roots, plan.key.ca_fingerprint)
         return Membership(
             mesh_id=response.view.mesh_id,
             node_id=response.node_id,

@@ -15,7 +15,8 @@ from mesh_control.core.join_rules import policy_value
 from mesh_control.core.mcg_state import McgState
 from mesh_control.core.model import JoinPolicy, NodeState, Place
 from mesh_control.core.timing import Timing
-from mesh_control.core.versions import MESH_VERSION
+from mesh_control.core.versions import CA_VERSION, MESH_VERSION
+from mesh_control.shell.ca_keys import WrapKey
 from mesh_control.shell.changes import Changes
 from mesh_control.shell.leadership import Leadership
 from mesh_control.shell.mcg import Bootstrap, Mcg, SendFrame
@@ -77,6 +78,7 @@ class LocalNode:
         self._is_forgotten = False
         self._finish_leaving()
         self.identity = KeySigner.load_or_make(data_dir.path)
+        self.wrap_key = WrapKey.load_or_make(data_dir.path)
         self._open()
 
     @property
@@ -101,6 +103,15 @@ class LocalNode:
     def now_s(self) -> float:
         """The wall clock, seconds since 1970."""
         return self._now_ms() / 1000
+
+    @property
+    def directory(self) -> Path:
+        """Where the control plane keeps its files."""
+        return self._data_dir.path
+
+    def wrap_key_for(self, mesh_version: int) -> bytes:
+        """This node's public wrap key as a mesh of that version takes it: none below the one that introduced it."""
+        return self.wrap_key.public_key if mesh_version >= CA_VERSION else b""
 
     @property
     def is_leaving(self) -> bool:
@@ -195,6 +206,7 @@ class LocalNode:
         command.found_mesh.node.public_key = self.identity.public_key
         command.found_mesh.node.peer_address = self.peer_address
         command.found_mesh.node.mesh_version = self.supported
+        command.found_mesh.node.wrap_key = self.wrap_key_for(self.supported)
         refusal = state.apply(FOUNDING_INDEX, command).refusal
         if refusal is not None:
             raise refusal
@@ -278,6 +290,7 @@ class LocalNode:
         self._clear()
         self._is_forgotten = False
         self.identity = KeySigner.load_or_make(self._data_dir.path)
+        self.wrap_key = WrapKey.load_or_make(self._data_dir.path)
         self.changed.notify()
 
     def receive_raft(self, peer: NodeId, frame: bytes) -> None:

@@ -14,6 +14,7 @@ from mesh_control.core.encoding import stream_view
 from mesh_control.core.join_rules import policy_value, read_policy
 from mesh_control.core.leaderless import LeaderlessStreams
 from mesh_control.core.model import JoinPolicy, MeshStatus, NodeState, Stream, StreamPhase
+from mesh_control.shell.ca_desk import CaDesk
 from mesh_control.shell.control_recovery import SURVIVORS_MAX, recover
 from mesh_control.shell.lifecycle import MESH_NAME, Lifecycle
 from mesh_control.shell.local_node import LocalNode
@@ -42,29 +43,40 @@ class MeshService(mesh_pb2_grpc.MeshServiceServicer):
         self,
         node: LocalNode,
         lifecycle: Lifecycle,
-        tokens: TokenDesk,
+        desks: tuple[TokenDesk, CaDesk],
         proposer: Proposer,
         readiness: Readiness,
         leaderless: LeaderlessStreams,
     ) -> None:
         self._node = node
         self._lifecycle = lifecycle
-        self._tokens = tokens
+        self._tokens, self._ca = desks
         self._proposer = proposer
         self._readiness = readiness
         self._leaderless = leaderless
 
     async def Seed(self, request: mesh_pb2.SeedRequest, context: Any) -> mesh_pb2.SeedResponse:  # noqa: N802
-        """Founds a mesh, and issues a first token where the policy asks for one."""
+        """Founds a mesh, makes its CA, and issues a first token where the policy asks for one."""
         policy = read_policy(request.policy or JoinPolicy.KEY_REQUIRED)
         membership = await self._lifecycle.seed(request.name or MESH_NAME, policy)
+        fingerprint = await self._ca.ensure()
         token = (await self._tokens.issue())[0] if policy is JoinPolicy.KEY_REQUIRED else ""
-        return mesh_pb2.SeedResponse(mesh_id=membership.mesh_id, node_id=membership.node_id, token=token)
+        return mesh_pb2.SeedResponse(
+            mesh_id=membership.mesh_id,
+            node_id=membership.node_id,
+            token=token,
+            ca_fingerprint=fingerprint,
+            ca_root_key_file=self._ca.files.root_key_file,
+        )
 
     async def Join(self, request: mesh_pb2.JoinRequest, context: Any) -> mesh_pb2.JoinResponse:  # noqa: N802
         """Joins a mesh."""
         membership = await self._lifecycle.join(
-            request.address, request.mesh_id, request.token, trust_first=request.trust_first
+            request.address,
+            request.mesh_id,
+            request.token,
+            trust_first=request.trust_first,
+            fingerprint=request.trust_fingerprint,
         )
         return mesh_pb2.JoinResponse(mesh_id=membership.mesh_id, node_id=membership.node_id)
 

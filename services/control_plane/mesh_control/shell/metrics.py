@@ -22,3 +22,15 @@ TERM: Final = Gauge("mesh_control_term", "Raft term of the control group.")
 IS_LEADER: Final = Gauge("mesh_control_is_leader", "1 when this node leads the control group.")
 NODES: Final = Gauge("mesh_control_nodes", "Nodes of the mesh.")
 STREAMS: Final = Gauge("mesh_control_streams", "Streams of the catalogue, tombstones included.")
+CERTIFICATE_END: Final = Gauge(
+    "mesh_control_certificate_end_seconds", "When a certificate ends, seconds since 1970, by kind.", ["kind"]
+)
+CERTIFICATE_LIFE_LEFT: Final = Gauge(
+    "mesh_control_certificate_life_left", "Share of a certificate's life that is left, 0 to 1, by kind.", ["kind"]
+)
+CA_ROTATION_DUE: Final = Gauge(
+    "mesh_control_ca_rotation_due", "1 when a node that was given the CA's key is no member any more."
+)
+CA_VOTERS_WITHOUT_KEY: Final = Gauge(
+    "mesh_control_ca_voters_without_key", "Voters for which the CA's key is not sealed."
+)

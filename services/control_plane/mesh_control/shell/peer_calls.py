@@ -26,6 +26,7 @@ class Method(IntEnum):
     JOIN = 1
     PROPOSE = 2
     STANDING = 3
+    CERTIFY = 4
 
 
 class PacketSender(Protocol):

@@ -13,6 +13,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from mesh_control.core.ca_checks import check_change
 from mesh_control.core.limits import INTEGER_MAX
 from mesh_control.core.mcg_state import Result
 from mesh_control.core.peer_answers import check_proposer, read_propose_response
@@ -117,7 +118,10 @@ class Proposer:
         if not caller.node:
             raise MeshError(ErrorCode.NOT_A_MEMBER, "Only members may change the mesh: join first.")
         command = read_proposal(body)
-        check_proposer(command, caller.node, self._node.require_mcg().state.streams)
+        state = self._node.require_mcg().state
+        check_proposer(command, caller.node, state.streams)
+        if command.HasField("set_ca"):
+            check_change(command.set_ca, state.mesh_id, int(self._node.now_s * 1000))
         result = _unless_refused(await self._node.require_leadership().propose(command))
         return join_pb2.ProposeResponse(revision=result.revision, allocated_id=result.allocated_id).SerializeToString()
 

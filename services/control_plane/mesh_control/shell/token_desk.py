@@ -5,6 +5,7 @@ The secret is made here and goes into the answer alone: the group is told its ve
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Final
 
@@ -59,7 +60,9 @@ class TokenDesk:
             name=name,
         )
         await self._commit(mcg_pb2.Command(issue_token=issue))
-        return encode_token(JoinKey(mesh_id, self._addresses(), secret, name)), token_id_of(verifier)
+        ca = self._node.require_mcg().state.ca
+        fingerprint = hashlib.sha256(ca.roots[0]).digest() if ca else b""
+        return encode_token(JoinKey(mesh_id, self._addresses(), secret, name, fingerprint)), token_id_of(verifier)
 
     async def revoke(self, token_id: str) -> None:
         """Makes a token worthless. Raises TOKEN_UNKNOWN, and what `issue` raises."""

@@ -20,13 +20,18 @@ from mesh_control.core.leaderless import LeaderlessStreams
 from mesh_control.core.model import JoinPolicy
 from mesh_control.core.timing import Timing
 from mesh_control.core.versions import MESH_VERSION
+from mesh_control.shell.ca_desk import CaDesk
+from mesh_control.shell.ca_files import CA_DIR
+from mesh_control.shell.ca_watch import CaWatch
 from mesh_control.shell.join_service import JoinService
 from mesh_control.shell.lifecycle import Lifecycle
 from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.mesh_service import MeshService
+from mesh_control.shell.node_certificates import NodeCertificates
 from mesh_control.shell.peer_calls import PeerCalls
 from mesh_control.shell.proposer import Proposer
 from mesh_control.shell.renewal import Renewal
+from mesh_control.shell.site_issuer import ISSUER_KEY, SiteIssuer
 from mesh_control.shell.standing_check import StandingCheck
 from mesh_control.shell.token_desk import TokenDesk
 from mesh_control.shell.version_watch import VersionWatch
@@ -57,7 +62,7 @@ class OneNode:
         self.name = name
         self.peer_address = f"ws://{name}:1"
         self.host = f"host of {name}"
-        self.data_dir = DataDir.open(mesh.directory / name, "control", name)
+        self.data_dir = DataDir.open(mesh.directory / name, "control", name, kept=(ISSUER_KEY, CA_DIR))
         rng = random.Random(f"{mesh.seed}/{name}/{self.data_dir.marker.boot}")
         self.node = LocalNode(
             name,
@@ -71,14 +76,20 @@ class OneNode:
         )
         self.calls = PeerCalls(self, first_id=rng.getrandbits(62))
         self.proposer = Proposer(self.node, self.calls, rng)
-        JoinService(self.node, self.calls, self.proposer)
+        self.issuer = SiteIssuer.load_or_make(self.data_dir.path, name)
+        self.certificates = NodeCertificates(self.node, self.calls, self.issuer, rng)
+        JoinService(self.node, self.calls, self.proposer, self.certificates)
         self.lifecycle = Lifecycle(self.node, self, self.calls, self.proposer, ())
         self.readiness = Readiness()
         self.standing = StandingCheck(self.node, self, self.calls, rng, ask_after_s=mesh.ask_after_s)
         self.renewal = Renewal(self.node, self.calls, self.readiness, rng)
         leaderless = LeaderlessStreams(self.node.timing.leaderless_after_s)
         self.tokens = TokenDesk(self.node, self.proposer, secrets.token_bytes)
-        self.service = MeshService(self.node, self.lifecycle, self.tokens, self.proposer, self.readiness, leaderless)
+        self.ca = CaDesk(self.node, self.proposer)
+        self.ca_watch = CaWatch(self.node, self.certificates, self.proposer, self.readiness)
+        self.service = MeshService(
+            self.node, self.lifecycle, (self.tokens, self.ca), self.proposer, self.readiness, leaderless
+        )
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -100,6 +111,8 @@ class OneNode:
             group.create_task(self.lifecycle.run(), name="lifecycle")
             group.create_task(self.renewal.run(), name="renewal")
             group.create_task(self.standing.run(), name="standing")
+            group.create_task(self.certificates.run(), name="node certificates")
+            group.create_task(self.ca_watch.run(), name="ca watch")
             group.create_task(VersionWatch(self.node, self.readiness).run(), name="version watch")
 
     def _send_raft(self, peer: NodeId, frame_class: int, data: bytes) -> None:

@@ -11,6 +11,7 @@ import pytest
 from mesh_control.core.join_plan import plan_join
 from mesh_control.core.join_tokens import encode_token, parse_token, prove, verifier_of
 from mesh_control.core.model import JoinPolicy
+from mesh_control.core.versions import MESH_VERSION
 from mesh_control.core.wrong_proofs import WRONG_PROOFS_MAX
 from mesh_control.shell.peer_calls import Method
 from meshapi.common.v1 import view_pb2
@@ -214,7 +215,9 @@ async def test_proof_admits_only_the_key_and_fields_that_it_covers(mesh: SmallMe
     verifier = verifier_of(parse_token(token).secret)
     x, b = mesh.start("x"), mesh.start("b")
     mesh_id = a.node.require_mcg().state.mesh_id
-    request = join_pb2.JoinRequest(mesh_id=mesh_id, name="b", public_key=b.node.identity.public_key, mesh_version=2)
+    request = join_pb2.JoinRequest(
+        mesh_id=mesh_id, name="b", public_key=b.node.identity.public_key, mesh_version=MESH_VERSION
+    )
     prove(request, verifier)
     replayed = join_pb2.JoinRequest()
     replayed.CopyFrom(request)

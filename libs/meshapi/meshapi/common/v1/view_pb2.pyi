@@ -148,6 +148,7 @@ class NodeView(_message.Message):
     IS_VOTER_FIELD_NUMBER: _builtins.int
     MESH_VERSION_FIELD_NUMBER: _builtins.int
     ADMITTED_AT_MS_FIELD_NUMBER: _builtins.int
+    WRAP_KEY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     """Id that the MCG allocated; never used again."""
     name: _builtins.str
@@ -168,6 +169,8 @@ class NodeView(_message.Message):
     """Highest mesh version that its software supports; 0 stands for 1."""
     admitted_at_ms: _builtins.int
     """State time at its admission, milliseconds since 1970; 0 for the founder and for nodes of old states."""
+    wrap_key: _builtins.bytes
+    """X25519 public key to which secrets of the mesh are sealed for this node, 32 bytes; empty until it is known."""
     def __init__(
         self,
         *,
@@ -181,10 +184,11 @@ class NodeView(_message.Message):
         is_voter: _builtins.bool = ...,
         mesh_version: _builtins.int = ...,
         admitted_at_ms: _builtins.int = ...,
+        wrap_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_at_ms", b"admitted_at_ms", "is_reachable", b"is_reachable", "is_voter", b"is_voter", "mcg_member", b"mcg_member", "mesh_version", b"mesh_version", "name", b"name", "node_id", b"node_id", "peer_address", b"peer_address", "public_key", b"public_key", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_at_ms", b"admitted_at_ms", "is_reachable", b"is_reachable", "is_voter", b"is_voter", "mcg_member", b"mcg_member", "mesh_version", b"mesh_version", "name", b"name", "node_id", b"node_id", "peer_address", b"peer_address", "public_key", b"public_key", "state", b"state", "wrap_key", b"wrap_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from meshapi.common.v1 import view_pb2 as meshapi_dot_common_dot_v1_dot_view__pb
 from meshapi.control.v1 import mcg_pb2 as meshapi_dot_control_dot_v1_dot_mcg__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmeshapi/control/v1/join.proto\x12\x12meshapi.control.v1\x1a\x1cmeshapi/common/v1/view.proto\x1a\x1cmeshapi/control/v1/mcg.proto\"\x8d\x01\n\x0bJoinRequest\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12\x14\n\x0cmesh_version\x18\x05 \x01(\r\x12\x10\n\x08token_id\x18\x06 \x01(\t\x12\r\n\x05proof\x18\x07 \x01(\x0c\"t\n\x0cJoinResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x12\n\nmcg_member\x18\x02 \x01(\x04\x12)\n\x04view\x18\x03 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshView\x12\x14\n\x0c\x63onfirmation\x18\x04 \x01(\x0c\"\x11\n\x0fStandingRequest\"F\n\x10StandingResponse\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\"S\n\x0eProposeRequest\x12,\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x1b.meshapi.control.v1.Command\x12\x13\n\x0bproposal_id\x18\x02 \x01(\x04\"9\n\x0fProposeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x14\n\x0c\x61llocated_id\x18\x02 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmeshapi/control/v1/join.proto\x12\x12meshapi.control.v1\x1a\x1cmeshapi/common/v1/view.proto\x1a\x1cmeshapi/control/v1/mcg.proto\"\xb8\x01\n\x0bJoinRequest\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12\x14\n\x0cmesh_version\x18\x05 \x01(\r\x12\x10\n\x08token_id\x18\x06 \x01(\t\x12\r\n\x05proof\x18\x07 \x01(\x0c\x12\x10\n\x08wrap_key\x18\x08 \x01(\x0c\x12\x17\n\x0fwants_certified\x18\t \x01(\x08\"\xa5\x01\n\x0cJoinResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x12\n\nmcg_member\x18\x02 \x01(\x04\x12)\n\x04view\x18\x03 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshView\x12\x14\n\x0c\x63onfirmation\x18\x04 \x01(\x0c\x12\r\n\x05roots\x18\x05 \x03(\x0c\x12\r\n\x05\x63hain\x18\x06 \x03(\x0c\x12\x11\n\tsignature\x18\x07 \x01(\x0c\"H\n\x0e\x43\x65rtifyRequest\x12\x12\n\nissuer_key\x18\x01 \x01(\x0c\x12\x0f\n\x07time_ms\x18\x02 \x01(\x04\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"<\n\x0f\x43\x65rtifyResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x14\n\x0cintermediate\x18\x02 \x01(\x0c\"\x11\n\x0fStandingRequest\"F\n\x10StandingResponse\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\"S\n\x0eProposeRequest\x12,\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x1b.meshapi.control.v1.Command\x12\x13\n\x0bproposal_id\x18\x02 \x01(\x04\"9\n\x0fProposeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x14\n\x0c\x61llocated_id\x18\x02 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshapi.control.v1.join_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOINREQUEST']._serialized_start=114
-  _globals['_JOINREQUEST']._serialized_end=255
-  _globals['_JOINRESPONSE']._serialized_start=257
-  _globals['_JOINRESPONSE']._serialized_end=373
-  _globals['_STANDINGREQUEST']._serialized_start=375
-  _globals['_STANDINGREQUEST']._serialized_end=392
-  _globals['_STANDINGRESPONSE']._serialized_start=394
-  _globals['_STANDINGRESPONSE']._serialized_end=464
-  _globals['_PROPOSEREQUEST']._serialized_start=466
-  _globals['_PROPOSEREQUEST']._serialized_end=549
-  _globals['_PROPOSERESPONSE']._serialized_start=551
-  _globals['_PROPOSERESPONSE']._serialized_end=608
+  _globals['_JOINREQUEST']._serialized_end=298
+  _globals['_JOINRESPONSE']._serialized_start=301
+  _globals['_JOINRESPONSE']._serialized_end=466
+  _globals['_CERTIFYREQUEST']._serialized_start=468
+  _globals['_CERTIFYREQUEST']._serialized_end=540
+  _globals['_CERTIFYRESPONSE']._serialized_start=542
+  _globals['_CERTIFYRESPONSE']._serialized_end=602
+  _globals['_STANDINGREQUEST']._serialized_start=604
+  _globals['_STANDINGREQUEST']._serialized_end=621
+  _globals['_STANDINGRESPONSE']._serialized_start=623
+  _globals['_STANDINGRESPONSE']._serialized_end=693
+  _globals['_PROPOSEREQUEST']._serialized_start=695
+  _globals['_PROPOSEREQUEST']._serialized_end=778
+  _globals['_PROPOSERESPONSE']._serialized_start=780
+  _globals['_PROPOSERESPONSE']._serialized_end=837
 # @@protoc_insertion_point(module_scope)

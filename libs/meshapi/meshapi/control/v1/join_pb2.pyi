@@ -3,8 +3,10 @@
 isort:skip_file
 What control planes say to each other outside Raft: bodies of overlay requests (meshwire.request)."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from meshapi.common.v1 import view_pb2 as _view_pb2
 from meshapi.control.v1 import mcg_pb2 as _mcg_pb2
 import builtins as _builtins
@@ -31,6 +33,8 @@ class JoinRequest(_message.Message):
     MESH_VERSION_FIELD_NUMBER: _builtins.int
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     PROOF_FIELD_NUMBER: _builtins.int
+    WRAP_KEY_FIELD_NUMBER: _builtins.int
+    WANTS_CERTIFIED_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Mesh that it wants to join; empty for whichever the neighbour is in."""
     name: _builtins.str
@@ -47,6 +51,10 @@ class JoinRequest(_message.Message):
     """Shows that it holds the token (docs/design/identity.md): HMAC-SHA256 under the token's verifier over "mesh.v1 join" and
     the fields above. Empty without a token.
     """
+    wrap_key: _builtins.bytes
+    """Its X25519 wrap key, 32 bytes; empty from software of mesh version 2."""
+    wants_certified: _builtins.bool
+    """Whether the answer has to be signed by a key that the mesh's root CA certifies."""
     def __init__(
         self,
         *,
@@ -57,10 +65,12 @@ class JoinRequest(_message.Message):
         mesh_version: _builtins.int = ...,
         token_id: _builtins.str = ...,
         proof: _builtins.bytes = ...,
+        wrap_key: _builtins.bytes = ...,
+        wants_certified: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "mesh_version", b"mesh_version", "name", b"name", "peer_address", b"peer_address", "proof", b"proof", "public_key", b"public_key", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "mesh_version", b"mesh_version", "name", b"name", "peer_address", b"peer_address", "proof", b"proof", "public_key", b"public_key", "token_id", b"token_id", "wants_certified", b"wants_certified", "wrap_key", b"wrap_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -76,6 +86,9 @@ class JoinResponse(_message.Message):
     MCG_MEMBER_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     CONFIRMATION_FIELD_NUMBER: _builtins.int
+    ROOTS_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     """Id allocated to it."""
     mcg_member: _builtins.int
@@ -84,9 +97,21 @@ class JoinResponse(_message.Message):
     """Shows that the mesh issued the token: HMAC-SHA256 under its verifier over "mesh.v1 admitted", the newcomer's public key
     and the bytes of this message before this field, which is the last one. Absent when the request had no token.
     """
+    signature: _builtins.bytes
+    """With wants_certified: ECDSA (P-256, SHA-256; r and s of 32 bytes each) by the key of that node certificate over
+    "mesh.v1 admitted by", the newcomer's public key and the bytes of this message before this field, which is the last one.
+    """
     @_builtins.property
     def view(self) -> _view_pb2.MeshView:
         """View that contains it."""
+
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Root certificates of the mesh, DER, the present one first; empty while it has no CA."""
+
+    @_builtins.property
+    def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """With wants_certified: the node certificate of the member that answers and the intermediate that signed it, DER."""
 
     def __init__(
         self,
@@ -95,14 +120,73 @@ class JoinResponse(_message.Message):
         mcg_member: _builtins.int = ...,
         view: _view_pb2.MeshView | None = ...,
         confirmation: _builtins.bytes = ...,
+        roots: _abc.Iterable[_builtins.bytes] | None = ...,
+        chain: _abc.Iterable[_builtins.bytes] | None = ...,
+        signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmation", b"confirmation", "mcg_member", b"mcg_member", "node_id", b"node_id", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "confirmation", b"confirmation", "mcg_member", b"mcg_member", "node_id", b"node_id", "roots", b"roots", "signature", b"signature", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class CertifyRequest(_message.Message):
+    """Asked by a member of another one that can open the intermediate's key: certify the key of my site's issuer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUER_KEY_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    issuer_key: _builtins.bytes
+    """P-256 public key of the asking node's site issuer, DER (SubjectPublicKeyInfo)."""
+    time_ms: _builtins.int
+    """Wall clock of the asking node, milliseconds since 1970."""
+    signature: _builtins.bytes
+    """Ed25519 by the asking node's identity key over "mesh.v1 certificate request", mesh id, epoch, node id, key and time."""
+    def __init__(
+        self,
+        *,
+        issuer_key: _builtins.bytes = ...,
+        time_ms: _builtins.int = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer_key", b"issuer_key", "signature", b"signature", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CertifyRequest: _TypeAlias = CertifyRequest  # noqa: Y015
+
+@_typing.final
+class CertifyResponse(_message.Message):
+    """Certified."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    INTERMEDIATE_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """The node certificate, DER."""
+    intermediate: _builtins.bytes
+    """The intermediate that signed it, DER."""
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+        intermediate: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "intermediate", b"intermediate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CertifyResponse: _TypeAlias = CertifyResponse  # noqa: Y015
 
 @_typing.final
 class StandingRequest(_message.Message):

@@ -49,6 +49,9 @@ class Command(_message.Message):
     ISSUE_TOKEN_FIELD_NUMBER: _builtins.int
     REVOKE_TOKEN_FIELD_NUMBER: _builtins.int
     SET_JOIN_POLICY_FIELD_NUMBER: _builtins.int
+    SET_WRAP_KEY_FIELD_NUMBER: _builtins.int
+    SET_CA_FIELD_NUMBER: _builtins.int
+    WRAP_CA_FIELD_NUMBER: _builtins.int
     MIN_VERSION_FIELD_NUMBER: _builtins.int
     stamp_ms: _builtins.int
     """Leader's wall clock in milliseconds since 1970; state time = max(previous, stamp)."""
@@ -144,6 +147,18 @@ class Command(_message.Message):
     def set_join_policy(self) -> Global___SetJoinPolicy:
         """Changes who may become a member."""
 
+    @_builtins.property
+    def set_wrap_key(self) -> Global___SetWrapKey:
+        """A node tells its wrap key."""
+
+    @_builtins.property
+    def set_ca(self) -> Global___SetCa:
+        """Replaces the certificates of the mesh's CA."""
+
+    @_builtins.property
+    def wrap_ca(self) -> Global___WrapCa:
+        """Adds the sealed key of the intermediate for one node."""
+
     def __init__(
         self,
         *,
@@ -171,13 +186,16 @@ class Command(_message.Message):
         issue_token: Global___IssueToken | None = ...,
         revoke_token: Global___RevokeToken | None = ...,
         set_join_policy: Global___SetJoinPolicy | None = ...,
+        set_wrap_key: Global___SetWrapKey | None = ...,
+        set_ca: Global___SetCa | None = ...,
+        wrap_ca: Global___WrapCa | None = ...,
         min_version: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_node", b"activate_node", "add_node", b"add_node", "announce_version", b"announce_version", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "expire_node", b"expire_node", "forget_node", b"forget_node", "found_mesh", b"found_mesh", "issue_token", b"issue_token", "kind", b"kind", "member_out", b"member_out", "raise_mesh_version", b"raise_mesh_version", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "revoke_token", b"revoke_token", "set_join_policy", b"set_join_policy", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_node", b"activate_node", "add_node", b"add_node", "announce_version", b"announce_version", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "expire_node", b"expire_node", "forget_node", b"forget_node", "found_mesh", b"found_mesh", "issue_token", b"issue_token", "kind", b"kind", "member_out", b"member_out", "raise_mesh_version", b"raise_mesh_version", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "revoke_token", b"revoke_token", "set_ca", b"set_ca", "set_join_policy", b"set_join_policy", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "set_wrap_key", b"set_wrap_key", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed", "wrap_ca", b"wrap_ca"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_node", b"activate_node", "add_node", b"add_node", "announce_version", b"announce_version", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "expire_node", b"expire_node", "forget_node", b"forget_node", "found_mesh", b"found_mesh", "issue_token", b"issue_token", "kind", b"kind", "member_out", b"member_out", "min_version", b"min_version", "proposal_id", b"proposal_id", "raise_mesh_version", b"raise_mesh_version", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "revoke_token", b"revoke_token", "set_join_policy", b"set_join_policy", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "stamp_ms", b"stamp_ms", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_node", b"activate_node", "add_node", b"add_node", "announce_version", b"announce_version", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "expire_node", b"expire_node", "forget_node", b"forget_node", "found_mesh", b"found_mesh", "issue_token", b"issue_token", "kind", b"kind", "member_out", b"member_out", "min_version", b"min_version", "proposal_id", b"proposal_id", "raise_mesh_version", b"raise_mesh_version", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "revoke_token", b"revoke_token", "set_ca", b"set_ca", "set_join_policy", b"set_join_policy", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "set_wrap_key", b"set_wrap_key", "stamp_ms", b"stamp_ms", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed", "wrap_ca", b"wrap_ca"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["found_mesh", "add_node", "remove_node", "set_node_state", "set_reachability", "set_voters", "create_stream", "stream_formed", "delete_stream", "replica_destroyed", "change_members", "member_out", "stream_sealed", "renew_member", "forget_node", "activate_node", "expire_node", "announce_version", "raise_mesh_version", "issue_token", "revoke_token", "set_join_policy"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["found_mesh", "add_node", "remove_node", "set_node_state", "set_reachability", "set_voters", "create_stream", "stream_formed", "delete_stream", "replica_destroyed", "change_members", "member_out", "stream_sealed", "renew_member", "forget_node", "activate_node", "expire_node", "announce_version", "raise_mesh_version", "issue_token", "revoke_token", "set_join_policy", "set_wrap_key", "set_ca", "wrap_ca"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -230,6 +248,7 @@ class AddNode(_message.Message):
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
     MESH_VERSION_FIELD_NUMBER: _builtins.int
     TOKEN_ID_FIELD_NUMBER: _builtins.int
+    WRAP_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     public_key: _builtins.bytes
@@ -240,6 +259,8 @@ class AddNode(_message.Message):
     """Highest mesh version that its software supports; 0 stands for 1."""
     token_id: _builtins.str
     """The join token that is used up by it, empty for none. The proof was checked by the member that proposes this."""
+    wrap_key: _builtins.bytes
+    """Its X25519 wrap key, 32 bytes; empty in meshes below version 3."""
     def __init__(
         self,
         *,
@@ -248,14 +269,221 @@ class AddNode(_message.Message):
         peer_address: _builtins.str = ...,
         mesh_version: _builtins.int = ...,
         token_id: _builtins.str = ...,
+        wrap_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_version", b"mesh_version", "name", b"name", "peer_address", b"peer_address", "public_key", b"public_key", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_version", b"mesh_version", "name", b"name", "peer_address", b"peer_address", "public_key", b"public_key", "token_id", b"token_id", "wrap_key", b"wrap_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AddNode: _TypeAlias = AddNode  # noqa: Y015
+
+@_typing.final
+class SetWrapKey(_message.Message):
+    """Proposed by the node itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    WRAP_KEY_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """Node."""
+    wrap_key: _builtins.bytes
+    """X25519 public key, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+        wrap_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "wrap_key", b"wrap_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetWrapKey: _TypeAlias = SetWrapKey  # noqa: Y015
+
+@_typing.final
+class SealedKey(_message.Message):
+    """A private key, sealed to one node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    WRAP_KEY_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """Node."""
+    wrap_key: _builtins.bytes
+    """The node's wrap key that it is sealed to; must be the committed one."""
+    sealed: _builtins.bytes
+    """HPKE (RFC 9180, base mode, X25519, HKDF-SHA256, ChaCha20-Poly1305) of the private number of a P-256 key: 80 bytes."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+        wrap_key: _builtins.bytes = ...,
+        sealed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "sealed", b"sealed", "wrap_key", b"wrap_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealedKey: _TypeAlias = SealedKey  # noqa: Y015
+
+@_typing.final
+class SetCa(_message.Message):
+    """Replaces the CA's certificates. Where the state holds these already, nothing changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ROOTS_FIELD_NUMBER: _builtins.int
+    INTERMEDIATE_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    REVOKE_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The generation that it replaces, 0 for none: of two at once one is refused."""
+    intermediate: _builtins.bytes
+    """The intermediate, DER, signed by the first root."""
+    revoke: _builtins.bool
+    """Whether the intermediate before is accepted no longer, rather than until its certificates have ended."""
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Root certificates, DER, the present one first; at most two, while roots are exchanged."""
+
+    @_builtins.property
+    def sealed(self) -> _containers.RepeatedCompositeFieldContainer[Global___SealedKey]:
+        """Its key, for voters; empty exactly when the intermediate stays."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        roots: _abc.Iterable[_builtins.bytes] | None = ...,
+        intermediate: _builtins.bytes = ...,
+        sealed: _abc.Iterable[Global___SealedKey] | None = ...,
+        revoke: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "intermediate", b"intermediate", "revoke", b"revoke", "roots", b"roots", "sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCa: _TypeAlias = SetCa  # noqa: Y015
+
+@_typing.final
+class WrapCa(_message.Message):
+    """Adds the sealed key of the intermediate for one voter. Passed over when the intermediate is another one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERMEDIATE_DIGEST_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    intermediate_digest: _builtins.bytes
+    """SHA-256 of the intermediate, DER."""
+    @_builtins.property
+    def sealed(self) -> Global___SealedKey:
+        """The key."""
+
+    def __init__(
+        self,
+        *,
+        intermediate_digest: _builtins.bytes = ...,
+        sealed: Global___SealedKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sealed", b"sealed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_digest", b"intermediate_digest", "sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WrapCa: _TypeAlias = WrapCa  # noqa: Y015
+
+@_typing.final
+class FormerIntermediate(_message.Message):
+    """An intermediate that was replaced, and whose certificates are still accepted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 of its certificate, DER."""
+    until_ms: _builtins.int
+    """State time from which on they are accepted no longer, milliseconds since 1970."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        until_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FormerIntermediate: _TypeAlias = FormerIntermediate  # noqa: Y015
+
+@_typing.final
+class CaState(_message.Message):
+    """The mesh's CA as the MCG keeps it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ROOTS_FIELD_NUMBER: _builtins.int
+    INTERMEDIATE_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    IS_ROTATION_DUE_FIELD_NUMBER: _builtins.int
+    FORMER_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Raised by every SetCa that changed something."""
+    intermediate: _builtins.bytes
+    """The intermediate, DER."""
+    is_rotation_due: _builtins.bool
+    """Whether one that was given it is no member any more."""
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Root certificates, DER, the present one first."""
+
+    @_builtins.property
+    def sealed(self) -> _containers.RepeatedCompositeFieldContainer[Global___SealedKey]:
+        """Its key, sealed, by node id."""
+
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Nodes that were ever given the key of this intermediate and are still members."""
+
+    @_builtins.property
+    def former(self) -> _containers.RepeatedCompositeFieldContainer[Global___FormerIntermediate]:
+        """Intermediates before, the oldest first, at most eight."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        roots: _abc.Iterable[_builtins.bytes] | None = ...,
+        intermediate: _builtins.bytes = ...,
+        sealed: _abc.Iterable[Global___SealedKey] | None = ...,
+        holders: _abc.Iterable[_builtins.int] | None = ...,
+        is_rotation_due: _builtins.bool = ...,
+        former: _abc.Iterable[Global___FormerIntermediate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["former", b"former", "generation", b"generation", "holders", b"holders", "intermediate", b"intermediate", "is_rotation_due", b"is_rotation_due", "roots", b"roots", "sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaState: _TypeAlias = CaState  # noqa: Y015
 
 @_typing.final
 class IssueToken(_message.Message):
@@ -895,6 +1123,7 @@ class McgSnapshot(_message.Message):
     MESH_NAME_FIELD_NUMBER: _builtins.int
     JOIN_POLICY_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    CA_FIELD_NUMBER: _builtins.int
     applied_index: _builtins.int
     """Applied index that it stands for."""
     time_ms: _builtins.int
@@ -927,6 +1156,10 @@ class McgSnapshot(_message.Message):
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___JoinToken]:
         """Join tokens, the oldest first."""
 
+    @_builtins.property
+    def ca(self) -> Global___CaState:
+        """The mesh's CA, absent while it has none."""
+
     def __init__(
         self,
         *,
@@ -942,10 +1175,11 @@ class McgSnapshot(_message.Message):
         mesh_name: _builtins.str = ...,
         join_policy: _view_pb2.JoinPolicy.ValueType = ...,
         tokens: _abc.Iterable[Global___JoinToken] | None = ...,
+        ca: Global___CaState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "destroyed", b"destroyed", "join_policy", b"join_policy", "mesh_name", b"mesh_name", "next_mcg_member", b"next_mcg_member", "next_member_id", b"next_member_id", "next_node_id", b"next_node_id", "next_stream_id", b"next_stream_id", "recent", b"recent", "time_ms", b"time_ms", "tokens", b"tokens", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "ca", b"ca", "destroyed", b"destroyed", "join_policy", b"join_policy", "mesh_name", b"mesh_name", "next_mcg_member", b"next_mcg_member", "next_member_id", b"next_member_id", "next_node_id", b"next_node_id", "next_stream_id", b"next_stream_id", "recent", b"recent", "time_ms", b"time_ms", "tokens", b"tokens", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,22 +56,30 @@ class SeedResponse(_message.Message):
     MESH_ID_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    CA_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    CA_ROOT_KEY_FILE_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Mesh id."""
     node_id: _builtins.int
     """Id of this node."""
     token: _builtins.str
     """With KEY_REQUIRED: a join token for one node, valid for 15 minutes."""
+    ca_fingerprint: _builtins.str
+    """SHA-256 of the mesh's root certificate, hexadecimal."""
+    ca_root_key_file: _builtins.str
+    """File of this node that holds the root's private key: to be moved to a safe place. Empty when it is there no more."""
     def __init__(
         self,
         *,
         mesh_id: _builtins.str = ...,
         node_id: _builtins.int = ...,
         token: _builtins.str = ...,
+        ca_fingerprint: _builtins.str = ...,
+        ca_root_key_file: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "node_id", b"node_id", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_fingerprint", b"ca_fingerprint", "ca_root_key_file", b"ca_root_key_file", "mesh_id", b"mesh_id", "node_id", b"node_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -87,6 +95,7 @@ class JoinRequest(_message.Message):
     MESH_ID_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     TRUST_FIRST_FIELD_NUMBER: _builtins.int
+    TRUST_FINGERPRINT_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """`ws://host:port` or `wss://host:port` of any member that listens for peers. With a token it may be empty, and is asked in
     place of the token's addresses.
@@ -97,6 +106,10 @@ class JoinRequest(_message.Message):
     """Join token, as IssueToken returned it."""
     trust_first: _builtins.bool
     """Without a token: accepts that nothing shows which mesh answers. Only an OPEN mesh admits a node like that."""
+    trust_fingerprint: _builtins.str
+    """Without a token: SHA-256 of the mesh's root certificate, 64 hexadecimal digits. The answer must be signed by a key that
+    this root certifies.
+    """
     def __init__(
         self,
         *,
@@ -104,10 +117,11 @@ class JoinRequest(_message.Message):
         mesh_id: _builtins.str = ...,
         token: _builtins.str = ...,
         trust_first: _builtins.bool = ...,
+        trust_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mesh_id", b"mesh_id", "token", b"token", "trust_first", b"trust_first"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mesh_id", b"mesh_id", "token", b"token", "trust_fingerprint", b"trust_fingerprint", "trust_first", b"trust_first"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
