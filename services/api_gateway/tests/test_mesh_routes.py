@@ -163,12 +163,14 @@ async def test_forwarding_and_ping(gateway: Gateway) -> None:
         lanes=[data_pb2.Lane(peer="b", is_dialled=True, rtt_us=90, up_s=2.5)],
         routes=[data_pb2.ForwardingRoute(destination="c", path=["a", "c"], backup=["a", "b", "c"])],
         route_version=3,
+        failed_dials=[data_pb2.FailedDial(peer="c", code="CLOCK_SKEW", reason="Here it is noon.")],
     )
     gateway.data.answer("GetForwarding", forwarding)
     gateway.data.answer("Ping", data_pb2.PingResponse(rtt_us=77, path=["a", "b"]))
     body = (await gateway.http.get("/v1/forwarding")).json()
     assert body["lanes"] == [{"peer": "b", "is_dialled": True, "rtt_us": 90, "up_s": 2.5}]
     assert body["routes"] == [{"destination": "c", "path": ["a", "c"], "backup": ["a", "b", "c"]}]
+    assert body["failed_dials"] == [{"peer": "c", "code": "CLOCK_SKEW", "reason": "Here it is noon."}]
     ping = await gateway.http.post("/v1/nodes/b/ping", params={"timeout_ms": 500})
     assert ping.json() == {"rtt_us": 77, "path": ["a", "b"]}
     assert gateway.data.asked[-1].request == data_pb2.PingRequest(node="b", timeout_ms=500)
