@@ -9,6 +9,8 @@ from alembic import context
 from sqlalchemy import Connection, pool
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from meshcommon.postgres import target_of
+
 
 def run(connection: Connection) -> None:
     """Migrates over `connection`; whoever opened its transaction commits it."""
@@ -19,7 +21,8 @@ def run(connection: Connection) -> None:
 
 async def run_alone() -> None:
     """Connects by itself: `alembic` on the command line."""
-    engine = create_async_engine(os.environ["MESH_NODE_POSTGRES_URL"], poolclass=pool.NullPool)
+    url, tls = target_of(os.environ["MESH_NODE_POSTGRES_URL"])
+    engine = create_async_engine(url, poolclass=pool.NullPool, connect_args=tls)
     async with engine.begin() as connection:
         await connection.run_sync(run)
 

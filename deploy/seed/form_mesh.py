@@ -178,19 +178,33 @@ async def trust(name: str, authorities: Path | None) -> grpc.ChannelCredentials 
     return grpc.ssl_channel_credentials(await patiently(f"the control plane of {name} writes its authority", written))
 
 
-async def run(targets: Sequence[Target], authorities: Path | None = None) -> int:
+def token_of(name: str, tokens: Path | None) -> str:
+    """The operator's token of node `name`; empty without a folder. Raises SETTING_INVALID."""
+    if tokens is None:
+        return ""
+    path = tokens / f"{name}-operator-token"
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        text = f"There is no secret at {path} that can be read: run scripts/compose-secrets, which makes missing ones."
+        raise MeshError(ErrorCode.SETTING_INVALID, text) from None
+
+
+async def run(targets: Sequence[Target], authorities: Path | None = None, tokens: Path | None = None) -> int:
     """The process: exit status 0 when the mesh has formed, 1 when it cannot, 3 when the time is up.
 
     Args:
         targets: The nodes, the founder first.
         authorities: Folder with `NAME/ca.crt` for each node; None: gateways are called in clear.
+        tokens: Folder with `NAME-operator-token` for each node; None: gateways ask for none.
     """
     async with AsyncExitStack() as stack:
         nodes: list[Node] = []
         try:
             async with asyncio.timeout(DEADLINE_S):
                 for target in targets:
-                    channel = open_channel(target.gateway, await trust(target.name, authorities))
+                    credentials = await trust(target.name, authorities)
+                    channel = open_channel(target.gateway, credentials, token_of(target.name, tokens))
                     nodes.append(Node(target, await stack.enter_async_context(channel)))
                 mesh_id = await form(nodes)
         except MeshError as error:
@@ -208,9 +222,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m form_mesh", description=__doc__)
     parser.add_argument("nodes", nargs="+", type=Target.parse, metavar="NAME=GATEWAY[,ADDRESS]")
     parser.add_argument("--authorities", type=Path, metavar="FOLDER", help="holds NAME/ca.crt: gateways speak TLS")
+    parser.add_argument("--tokens", type=Path, metavar="FOLDER", help="holds NAME-operator-token: gateways ask for it")
     given = parser.parse_args()
     configure_logging("mesh-seed", given.nodes[0].name, "info")
-    sys.exit(asyncio.run(run(given.nodes, given.authorities)))
+    sys.exit(asyncio.run(run(given.nodes, given.authorities, given.tokens)))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def upgrade_request(port: int, subprotocol: str, headers: Iterable[str] = (), pa
         *([f"Sec-WebSocket-Protocol: {subprotocol}"] if subprotocol else []),
         *headers,
     ]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
 @dataclass(slots=True)

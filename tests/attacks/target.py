@@ -130,6 +130,8 @@ class Target:
     """Processes beside the mesh that are attacked too, by name."""
     tokens: list[str] = field(default_factory=list)
     """Join tokens that were issued for the tests: secrets. The first one was there before any look."""
+    operator_tokens: list[str] = field(default_factory=list)
+    """Operator's tokens of the gateways that the tests started: secrets."""
 
     async def issue_token(self, uses: int = 1, ttl_s: int = 900) -> str:
         """A join token of the mesh."""

@@ -1,4 +1,4 @@
-"""Runs last: no private key, password or join token stands in any log, answer or error that these tests caused to be written."""
+"""Runs last: no private key, password, join token or operator's token stands in any log, answer or error that these tests caused to be written."""
 
 from __future__ import annotations
 
@@ -69,6 +69,8 @@ async def test_no_secret_was_told(target: Target) -> None:
         secrets[f"token {number}"] = token.removeprefix("mesh1.").encode()
         secrets[f"the secret of token {number}"] = parse_token(token).secret
         secrets[f"the verifier of token {number}"] = verifier_of(parse_token(token).secret)
+    for number, token in enumerate(target.operator_tokens):
+        secrets[f"operator's token {number}"] = token.encode()
     logs: list[Path] = []
     for name, site in target.sites.items():
         key_files = list(site.config.directory.rglob("identity.key"))

@@ -46,7 +46,7 @@ class Narrator:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A running compose mesh. `rest` holds the base URL of each gateway.
+    """A running compose mesh. `rest` holds the base URL of each gateway, `tokens` its operator's token.
 
     `gateways` and `authorities`, which hold what the tests trust, are empty until the mesh is up.
     """
@@ -54,6 +54,7 @@ class Stage:
     compose: Compose
     targets: dict[str, str]
     rest: dict[str, str]
+    tokens: dict[str, str]
     narrator: Narrator
     gateways: dict[str, Gateway] = field(default_factory=dict)
     authorities: dict[str, str] = field(default_factory=dict)
@@ -74,7 +75,7 @@ class Stage:
                 self.authorities[node] = found
                 if node in self.gateways:
                     await self.gateways[node].close()
-                self.gateways[node] = Gateway(target, grpc.ssl_channel_credentials(found.encode()))
+                self.gateways[node] = Gateway(target, grpc.ssl_channel_credentials(found.encode()), self.tokens[node])
 
     async def close(self) -> None:
         """Closes the channels to the gateways."""
@@ -82,9 +83,10 @@ class Stage:
             await gateway.close()
 
     def http(self, node: str, timeout_s: float = 10) -> httpx.AsyncClient:
-        """A client for REST of `node`, which trusts the issuer of that site alone."""
+        """A client for REST of `node`, which trusts the issuer of that site alone and shows its operator's token."""
         tls = ssl.create_default_context(cadata=self.authorities[node])
-        return httpx.AsyncClient(base_url=self.rest[node], verify=tls, timeout=timeout_s)
+        shown = {"Authorization": f"Bearer {self.tokens[node]}"}
+        return httpx.AsyncClient(base_url=self.rest[node], verify=tls, timeout=timeout_s, headers=shown)
 
     async def create_stream(self, name: str, members: Sequence[str] = NODES) -> str:
         """A stream on all three nodes, the first being the preferred leader."""
@@ -211,7 +213,8 @@ async def empty_stage(directory: Path, narrator: Narrator) -> AsyncIterator[Stag
         stack.push_async_callback(remove, compose)
         targets = {node: f"127.0.0.1:{ports[2 * number + 1]}" for number, node in enumerate(NODES)}
         rest = {node: f"https://127.0.0.1:{ports[2 * number]}" for number, node in enumerate(NODES)}
-        stage = Stage(compose, targets, rest, narrator)
+        tokens = {node: (secrets / f"{node}-operator-token").read_text() for node in NODES}
+        stage = Stage(compose, targets, rest, tokens, narrator)
         stack.push_async_callback(stage.close)
         yield stage
 

@@ -191,6 +191,8 @@ async def demo_story(stage: Stage) -> None:
         read = await at_c.get("/v1/streams/demo/lines/records", params={"from": 0})
         assert read.json()["records"][0]["value"] == "first\n"
         assert (await at_c.get("/docs")).status_code == 200
+        foreign = await at_c.get("/v1/mesh", headers={"Authorization": f"Bearer {stage.tokens['a']}"})
+        assert (foreign.status_code, foreign.json()["code"]) == (401, "OPERATOR_TOKEN_WRONG"), "each site has its own"
     lines = split_lines(default_input())[:STORY_LINES]
     data = b"".join(lines)
     with tempfile.TemporaryDirectory(prefix="mesh-docker-") as directory:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import ssl
+import sys
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +21,7 @@ from meshapi.supervisor.v1 import mesh_pb2, mesh_pb2_grpc, topology_pb2
 from meshclient import MeshClient
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import mesh_error, open_channel, open_service
+from meshcommon.operator_token import FILE_NAME, hashed_line, new_token
 from meshcommon.service_certificates import Service
 from meshcommon.site_files import CERTIFICATE, SiteFiles
 from meshcommon.tls_contexts import trusting
@@ -112,6 +116,9 @@ async def test_users_of_listeners_that_others_reach_get_tls(tmp_path: Path) -> N
         "MESH_GATEWAY_HTTP_LISTEN": f"0.0.0.0:{http}",
         "MESH_GATEWAY_GRPC_LISTEN": f"0.0.0.0:{grpc_port}",
     }
+    token = new_token()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / FILE_NAME).write_text(hashed_line(token))
     async with tcp_site(tmp_path, MESH_DATA_CLIENT_LISTEN=f"0.0.0.0:{client_port}") as site:
         site.stop_service("gateway")
         moved = SiteConfig("a", tmp_path, site.config.ports, extra={**site.config.extra, **listen})
@@ -121,14 +128,15 @@ async def test_users_of_listeners_that_others_reach_get_tls(tmp_path: Path) -> N
 
         async def answers() -> bool:
             try:
-                async with httpx.AsyncClient(verify=trusting(authority)) as client:
+                shown = {"Authorization": f"Bearer {token}"}
+                async with httpx.AsyncClient(verify=trusting(authority), headers=shown) as client:
                     return (await client.get(f"https://localhost:{http}/v1/mesh")).status_code == 200
             except httpx.TransportError:
                 return False
 
         await eventually("REST answers over TLS", answers)
         credentials = grpc.ssl_channel_credentials(authority.read_bytes())
-        async with open_channel(f"localhost:{grpc_port}", credentials) as channel:
+        async with open_channel(f"localhost:{grpc_port}", credentials, token) as channel:
             status = await mesh_pb2_grpc.MeshServiceStub(channel).GetStatus(mesh_pb2.GetStatusRequest(), timeout=5)
             assert status.name == "a"
         async with httpx.AsyncClient() as client:
@@ -138,7 +146,26 @@ async def test_users_of_listeners_that_others_reach_get_tls(tmp_path: Path) -> N
             async with httpx.AsyncClient(verify=ssl.create_default_context()) as client:
                 await client.get(f"https://localhost:{http}/v1/mesh")
         assert "CERTIFICATE_VERIFY_FAILED" in str(caught.value)
-        async with MeshClient(f"wss://localhost:{client_port}", ca_file=authority, give_up_after_s=5) as application:
+        address = f"wss://localhost:{client_port}"
+        async with MeshClient(address, ca_file=authority, token=token, give_up_after_s=5) as application:
             with pytest.raises(MeshError) as refused:
                 await application.describe("no/stream")
             assert refused.value.code in {ErrorCode.NOT_A_MEMBER, ErrorCode.STREAM_NOT_FOUND}, "it got an answer"
+        await forms_a_mesh(tmp_path, authority, f"a=localhost:{grpc_port}")
+
+
+async def forms_a_mesh(directory: Path, authority: Path, node: str) -> None:
+    """The seed service of compose.yaml trusts what the control plane writes for users, as soon as it is there."""
+    words = [sys.executable, "deploy/seed/form_mesh.py", f"--authorities={directory / 'authorities'}", node]
+    seed = await asyncio.create_subprocess_exec(*words, stdout=PIPE, stderr=STDOUT)
+    assert seed.stdout is not None
+    async with asyncio.timeout(60):
+        first = await seed.stdout.readline()
+        assert b"writes its authority" in first, "it waits for the authority"
+        trusted = directory / "authorities" / "a"
+        trusted.mkdir(parents=True)
+        await asyncio.to_thread(shutil.copy, authority, trusted / "ca.crt")
+        printed, _ = await seed.communicate()
+        status = await seed.wait()
+    assert status == 0, printed.decode()
+    assert b"mesh_formed" in printed

@@ -46,9 +46,10 @@ class BlockingClient:
         give_up_after_s: float = GIVE_UP_AFTER_S,
         tls: ssl.SSLContext | None = None,
         ca_file: str | Path | None = None,
+        token: str | None = None,
     ) -> None:
         """Starts the thread; nothing is connected before something is asked. Arguments as `MeshClient`."""
-        self._client = MeshClient(*addresses, give_up_after_s=give_up_after_s, tls=tls, ca_file=ca_file)
+        self._client = MeshClient(*addresses, give_up_after_s=give_up_after_s, tls=tls, ca_file=ca_file, token=token)
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
         self._is_closed = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -12,7 +13,9 @@ from meshclient.connection import Connection, decoded, encoded
 from meshclient.gathering import Batching
 from meshclient.producer import Producer
 from meshclient.reading import Reader
+from meshcommon.address import is_loopback, is_peer_address, parse_peer_address
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.operator_token import is_token
 from meshcommon.tls_contexts import trusting
 from meshwire import client as wire
 from meshwire.client import ANY_STREAM, Kind, StreamInfo
@@ -35,6 +38,7 @@ class MeshClient:
         give_up_after_s: float = GIVE_UP_AFTER_S,
         tls: ssl.SSLContext | None = None,
         ca_file: str | Path | None = None,
+        token: str | None = None,
     ) -> None:
         """Nothing happens before something is asked.
 
@@ -44,16 +48,22 @@ class MeshClient:
             tls: Judges the certificates of `wss` addresses; without it and `ca_file` the system's authorities do. With one
                 of them an address in clear is refused.
             ca_file: PEM file of the only authorities to trust: the short form of `tls`.
+            token: The operator's token of the site, for listeners that other machines reach. It is shown over TLS, and in
+                clear to a loopback address only.
 
         Raises:
-            MeshError: INVALID_ARGUMENT: no address, both `tls` and `ca_file`, or a file without certificates.
+            MeshError: INVALID_ARGUMENT: no address, both `tls` and `ca_file`, a file without certificates, no token, or one
+                for an address in clear that is not a loopback one.
         """
+        if token is not None:
+            _check_token(token, addresses)
         if tls is not None and ca_file is not None:
             raise MeshError(ErrorCode.INVALID_ARGUMENT, "Give tls or ca_file, not both.")
         if not addresses:
             raise MeshError(ErrorCode.INVALID_ARGUMENT, "Name the address of a data plane's client listener.")
         self._addresses = addresses
         self._tls = tls if ca_file is None else trusting(ca_file)
+        self._token = token
         self._turn = 0
         self._give_up_after_s = give_up_after_s
         self._connection: Connection | None = None
@@ -89,7 +99,7 @@ class MeshClient:
                 self._turn += 1
             address = self._addresses[self._turn % len(self._addresses)]
             try:
-                self._connection = await Connection.open(address, _CONNECT_TIMEOUT_S, self._tls)
+                self._connection = await Connection.open(address, _CONNECT_TIMEOUT_S, self._tls, self._token)
             except MeshError:
                 self._turn += 1
                 raise
@@ -133,3 +143,14 @@ class MeshClient:
         request = encoded(lambda: wire.encode_describe(wire.Describe(stream, stream_id)))
         _, body = await connection.ask(Kind.DESCRIBE, request, _DESCRIBE_TIMEOUT_S)
         return decoded(lambda: wire.decode_stream(body))
+
+
+def _check_token(token: str, addresses: Sequence[str]) -> None:
+    """Refuses what is no token, and one that would cross a network in clear. Raises INVALID_ARGUMENT."""
+    if not is_token(token):
+        raise MeshError(ErrorCode.INVALID_ARGUMENT, "The token is no operator's token: give it as it was printed.")
+    for address in filter(is_peer_address, addresses):
+        target = parse_peer_address(address)
+        if target.scheme != "wss" and not is_loopback(target.host):
+            text = f"{target} is in clear, and a token is shown over TLS only: use wss://host:port."
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, text, {"address": str(target)})

@@ -17,6 +17,7 @@ from typing import Final, TypeAlias, TypeVar
 from meshcommon.errors import ErrorCode, MeshError, parse_code
 from meshcommon.frame_ports import DialRefused, HungUpError, TlsFailedError, dial
 from meshcommon.frame_socket import FrameSocket, SocketClosed, SocketLimits, TextFrame
+from meshcommon.peer_text import printable
 from meshcommon.tls_contexts import tls_failed
 from meshwire import client as wire
 from meshwire.client import Kind
@@ -29,6 +30,12 @@ Receiver: TypeAlias = Callable[[int, int, memoryview], None]
 """Called with kind, correlation and body of an answer."""
 
 _FRAME_BYTES_TARGET: Final = 256 * 1024
+_REFUSALS: Final[dict[int, ErrorCode]] = {
+    HTTPStatus.UNAUTHORIZED: ErrorCode.OPERATOR_TOKEN_REQUIRED,
+    HTTPStatus.SERVICE_UNAVAILABLE: ErrorCode.BACKPRESSURE,
+    HTTPStatus.TOO_MANY_REQUESTS: ErrorCode.BACKPRESSURE,
+}
+"""What a status other than 101 means; any other says that it is no client port."""
 _LIMITS: Final = SocketLimits(frame_bytes_max=wire.MAX_FRAME_BYTES, ping_s=20.0)
 
 
@@ -49,14 +56,20 @@ class Connection:
         self._writer = asyncio.create_task(self._write(), name=f"mesh client {address}: writer")
 
     @classmethod
-    async def open(cls, address: str, timeout_s: float, tls: ssl.SSLContext | None = None) -> Connection:
+    async def open(
+        cls, address: str, timeout_s: float, tls: ssl.SSLContext | None = None, token: str | None = None
+    ) -> Connection:
         """Connects to `ws://host:port` or `wss://host:port`. `tls` judges the certificate and refuses an address in clear.
 
+        `token` is the operator's, for a listener that other machines reach.
+
         Raises:
-            MeshError: ADDRESS_UNREACHABLE, TLS_FAILED, WRONG_PROTOCOL, BACKPRESSURE or INVALID_ARGUMENT.
+            MeshError: ADDRESS_UNREACHABLE, TLS_FAILED, WRONG_PROTOCOL, OPERATOR_TOKEN_REQUIRED, OPERATOR_TOKEN_WRONG,
+                BACKPRESSURE or INVALID_ARGUMENT.
         """
+        shown = [("Authorization", f"Bearer {token}")] if token is not None else []
         try:
-            socket = await dial(address, wire.SUBPROTOCOL, _LIMITS, timeout_s, tls=tls)
+            socket = await dial(address, wire.SUBPROTOCOL, _LIMITS, timeout_s, tls=tls, headers=shown)
         except ValueError as error:
             forms = "wss://host:port" if tls is not None else "ws://host:port or wss://host:port"
             raise MeshError(ErrorCode.INVALID_ARGUMENT, f"{address} is not an address: use {forms}.") from error
@@ -70,9 +83,10 @@ class Connection:
                 raise MeshError(
                     ErrorCode.WRONG_PROTOCOL, f"What answers at {address} is no data plane: {error}"
                 ) from error
-            said = error.body.decode(errors="replace").strip()
-            is_full = error.status == HTTPStatus.SERVICE_UNAVAILABLE
-            code = ErrorCode.BACKPRESSURE if is_full else ErrorCode.WRONG_PROTOCOL
+            said = printable(error.body.decode(errors="replace").strip())
+            code = _REFUSALS.get(error.status, ErrorCode.WRONG_PROTOCOL)
+            if code is ErrorCode.OPERATOR_TOKEN_REQUIRED and token is not None:
+                code = ErrorCode.OPERATOR_TOKEN_WRONG
             raise MeshError(code, f"{address} refused with HTTP status {error.status}: {said}") from error
         except (OSError, TimeoutError) as error:
             raise _unreachable(address, str(error) or f"timeout{_hint(address)}") from error

@@ -49,6 +49,8 @@ Files:
                           somebody who missed a change
     mesh_certificates     Certificates of the mesh CA: how root, intermediate and node certificates look, and the strict
                           check of each
+    operator_token        The operator's token of a site: who may use a listener that other machines reach (ADR 0023,
+                          docs/design/edges.md)
     overlay_attachment    One service's end of the overlay: the Attach stream of packets to and from this site's data
                           plane
     overlay_calls         The one driver of overlay requests: calls that wait, handlers that answer, repeats on a timer
@@ -60,6 +62,8 @@ Files:
                           say what to do
     record_json           How a record that was read appears as a message and in JSON, the same at the gateway and on
                           the command line
+    redis_store           The site's Redis or Valkey: a client for a URL whose options have been read strictly
+                          (`store_urls`)
     request_head          What the head of an HTTP request may be, beyond what the HTTP parser itself refuses
     requests              Overlay requests: correlation, retransmission, deadlines, duplicate suppression and limits
                           over best-effort packets
@@ -86,6 +90,8 @@ Files:
                           of it before
     store_record          What a Raft log directory says of itself on disk, what is believed of it at a start, and how
                           it is given up
+    store_urls            What the URLs of Postgres and Redis say about TLS, strictly: an option that is not understood
+                          must not be passed over
     stream_ids            A stream id that is not the one behind the name: what a catalogue knows of it, and the refusal
                           that says so
     telemetry             Traces by OpenTelemetry
@@ -94,4 +100,6 @@ Files:
     tls_files             TLS for users: an operator's certificate and key from two PEM files, read again when they
                           change
     token_bucket          A token bucket: so many a second on average, and bursts
+    wrong_proofs          Limit on wrong proofs (of join tokens, operator's tokens) by the host that they come from
+                          (docs/design/identity.md J4)
 """

@@ -19,6 +19,7 @@ from meshcommon.peer_text import printable
 ADDRESS_CHARACTERS_MAX: Final = 255
 UNIX_PATH_BYTES_MAX: Final = 107
 """What the kernel takes as the path of a socket (`sun_path`, without its end)."""
+_HOST_PREFIX: Final = 64
 _UNIX: Final = "unix:"
 _UNIX_PATH: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._+@-]+)+", re.ASCII)
 _PORT_MAX: Final = 65_535
@@ -81,7 +82,7 @@ def is_peer_address(text: str) -> bool:
 def _host(text: str, host: str) -> str:
     if host.startswith("["):
         try:
-            return str(ipaddress.IPv6Address(host[1:-1]))
+            return str(plain_ip(ipaddress.IPv6Address(host[1:-1])))
         except ValueError:
             raise _bad_address(text, "the brackets hold no IPv6 address") from None
     if host.isascii():
@@ -112,15 +113,41 @@ def _bad_address(text: str, why: str) -> MeshError:
     )
 
 
+def plain_ip(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IPv4 address that a mapped one (`::ffff:1.2.3.4`, RFC 4291 §2.5.5.2) stands for; any other as it is.
+
+    A socket of both families shows IPv4 peers as mapped, and Python's versions differ in how they write and judge those.
+    """
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return address if mapped is None else mapped
+
+
+def host_group(remote: str) -> str:
+    """What counts as one host in limits: an IPv4 address, an IPv6 network of 64 bits, or the text when it is neither.
+
+    One host owns a whole IPv6 network of that length (RFC 4291 §2.5.4) and may send from any address of it.
+    """
+    try:
+        address = plain_ip(ipaddress.ip_address(remote.partition("%")[0]))
+    except ValueError:
+        return remote
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((address, _HOST_PREFIX), strict=False))
+    return str(address)
+
+
 def split(listen: str) -> tuple[str, int]:
-    """`host:port` as (host, port); IPv6 hosts in brackets.
+    """`host:port` as (host, port); IPv6 hosts in brackets, without a zone: which interface has it differs by machine.
 
     Raises:
         MeshError: SETTING_INVALID.
     """
     host, colon, port = listen.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    is_host = bool(bare) and len(listen) <= ADDRESS_CHARACTERS_MAX and not re.search(r"[\[\]/?#@\s]", bare)
+    is_host = bool(bare) and len(listen) <= ADDRESS_CHARACTERS_MAX and not re.search(r"[\[\]/?#@%\s]", bare)
+    # `::1:7000` would be read as host `::1` by us and as an address without a port by others; `[a]` is no IPv6 address.
+    if is_host and (bare != host) != _is_ipv6(bare):
+        is_host = False
     if not colon or not is_host or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > _PORT_MAX:
         shown = printable(listen)
         raise MeshError(
@@ -129,6 +156,14 @@ def split(listen: str) -> tuple[str, int]:
             {"address": shown},
         )
     return bare, int(port)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_unix(listen: str) -> bool:
@@ -170,7 +205,7 @@ def is_loopback(host: str) -> bool:
     if host.lower() in {"localhost", "localhost."}:
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return plain_ip(ipaddress.ip_address(host)).is_loopback
     except ValueError:
         return False
 
@@ -183,25 +218,36 @@ def is_exposed(endpoint: str) -> bool:
     return not is_loopback(split(endpoint)[0])
 
 
-def check_listen(listen: str, what: str, *, is_insecure_dev: bool, is_protected: bool = False) -> None:
-    """Refuses an address that others than this machine can reach, unless the listener is protected.
+def check_listen(
+    listen: str, what: str, *, is_insecure_dev: bool, is_encrypted: bool = False, is_authenticated: bool = False
+) -> None:
+    """Refuses an address that other machines can reach, unless the listener is encrypted and knows its callers.
 
     Args:
         listen: `host:port` or `unix:/path`; a unix socket is reached only by processes of its own user.
         what: Name of the listener, for the text.
-        is_insecure_dev: Whether the operator accepts that.
-        is_protected: Whether the listener speaks TLS.
+        is_insecure_dev: Whether the operator accepts everything.
+        is_encrypted: Whether the listener speaks TLS only.
+        is_authenticated: Whether it lets in only callers that prove who they are.
 
     Raises:
         MeshError: INSECURE_NOT_ALLOWED, or SETTING_INVALID for what is no address.
     """
-    if is_exposed(listen) and not is_insecure_dev and not is_protected:
-        raise MeshError(
-            ErrorCode.INSECURE_NOT_ALLOWED,
-            f"{what} would listen in clear on {listen}, where other machines reach it: set MESH_NODE_TLS_DIR, the folder "
-            "of this site's certificates, or listen on 127.0.0.1, or set MESH_INSECURE_DEV=1 on a network you trust.",
-            {"address": listen},
-        )
+    if not is_exposed(listen) or is_insecure_dev or (is_encrypted and is_authenticated):
+        return
+    lacks, remedies = [], []
+    if not is_encrypted:
+        lacks.append("without TLS")
+        remedies.append("set MESH_NODE_TLS_DIR, the folder of this site's certificates")
+    if not is_authenticated:
+        lacks.append("without authentication of callers")
+        remedies.append("make a token with `meshctl operator-token rotate`")
+    raise MeshError(
+        ErrorCode.INSECURE_NOT_ALLOWED,
+        f"{what} would listen on {listen}, where other machines reach it, {' and '.join(lacks)}: "
+        f"{' and '.join(remedies)}, or listen on 127.0.0.1, or set MESH_INSECURE_DEV=1 on a network you trust.",
+        {"address": listen},
+    )
 
 
 def check_target(target: str, what: str, *, is_insecure_dev: bool) -> None:

@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from meshcommon.address import is_loopback, is_unix, split
+from meshcommon.address import is_loopback, is_unix, plain_ip, split
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.peer_text import printable
 
@@ -118,9 +118,8 @@ def _host(given: str | None, own_address: str, names: frozenset[str]) -> Host:
 
 def _is_same_address(name: str, own_address: str) -> bool:
     try:
-        own = ipaddress.ip_address(own_address)
         # A listener of both families sees addresses of the older one in their IPv6 form.
-        return ipaddress.ip_address(name) == (getattr(own, "ipv4_mapped", None) or own)
+        return plain_ip(ipaddress.ip_address(name)) == plain_ip(ipaddress.ip_address(own_address.partition("%")[0]))
     except ValueError:
         return False
 

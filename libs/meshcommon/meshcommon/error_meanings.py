@@ -76,6 +76,8 @@ MEANINGS: Final[dict[ErrorCode, str]] = {
     ErrorCode.BACKPRESSURE: "More is in flight than can be taken; slow down.",
     ErrorCode.DISK_PRESSURE: "The disk of a member of the stream is short of room.",
     ErrorCode.STORAGE_FAILED: "The node's disk failed, and what needs it is closed.",
+    ErrorCode.OPERATOR_TOKEN_REQUIRED: "The listener can be reached from other machines and wants the operator's token.",
+    ErrorCode.OPERATOR_TOKEN_WRONG: "The token shown is not the operator's token of this site.",
     ErrorCode.ROUTE_NOT_FOUND: "The gateway has nothing at this path.",
     ErrorCode.METHOD_NOT_ALLOWED: "The path does not support this HTTP method.",
     ErrorCode.REQUEST_TOO_SLOW: "The body of the request did not arrive in time.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, TypeAlias
@@ -22,7 +22,7 @@ from picows import (
     WSUpgradeResponseWithListener,
 )
 
-from meshcommon.address import parse_peer_address
+from meshcommon.address import PeerAddress, parse_peer_address
 from meshcommon.barrier import barrier
 from meshcommon.errors import MeshError
 from meshcommon.frame_protocol import FrameProtocol
@@ -33,6 +33,8 @@ from meshcommon.socket_gate import SocketGate
 from meshcommon.tls_accept import accept_tls
 
 _PROTOCOL_HEADER: Final = "Sec-WebSocket-Protocol"
+_ADDRESSES_MAX: Final = 8
+"""Of one name, that are tried."""
 _HUNG_UP: Final = "it closed the connection before the handshake"
 
 
@@ -65,6 +67,7 @@ class Refusal:
 
     status: HTTPStatus
     text: str
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,8 @@ class Opening:
     tls: ssl.SSLContext | None = None
 
 
-Check: TypeAlias = Callable[[WSUpgradeRequest], Refusal | None]
+Check: TypeAlias = Callable[[WSUpgradeRequest, str], Refusal | None]
+"""Decides about a request, and by the IP address that it comes from."""
 NO_UPGRADE: Final = Refusal(
     HTTPStatus.UPGRADE_REQUIRED, "This port speaks WebSocket only: there is no web page here.\n"
 )
@@ -118,21 +122,24 @@ async def serve(
             finally:
                 connection.abort()
 
-        def answer(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
-            refusal = check(request) if "Upgrade" in request.headers else NO_UPGRADE
+        def answer(request: WSUpgradeRequest, host: str) -> WSUpgradeResponseWithListener:
+            refusal = check(request, host) if "Upgrade" in request.headers else NO_UPGRADE
             if refusal is not None:
                 return _refuse(refusal)
             begin = lambda connection: tasks.create_task(run(connection), name="connection")  # noqa: E731
             accepted = WSUpgradeResponse.create_101_response([(_PROTOCOL_HEADER, subprotocol)])
             return WSUpgradeResponseWithListener(accepted, _Accepted(limits, budget, begin))
 
-        def open_one(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
+        def open_one(request: WSUpgradeRequest, host: str) -> WSUpgradeResponseWithListener:
             with barrier("upgrade"):
-                return answer(request)
+                return answer(request, host)
             return _refuse(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error.\n"))
 
         def protocol(entered: str | None = None) -> FrameProtocol:
-            return FrameProtocol(open_one, limits, opening.timeout_s, gate=counting, entered=entered)
+            made = FrameProtocol(
+                lambda request: open_one(request, made.host), limits, opening.timeout_s, gate=counting, entered=entered
+            )
+            return made
 
         if opening.tls is not None:
             await accept_tls(listening, opening.tls, counting, protocol, opening.timeout_s)
@@ -145,9 +152,17 @@ async def serve(
 
 
 async def dial(
-    address: str, subprotocol: str, limits: SocketLimits, timeout_s: float, *, tls: ssl.SSLContext | None = None
+    address: str,
+    subprotocol: str,
+    limits: SocketLimits,
+    timeout_s: float,
+    *,
+    tls: ssl.SSLContext | None = None,
+    headers: Sequence[tuple[str, str]] = (),
 ) -> FrameSocket:
     """Connects to `ws://host:port` or `wss://host:port`, directly, whatever proxies the environment names.
+
+    The addresses of a name are tried in turn, each for its share of `timeout_s`. `headers` go with the request.
 
     `tls` judges the certificate of a `wss` address and shows this side's; None trusts the authorities of the system. With
     it an address in clear is refused: nobody on the way may turn TLS off.
@@ -163,17 +178,15 @@ async def dial(
         raise ValueError(error.message) from None
     if tls is not None and target.scheme != "wss":
         raise ValueError("it is in clear, and TLS is wanted")
-    loop = asyncio.get_running_loop()
 
     def protocol() -> FrameProtocol:
-        headers = [(_PROTOCOL_HEADER, subprotocol)]
+        sent = [(_PROTOCOL_HEADER, subprotocol), *headers]
         host_port = str(target).partition("://")[2]
-        return FrameProtocol(lambda *_: FrameSocket(limits), limits, timeout_s, host_port=host_port, headers=headers)
+        return FrameProtocol(lambda *_: FrameSocket(limits), limits, timeout_s, host_port=host_port, headers=sent)
 
     try:
         async with asyncio.timeout(timeout_s):
-            context = (tls or True) if target.scheme == "wss" else None
-            wire, opening = await loop.create_connection(protocol, target.host, target.port, ssl=context)
+            wire, opening = await _connect(protocol, target, timeout_s, tls)
             try:
                 await opening.wait_until_handshake_complete()
             except BaseException:
@@ -202,6 +215,29 @@ async def dial(
     return connection
 
 
+async def _connect(
+    protocol: Callable[[], FrameProtocol], target: PeerAddress, timeout_s: float, tls: ssl.SSLContext | None
+) -> tuple[asyncio.Transport, FrameProtocol]:
+    """Tries the addresses of a name until one answers. Raises as the last one, or what TLS says at the first that answers."""
+    loop = asyncio.get_running_loop()
+    context = (tls or True) if target.scheme == "wss" else None
+    name = target.host if context is not None else None
+    found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    hosts = list(dict.fromkeys(str(entry[4][0]) for entry in found))[:_ADDRESSES_MAX]
+    failure: OSError = OSError(f"{target.host} has no address")
+    for number, host in enumerate(hosts):
+        is_last = number == len(hosts) - 1
+        try:
+            # One that swallows what it is sent must leave time for the next; the last one has the rest.
+            async with asyncio.timeout(None if is_last else timeout_s / len(hosts)):
+                return await loop.create_connection(protocol, host, target.port, ssl=context, server_hostname=name)
+        except ssl.SSLError:
+            raise
+        except OSError as error:  # a TimeoutError is one
+            failure = error
+    raise failure
+
+
 class _Accepted(FrameSocket):
     """A connection that begins its work when the handshake is done."""
 
@@ -217,5 +253,5 @@ class _Accepted(FrameSocket):
 
 def _refuse(refusal: Refusal) -> WSUpgradeResponseWithListener:
     extra = [("Upgrade", "websocket")] if refusal.status is HTTPStatus.UPGRADE_REQUIRED else []
-    answer = WSUpgradeResponse.create_error_response(refusal.status, refusal.text.encode(), extra)
+    answer = WSUpgradeResponse.create_error_response(refusal.status, refusal.text.encode(), [*extra, *refusal.headers])
     return WSUpgradeResponseWithListener(answer, None)

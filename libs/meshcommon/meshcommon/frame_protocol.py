@@ -75,12 +75,14 @@ class FrameProtocol(WSProtocol):  # type: ignore[misc]
         self._remote = entered
         """Under which the gate counts this socket; None when it does not."""
         self._is_turned_away = False
+        self.host = entered or ""
+        """IP address of the other end, once there is a connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """The kernel has a new connection for us."""
         try:
             peer = transport.get_extra_info("peername")
-            remote = str(peer[0]) if isinstance(peer, tuple) else ""
+            remote = self.host = str(peer[0]) if isinstance(peer, tuple) else ""
             if self._gate is not None and self._remote is None:
                 if not self._gate.enter(remote):
                     self._is_turned_away = True

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
+from meshcommon.address import host_group
 from meshcommon.boot_certificate import certificate_digest
 from meshcommon.peer_text import printable
 from meshcommon.read_budget import ReadBudget
@@ -268,8 +269,9 @@ class FrameSocket(WSListener):
         wire = transport.underlying_transport
         address = wire.get_extra_info("peername")
         if isinstance(address, tuple):
-            self._remote = f"{address[0]}:{address[1]}"
-            self.remote_host = str(address[0])
+            host = f"[{address[0]}]" if ":" in address[0] else address[0]
+            self._remote = f"{host}:{address[1]}"
+            self.remote_host = host_group(str(address[0]))
         self.peer_certificate = certificate_digest(wire.get_extra_info("ssl_object"))
         wire.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
         raw = wire.get_extra_info("socket")

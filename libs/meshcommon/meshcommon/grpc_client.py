@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Self, cast
 
 import grpc
 import grpc.aio
@@ -19,20 +20,24 @@ from meshcommon.tls_contexts import fault_of, tls_failed
 
 _WRITE_FAILED: Final = "Internal error from Core"
 _TLS_FAILED: Final = ("handshake failed", "verification check failed")
+_KINDS_OF_CALLS: Final = frozenset({"unary_unary", "unary_stream", "stream_unary", "stream_stream"})
 _CALLS_FULL: Final = "Concurrent RPC limit exceeded"
 
 
-def open_channel(target: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+def open_channel(target: str, credentials: grpc.ChannelCredentials | None = None, token: str = "") -> grpc.aio.Channel:
     """A channel that connects and reconnects (backoff ≤ 1 s) by itself.
 
     Args:
         target: `host:port` or `unix:/path`.
         credentials: For TLS; None: in clear, to a service of the same site.
+        token: The operator's token, which every call shows; empty: none.
     """
     options = _options()
     if credentials is not None:
-        return grpc.aio.secure_channel(target, credentials, options=options)
-    return grpc.aio.insecure_channel(target, options=options)
+        channel = grpc.aio.secure_channel(target, credentials, options=options)
+    else:
+        channel = grpc.aio.insecure_channel(target, options=options)
+    return cast(grpc.aio.Channel, _TokenChannel(channel, token)) if token else channel
 
 
 def _options() -> list[tuple[str, Any]]:
@@ -42,6 +47,38 @@ def _options() -> list[tuple[str, Any]]:
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
     ]
+
+
+class _TokenChannel:
+    """A channel whose calls show the operator's token.
+
+    Not by an interceptor of gRPC: those replace the call objects, and the replaced ones cancel and end differently.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, token: str) -> None:
+        self._channel = channel
+        self._shown = ("authorization", f"Bearer {token}")
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._channel, name)
+        if name not in _KINDS_OF_CALLS:
+            return found
+
+        def multi_callable(*arguments: Any, **options: Any) -> Callable[..., Any]:
+            method = found(*arguments, **options)
+
+            def call(*given: Any, metadata: Any = None, **how: Any) -> Any:
+                return method(*given, metadata=(*(metadata or ()), self._shown), **how)
+
+            return call
+
+        return multi_callable
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self._channel.close()
 
 
 def open_service(

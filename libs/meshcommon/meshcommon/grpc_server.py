@@ -67,6 +67,8 @@ PairT = TypeVar("PairT")
 Handler = Callable[[Any, Any], Any]
 Admit = Callable[[Any], Awaitable[None]]
 """Raises for the context of a call that its caller may not make."""
+Admission = Callable[[str, Any], Awaitable[None]]
+"""The same for a method (`/SERVICE/METHOD`) and a context."""
 
 
 def error_detail(error: MeshError) -> error_pb2.ErrorDetail:
@@ -77,10 +79,10 @@ def error_detail(error: MeshError) -> error_pb2.ErrorDetail:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
-    """Maps exceptions of handlers, sets the correlation id for the call, and asks `callers`, if there are rules."""
+    """Maps exceptions of handlers, sets the correlation id for the call, and asks who may call, if there are rules."""
 
     def __init__(self) -> None:
-        self.callers: SiteCallers | None = None
+        self.admission: Admission | None = None
         """Set before the server starts; None: whoever reaches the listener may call."""
 
     async def intercept_service(
@@ -100,8 +102,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
         return _rebuild(handler, _guard_unary(_parsing(handler), given, admit))
 
     def _admission(self, method: str) -> Admit:
-        callers = self.callers
-        return _anybody if callers is None else lambda context: callers.admit(method, context)
+        admission = self.admission
+        return _anybody if admission is None else lambda context: admission(method, context)
 
 
 async def _anybody(_context: Any) -> None:
@@ -309,6 +311,7 @@ class GrpcServer:
         is_insecure_dev: bool = False,
         tls: TlsFiles | None = None,
         callers: SiteCallers | None = None,
+        admission: Admission | None = None,
     ) -> int:
         """Binds and serves; returns the port (of no meaning for a unix socket).
 
@@ -319,15 +322,22 @@ class GrpcServer:
             tls: What the server shows to users; None, or a unix socket, which only its own user reaches: in clear.
             callers: Who may call, for a server of the site's services: its files are shown, and each caller has to
                 show a certificate. It is not asked on a unix socket.
+            admission: Who may call, for a server of users.
 
         Raises:
             MeshError: INSECURE_NOT_ALLOWED, ADDRESS_IN_USE or SETTING_INVALID.
         """
-        is_protected = tls is not None or callers is not None
-        check_listen(listen, what, is_insecure_dev=is_insecure_dev, is_protected=is_protected)
+        check_listen(
+            listen,
+            what,
+            is_insecure_dev=is_insecure_dev,
+            is_encrypted=tls is not None or callers is not None,
+            is_authenticated=admission is not None or callers is not None,
+        )
+        self._errors.admission = admission
         credentials = _user_credentials(tls) if tls is not None else None
         if callers is not None and not is_unix(listen):
-            self._errors.callers = callers
+            self._errors.admission = callers.admit
             credentials = _site_credentials(callers.files)
         self._bind(listen, what, credentials)
         # grpc_health itself begins as serving; a service that is still starting is not.

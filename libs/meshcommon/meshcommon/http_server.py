@@ -332,6 +332,7 @@ async def serve_asgi(
     limits: HttpLimits = ADMIN_HTTP,
     is_insecure_dev: bool = False,
     tls: ssl.SSLContext | None = None,
+    is_authenticated: bool = False,
 ) -> None:
     """Serves `app` on `listen` until cancelled.
 
@@ -342,11 +343,18 @@ async def serve_asgi(
         limits: Bounds of this listener.
         is_insecure_dev: Whether an address that other machines reach is accepted.
         tls: A server's context; None, or a unix socket, which only its own user reaches: in clear.
+        is_authenticated: Whether the application lets in only callers that prove who they are.
 
     Raises:
         MeshError: INSECURE_NOT_ALLOWED, ADDRESS_IN_USE or SETTING_INVALID.
     """
-    check_listen(listen, what, is_insecure_dev=is_insecure_dev, is_protected=tls is not None)
+    check_listen(
+        listen,
+        what,
+        is_insecure_dev=is_insecure_dev,
+        is_encrypted=tls is not None,
+        is_authenticated=is_authenticated,
+    )
     place = UnixPlace.take(listen, what) if is_unix(listen) else None
     try:
         listening = bind(listen, what) if place is None else bind_unix(place)

@@ -22,9 +22,10 @@ from meshcommon.address import UNIX_PATH_BYTES_MAX, check_endpoint, parse_peer_a
 from meshcommon.admission import parse_host
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import check_node_name
+from meshcommon.store_urls import parse_postgres, parse_redis
 
 SECTIONS: Final = ("node", "control", "routing", "data", "gateway")
-_OUTSIDE_SECTIONS: Final = ("MESH_CONFIG_FILE", "MESH_INSECURE_DEV")
+_OUTSIDE_SECTIONS: Final = ("MESH_CONFIG_FILE", "MESH_INSECURE_DEV", "MESH_TOKEN")
 _OTHER_TOOLS: Final = ("MESH_CTL_", "MESH_TEST_")
 
 
@@ -71,7 +72,7 @@ def _peer_address(value: str) -> str:
         raise ValueError(f"expected ws://host:port or wss://host:port: {error.message}") from None
 
 
-def _store(*schemes: str) -> Callable[[str], str]:
+def _store(parse: Callable[[str], object], *schemes: str) -> Callable[[str], str]:
     """Checks the address of a store here, so that a mistake ends the start with a sentence instead of a traceback."""
 
     def check(value: str) -> str:
@@ -82,6 +83,7 @@ def _store(*schemes: str) -> Callable[[str], str]:
             _ = urlsplit(value).port
         except ValueError:
             raise ValueError(f"expected {expected} with a port between 0 and 65535") from None
+        parse(value)
         return value
 
     return check
@@ -96,8 +98,8 @@ CertificateName = Annotated[str, AfterValidator(_certificate_name)]
 """A DNS name or an IP address, without brackets and port."""
 NodeName = Annotated[str, AfterValidator(_name)]
 PeerAddress = Annotated[str, AfterValidator(_peer_address)]
-PostgresUrl = Annotated[str, AfterValidator(_store("postgresql+asyncpg"))]
-RedisUrl = Annotated[str, AfterValidator(_store("redis", "rediss", "unix"))]
+PostgresUrl = Annotated[str, AfterValidator(_store(parse_postgres, "postgresql+asyncpg"))]
+RedisUrl = Annotated[str, AfterValidator(_store(parse_redis, "redis", "rediss", "unix"))]
 
 
 class Section(BaseModel):
@@ -115,10 +117,14 @@ class NodeSettings(Section):
         default="lan", description="Timing preset: election timeouts, heartbeats, detection."
     )
     postgres_url: PostgresUrl = Field(
-        default="", description="Postgres of the site, `postgresql+asyncpg://…`; empty: nothing is projected."
+        default="",
+        description="Postgres of the site, `postgresql+asyncpg://…`, over TLS with `?sslmode=verify-full&sslrootcert=FILE`; "
+        "empty: nothing is projected.",
     )
     redis_url: RedisUrl = Field(
-        default="", description="Redis or Valkey of the site, `redis://…`; empty: nothing is cached."
+        default="",
+        description="Redis or Valkey of the site, `redis://…`, over TLS `rediss://…?ssl_ca_certs=FILE`; "
+        "empty: nothing is cached.",
     )
     tls_dir: str = Field(
         default="",
@@ -259,7 +265,12 @@ def _explain(error: ValidationError, section: str, model: type[Section]) -> Mesh
 
 
 def _without_credentials(value: object) -> object:
-    """What may be logged of a value: all but what stands before the last @, however badly the address is written."""
+    """What may be logged of a value: all but what stands before the last @, however badly the address is written.
+
+    Options of a URL are left out as well: a password may be one of them.
+    """
+    if isinstance(value, str) and "://" in value and "?" in value:
+        value = f"{value.partition('?')[0]}?…" if value.rfind("@") < value.find("?") else value
     if not isinstance(value, str) or "@" not in value:
         return value
     before, _, host = value.rpartition("@")

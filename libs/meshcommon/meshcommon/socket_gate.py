@@ -8,15 +8,14 @@ Leaves out: sockets themselves (`frame_ports`). Pure. Source: architecture §11 
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
+from meshcommon.address import host_group
+
 KNOWN_MAX: Final = 1024
 """Addresses that are remembered; the one that proved itself longest ago is forgotten first."""
-_SITE_PREFIX: Final = 64
-"""One host owns a whole IPv6 network of this length: its addresses count as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class SocketGate:
 
     def enter(self, remote: str) -> bool:
         """Counts one more socket from the IP address `remote`; False when it has to be turned away."""
-        address = _group(remote)
+        address = host_group(remote)
         limits, held = self._limits, self._unproven.get(address, 0)
         is_known = self.is_known(remote)
         room = limits.sockets_max if is_known else limits.sockets_max - limits.reserved
@@ -62,7 +61,7 @@ class SocketGate:
 
     def leave(self, remote: str) -> None:
         """The socket is gone, or its peer is proved."""
-        address = _group(remote)
+        address = host_group(remote)
         held = self._unproven.pop(address) - 1
         self.unproven -= 1
         if held:
@@ -70,25 +69,12 @@ class SocketGate:
 
     def is_known(self, remote: str) -> bool:
         """Whether a member has proved itself from there."""
-        return _group(remote) in self._known
+        return host_group(remote) in self._known
 
     def remember(self, remote: str) -> None:
         """A member has proved itself from there."""
-        address = _group(remote)
+        address = host_group(remote)
         self._known[address] = None
         self._known.move_to_end(address)
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
-
-
-def _group(remote: str) -> str:
-    """What counts as one address: an IPv4 address, an IPv6 network, or the text when it is neither."""
-    try:
-        address = ipaddress.ip_address(remote.partition("%")[0])
-    except ValueError:
-        return remote
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.IPv6Network((address, _SITE_PREFIX), strict=False))
-    return str(address)

@@ -45,7 +45,7 @@ class Server:
         self.accepted.put_nowait(connection)
         await connection.wait_closed()
 
-    def _check(self, request: WSUpgradeRequest) -> Refusal | None:
+    def _check(self, request: WSUpgradeRequest, _host: str) -> Refusal | None:
         known = PROTOCOL in offered_protocols(request)
         return None if known else Refusal(HTTPStatus.BAD_REQUEST, "Speak test.v1.\n")
 
@@ -183,6 +183,31 @@ async def test_a_lost_connection_wakes_whoever_waits(server: Server) -> None:
     near.abort()
     with pytest.raises(SocketClosed, match="lost"):
         await waiting
+
+
+async def test_the_addresses_of_a_name_are_tried_in_turn(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One refuses, one swallows what it is sent, and the last one answers."""
+    loop = asyncio.get_running_loop()
+    connect, tried = loop.create_connection, []
+
+    async def resolve(_host: str, port: int, **_options: Any) -> list[Any]:
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+
+    async def create_connection(protocol: Any, host: str, *arguments: Any, **options: Any) -> Any:
+        tried.append(host)
+        if host == "192.0.2.1":
+            await asyncio.sleep(60)
+        return await connect(protocol, host, *arguments, **options)
+
+    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    monkeypatch.setattr(loop, "create_connection", create_connection)
+    near = await dial(f"ws://mesh.example:{server.port}", PROTOCOL, LIMITS, 6.0)
+    assert tried == ["::1", "192.0.2.1", "127.0.0.1"]
+    await near.close("")
 
 
 async def test_another_protocol_is_refused_with_its_reason(server: Server) -> None:

@@ -44,7 +44,7 @@ class Server:
         self.handled = 0
         opening = Opening(OPEN_S, self.gate, tls)
         self.task = asyncio.create_task(
-            serve(self._socket, PROTOCOL, lambda _: None, self._handle, LIMITS, opening), name="server"
+            serve(self._socket, PROTOCOL, lambda *_: None, self._handle, LIMITS, opening), name="server"
         )
 
     async def _handle(self, connection: FrameSocket) -> None:

@@ -26,6 +26,7 @@ Files:
     stream_checks      Checks of the streams: their leaders, their copies on other nodes, and the replicas of this node
     stream_commands    Commands about the catalogue of streams
     subscribe_command  `meshctl subscribe`: records of a stream on standard output
+    token_commands     Commands on the node itself about the operator's token of its site (ADR 0023)
     topology_commands  Commands about links and paths: what there is, what it costs, and what would become of it
     weight_commands    Commands about the weights of the link cost
 """

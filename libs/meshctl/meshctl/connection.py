@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -16,9 +17,11 @@ from meshapi.supervisor.v1.ca_pb2_grpc import CaServiceStub
 from meshapi.supervisor.v1.data_pb2_grpc import MeshDataServiceStub
 from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceStub
 from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceStub
+from meshcommon.address import is_exposed
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import call_metadata, is_broken, mesh_error, open_channel
 from meshcommon.logging import correlation_id, new_correlation_id
+from meshcommon.operator_token import is_token
 from meshcommon.tls_contexts import trusting
 from meshctl.options import Options
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from meshapi.supervisor.v1.mesh_pb2_grpc import MeshServiceAsyncStub
     from meshapi.supervisor.v1.topology_pb2_grpc import TopologyServiceAsyncStub
 
+TOKEN_VARIABLE: Final = "MESH_TOKEN"  # noqa: S105 - the name of a variable
+"""Holds the operator's token, where no file does."""
 RequestT = TypeVar("RequestT")
 ResultT = TypeVar("ResultT")
 if TYPE_CHECKING:
@@ -39,7 +44,7 @@ class Connection:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self._channel = open_channel(options.gateway, _credentials(options))
+        self._channel = open_channel(options.gateway, _credentials(options), _token(options))
         self.mesh: MeshServiceAsyncStub = MeshServiceStub(self._channel)
         self.ca: CaServiceAsyncStub = CaServiceStub(self._channel)
         self.topology: TopologyServiceAsyncStub = TopologyServiceStub(self._channel)
@@ -88,6 +93,32 @@ def _credentials(options: Options) -> grpc.ChannelCredentials | None:
         return grpc.ssl_channel_credentials()
     trusting(file)  # says what is wrong with the file, which gRPC does not
     return grpc.ssl_channel_credentials(Path(file).read_bytes())
+
+
+def _token(options: Options) -> str:
+    """The operator's token to show; empty: none.
+
+    Raises:
+        MeshError: INVALID_ARGUMENT: it cannot be read, is none, or would cross a network in clear.
+    """
+    token, source = os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE
+    if options.token_file:
+        source = options.token_file
+        try:
+            token = Path(source).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            text = f"The token file {source} cannot be read ({why}): correct --token-file."
+            raise MeshError(ErrorCode.INVALID_ARGUMENT, text) from None
+    if not token and not options.token_file:
+        return ""
+    if not is_token(token):
+        text = f"{source} holds no operator's token: give it the line that was printed when the token was made."
+        raise MeshError(ErrorCode.INVALID_ARGUMENT, text)
+    if not options.uses_tls and is_exposed(options.gateway):
+        text = f"The operator's token would go to {options.gateway} in clear: add --tls or --tls-ca."
+        raise MeshError(ErrorCode.INVALID_ARGUMENT, text)
+    return token
 
 
 def run(options: Options, work: Callable[[Connection], Awaitable[ResultT]]) -> ResultT:

@@ -10,6 +10,7 @@ from meshctl.options import MeshGroup
 from meshctl.publish_command import publish
 from meshctl.stream_commands import stream
 from meshctl.subscribe_command import subscribe
+from meshctl.token_commands import operator_token
 
 
 @click.group(cls=MeshGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,7 +28,7 @@ for commands in (
 ):
     for command in commands:
         cli.add_command(command)
-for command in (check, stream, publish, subscribe):
+for command in (check, stream, publish, subscribe, operator_token):
     cli.add_command(command)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import click
 
+from meshcommon.address import split
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.logging import correlation_id
 
@@ -35,6 +36,7 @@ class Options:
     timeout_s: float = 30.0
     is_tls: bool = False
     tls_ca: str = ""
+    token_file: str = ""
 
     @property
     def uses_tls(self) -> bool:
@@ -61,12 +63,20 @@ def _target(_context: click.Context, _parameter: click.Parameter, value: str | N
     if value is not None:
         host, separator, port = value.rpartition(":")
         is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536
-        if not (separator and host and "/" not in host and is_port):
+        if not (separator and host and "/" not in host and is_port and _is_host(value)):
             raise click.BadParameter(
-                f"{value!r} is not HOST:PORT, without http:// and with a port of at most 65535; "
+                f"{value!r} is not HOST:PORT, without http://, IPv6 hosts in brackets, and with a port of at most 65535; "
                 f"for example {DEFAULT_GATEWAY}."
             )
     return value
+
+
+def _is_host(value: str) -> bool:
+    try:
+        split(value)
+    except MeshError:
+        return False
+    return True
 
 
 def _gateway(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
@@ -98,6 +108,14 @@ def _shared_options() -> list[click.Parameter]:
             expose_value=False,
             callback=_remember,
             help="Speak TLS, and trust only the authorities in this PEM file.  [env: MESH_CTL_TLS_CA]",
+        ),
+        click.Option(
+            ["--token-file"],
+            metavar="FILE",
+            envvar="MESH_CTL_TOKEN_FILE",
+            expose_value=False,
+            callback=_remember,
+            help="Show the operator's token in this file, or else the one in MESH_TOKEN.  [env: MESH_CTL_TOKEN_FILE]",
         ),
         click.Option(
             ["--json", "as_json"], is_flag=True, expose_value=False, callback=_remember, help="Output for programs."

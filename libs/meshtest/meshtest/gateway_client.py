@@ -25,11 +25,14 @@ ResultT = TypeVar("ResultT")
 
 
 class Gateway:
-    """Calls of one node's gateway. Use as an async context manager; `target` is `host:port`, in clear unless told."""
+    """Calls of one node's gateway. Use as an async context manager; `target` is `host:port`, in clear unless told.
 
-    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+    `token` is the operator's, where the gateway asks for it.
+    """
+
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None, token: str = "") -> None:
         self.target = target
-        self._channel = open_channel(target, credentials)
+        self._channel = open_channel(target, credentials, token)
         self.mesh: mesh_pb2_grpc.MeshServiceAsyncStub = mesh_pb2_grpc.MeshServiceStub(self._channel)
         self.ca: ca_pb2_grpc.CaServiceAsyncStub = ca_pb2_grpc.CaServiceStub(self._channel)
         self.topology: topology_pb2_grpc.TopologyServiceAsyncStub = topology_pb2_grpc.TopologyServiceStub(self._channel)

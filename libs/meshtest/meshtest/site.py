@@ -51,7 +51,10 @@ class SiteFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SiteConfig:
-    """Where a site lives. `dial` maps node names to the addresses at which this site dials them."""
+    """Where a site lives. `dial` maps node names to the addresses at which this site dials them.
+
+    `host` is the loopback address that it listens on, in brackets if it is of IPv6.
+    """
 
     name: str
     directory: Path
@@ -59,6 +62,7 @@ class SiteConfig:
     is_listening: bool = True
     dial: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, str] = field(default_factory=dict)
+    host: str = "127.0.0.1"
 
     @property
     def sockets(self) -> Path:
@@ -68,12 +72,12 @@ class SiteConfig:
     @property
     def peer_address(self) -> str:
         """Address advertised to peers, empty when the site only dials."""
-        return f"wss://127.0.0.1:{self.ports['peer']}" if self.is_listening else ""
+        return f"wss://{self.host}:{self.ports['peer']}" if self.is_listening else ""
 
     @property
     def gateway(self) -> str:
         """Address of the gateway for gRPC."""
-        return f"127.0.0.1:{self.ports['gateway_grpc']}"
+        return f"{self.host}:{self.ports['gateway_grpc']}"
 
     def target(self, service: str) -> str:
         """Address of a service for gRPC: `gateway`, or one that only the services of the site call."""
@@ -82,18 +86,18 @@ class SiteConfig:
     @property
     def client(self) -> str:
         """Address of the data plane for `meshclient`."""
-        return f"ws://127.0.0.1:{self.ports['data_client']}"
+        return f"ws://{self.host}:{self.ports['data_client']}"
 
     @property
     def rest(self) -> str:
         """Base URL of the gateway's REST API."""
-        return f"http://127.0.0.1:{self.ports['gateway_http']}"
+        return f"http://{self.host}:{self.ports['gateway_http']}"
 
     def environment(self, postgres_url: str, redis_url: str) -> dict[str, str]:
         """Settings of all four services as environment variables."""
 
         def at(port: str) -> str:
-            return f"127.0.0.1:{self.ports[port]}"
+            return f"{self.host}:{self.ports[port]}"
 
         control, routing, data = map(self.target, ("control", "routing", "data"))
         values = {

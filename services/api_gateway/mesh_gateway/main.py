@@ -18,6 +18,7 @@ from meshcommon.grpc_server import PUBLIC_CALLS, GrpcServer
 from meshcommon.http_server import HttpLimits, serve_asgi
 from meshcommon.lifecycle import Stop, run_service
 from meshcommon.logging import configure_logging, get_logger
+from meshcommon.operator_token import OperatorToken
 from meshcommon.service_certificates import Service
 from meshcommon.settings import load_sections
 from meshcommon.site_start import await_site_files
@@ -36,16 +37,9 @@ async def main(stop: Stop) -> None:
     configure_telemetry(SERVICE, node.name, node.otlp_endpoint)
     log = get_logger(__name__)
     readiness = Readiness()
+    token = OperatorToken.of_settings(settings.operator_token_file, node.data_dir, "MESH_GATEWAY_OPERATOR_TOKEN_FILE")
     if is_insecure_dev:
-        warning = "MESH_INSECURE_DEV=1: the gateway answers anyone who reaches it, without authentication."
-        readiness.warn("insecure", warning)
-        log.warning("insecure", message=warning)
-    elif is_exposed(settings.http_listen) or is_exposed(settings.grpc_listen):
-        warning = (
-            "Other machines reach the gateway, which authenticates nobody: let only those reach it that you trust."
-        )
-        readiness.warn("insecure", warning)
-        log.warning("insecure", message=warning)
+        _warn(readiness, has_token=token is not None)
     given = TlsFiles.of_settings(settings.tls_certificate, settings.tls_key, "MESH_GATEWAY_TLS")
     files = await await_site_files(node, Service.GATEWAY, settings.admin_listen, stop)
     if stop.is_requested:
@@ -56,10 +50,14 @@ async def main(stop: Stop) -> None:
     backends = Backends(
         settings.control_target, settings.routing_target, settings.data_target, files, is_insecure_dev=is_insecure_dev
     )
+    rest_guard, grpc_guard = (
+        token.on(listen) if token is not None else None for listen in (settings.http_listen, settings.grpc_listen)
+    )
     grpc_server = GrpcServer(limits=PUBLIC_CALLS)
     opened = opened_budget()
     pass_through(grpc_server.server, backends, metrics, opened)
-    app = build_app(node.name, backends, metrics, settings.request_timeout_s, opened, hosts=_hosts(settings))
+    hosts = own_names(settings.http_listen) | set(settings.hosts)
+    app = build_app(node.name, backends, metrics, settings.request_timeout_s, opened, hosts=hosts, guard=rest_guard)
     try:
         async with asyncio.TaskGroup() as tasks:
             await grpc_server.start(
@@ -67,6 +65,7 @@ async def main(stop: Stop) -> None:
                 "The public gRPC API",
                 is_insecure_dev=is_insecure_dev,
                 tls=_shown_on(settings.grpc_listen, given, tls),
+                admission=grpc_guard.admit_call if grpc_guard is not None else None,
             )
             rest = serve_asgi(
                 app,
@@ -75,6 +74,7 @@ async def main(stop: Stop) -> None:
                 limits=REST_HTTP,
                 is_insecure_dev=is_insecure_dev,
                 tls=rest_tls.context if rest_tls is not None else None,
+                is_authenticated=rest_guard is not None,
             )
             admin = serve_admin(readiness, settings.admin_listen, hosts=node.admin_hosts)
             running = [
@@ -82,10 +82,9 @@ async def main(stop: Stop) -> None:
                 tasks.create_task(admin, name="admin"),
                 tasks.create_task(watch_health(backends, readiness), name="health of the backends"),
             ]
-            if files is not None:
-                running.append(tasks.create_task(files.run(readiness), name="own certificate"))
-            if tls is not None:
-                running.append(tasks.create_task(tls.run(readiness), name="TLS files"))
+            for name, watched in (("own certificate", files), ("TLS files", tls), ("operator's token", token)):
+                if watched is not None:
+                    running.append(tasks.create_task(watched.run(readiness), name=name))
             readiness.clear("starting")
             await grpc_server.set_serving(True)
             log.info("started", http=settings.http_listen, grpc=settings.grpc_listen, admin=settings.admin_listen)
@@ -101,24 +100,15 @@ async def main(stop: Stop) -> None:
         await backends.close()
 
 
-def _hosts(settings: GatewaySettings) -> frozenset[str]:
-    return own_names(settings.http_listen) | set(settings.hosts)
-
-
 def _shown_on(listen: str, given: TlsFiles | None, tls: TlsFiles | None) -> TlsFiles | None:
     """What a listener shows: the operator's certificate, or the site's (`tls`) where other machines reach it."""
     return tls if given is not None or is_exposed(listen) else None
 
 
-def _warn(readiness: Readiness, settings: GatewaySettings, *, is_insecure_dev: bool) -> None:
-    if is_insecure_dev:
-        warning = "MESH_INSECURE_DEV=1: the gateway answers anyone who reaches it, without authentication."
-    elif is_exposed(settings.http_listen) or is_exposed(settings.grpc_listen):
-        warning = (
-            "Other machines reach the gateway, which authenticates nobody: let only those reach it that you trust."
-        )
-    else:
-        return
+def _warn(readiness: Readiness, *, has_token: bool) -> None:
+    warning = "MESH_INSECURE_DEV=1: the gateway answers anyone who reaches it, without authentication."
+    if has_token:
+        warning = "MESH_INSECURE_DEV=1: without TLS other machines send the operator's token to the gateway in clear."
     readiness.warn("insecure", warning)
     get_logger(__name__).warning("insecure", message=warning)
 

@@ -12,11 +12,13 @@ class GatewaySettings(Section):
 
     http_listen: Endpoint = Field(
         default="127.0.0.1:7001",
-        description="Where REST, WebSocket and the API page are served, `host:port` or `unix:/path`. Beyond the loopback it speaks TLS (MESH_NODE_TLS_DIR).",
+        description="Where REST, WebSocket and the API page are served, `host:port` or `unix:/path`. "
+        "Other than a loopback address: with TLS (MESH_NODE_TLS_DIR) and the operator's token only, unless MESH_INSECURE_DEV=1.",
     )
     grpc_listen: Endpoint = Field(
         default="127.0.0.1:7002",
-        description="Where the public gRPC services are served, `host:port` or `unix:/path`. Beyond the loopback it speaks TLS (MESH_NODE_TLS_DIR).",
+        description="Where the public gRPC services are served, `host:port` or `unix:/path`. "
+        "Other than a loopback address: with TLS (MESH_NODE_TLS_DIR) and the operator's token only, unless MESH_INSECURE_DEV=1.",
     )
     tls_certificate: str = Field(
         default="",
@@ -25,6 +27,11 @@ class GatewaySettings(Section):
     )
     tls_key: str = Field(
         default="", description="PEM file of the key of MESH_GATEWAY_TLS_CERTIFICATE, without a passphrase."
+    )
+    operator_token_file: str = Field(
+        default="",
+        description="File of the operator's token, or of its hash: callers of listeners that other machines reach have to "
+        "show it. Read again when it changes. Empty: `operator-token` in MESH_NODE_DATA_DIR, if it is there.",
     )
     hosts: list[HostName] = Field(
         default_factory=list,

@@ -43,6 +43,7 @@ from meshcommon.delegated_keys import DelegatedKeys
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.lifecycle import Stop
 from meshcommon.logging import configure_logging, get_logger
+from meshcommon.operator_token import OperatorToken
 from meshcommon.peer_text import printable
 from meshcommon.service_certificates import Service
 from meshcommon.settings import NodeSettings, load_sections, require_insecure_dev
@@ -82,16 +83,12 @@ async def main(stop: Stop) -> None:
     configure_telemetry(SERVICE, node.name, node.otlp_endpoint)
     if not settings.peer_tls:
         require_insecure_dev(is_insecure_dev, "Traffic between nodes without TLS (MESH_DATA_PEER_TLS=false)")
-    if settings.client_listen:
-        is_protected = bool(settings.client_tls_certificate or node.tls_dir)
-        check_listen(
-            settings.client_listen, "The client listener", is_insecure_dev=is_insecure_dev, is_protected=is_protected
-        )
+    guard = _client_guard(node, settings, is_insecure_dev=is_insecure_dev)
     data_dir = open_data_dir(node.data_dir / "data", node.name)
     try:
         files = await await_site_files(node, Service.DATA, settings.admin_listen, stop)
         if not stop.is_requested:
-            await _serve(stop, node, settings, data_dir, files, is_insecure_dev=is_insecure_dev)
+            await _serve(stop, node, settings, data_dir, files, guard, is_insecure_dev=is_insecure_dev)
     finally:
         data_dir.close()
 
@@ -111,6 +108,7 @@ async def _serve(
     settings: DataSettings,
     data_dir: DataDir,
     files: SiteFiles | None,
+    guard: OperatorToken | None,
     *,
     is_insecure_dev: bool,
 ) -> None:
@@ -125,12 +123,11 @@ async def _serve(
     budgets = StreamBudgets()
     StreamsServing(catalogue, budgets.read_room)
     RaftServing(catalogue)
-    clients = ClientListener(settings.client_listen, catalogue, budgets, tls) if settings.client_listen else None
-    server = GrpcServer()
+    clients = ClientListener(settings.client_listen, catalogue, budgets, tls, guard) if settings.client_listen else None
+    server, public = GrpcServer(), MeshDataServicer(catalogue, budgets, overlay)
     attachments, configuration = OverlayServicer(overlay, keys), DataPlaneServicer(configurator, groups, keys)
     overlay_pb2_grpc.add_OverlayServiceServicer_to_server(attachments, server.server)
     data_pb2_grpc.add_DataPlaneServiceServicer_to_server(configuration, server.server)
-    public = MeshDataServicer(catalogue, budgets, overlay)
     supervisor_pb2_grpc.add_MeshDataServiceServicer_to_server(public, server.server)
     # Identity, view and routes of the last run: lanes and groups come up without the control plane.
     configurator.restore()
@@ -140,7 +137,7 @@ async def _serve(
         "state store": store.run(),
         "admin page": serve_admin(readiness, settings.admin_listen, hosts=node.admin_hosts),
     }
-    for name, watched in (("own certificate", files), ("TLS files", tls)):
+    for name, watched in (("own certificate", files), ("TLS files", tls), ("operator's token", guard)):
         jobs |= {name: watched.run(readiness)} if watched is not None else {}
     if clients is not None:
         jobs["clients"] = clients.run()
@@ -189,6 +186,22 @@ def _open_groups(
         readiness=readiness,
         room=RoomLimits(settings.disk_pressure_percent / 100, settings.disk_plenty_bytes),
     )
+
+
+def _client_guard(node: NodeSettings, settings: DataSettings, *, is_insecure_dev: bool) -> OperatorToken | None:
+    """What guards the client listener. Raises INSECURE_NOT_ALLOWED where it may not be reached from other machines."""
+    if not settings.client_listen:
+        return None
+    token = OperatorToken.of_settings(settings.operator_token_file, node.data_dir, "MESH_DATA_OPERATOR_TOKEN_FILE")
+    guard = token.on(settings.client_listen) if token is not None else None
+    check_listen(
+        settings.client_listen,
+        "The client listener",
+        is_insecure_dev=is_insecure_dev,
+        is_encrypted=bool(settings.client_tls_certificate or node.tls_dir),
+        is_authenticated=guard is not None,
+    )
+    return guard
 
 
 def _client_tls(settings: DataSettings, files: SiteFiles | None) -> TlsFiles | None:

@@ -7,8 +7,6 @@ import random
 import time
 from typing import Final
 
-from redis.asyncio import Redis
-
 from mesh_routing.core.config import preset
 from mesh_routing.core.router import Router
 from mesh_routing.settings import RoutingSettings
@@ -31,6 +29,7 @@ from meshcommon.grpc_server import GrpcServer
 from meshcommon.lifecycle import Stop, run_service
 from meshcommon.logging import configure_logging, get_logger
 from meshcommon.postgres import create_engine
+from meshcommon.redis_store import open_redis
 from meshcommon.service_certificates import Service
 from meshcommon.settings import NodeSettings, load_sections
 from meshcommon.site_callers import SiteCallers
@@ -74,7 +73,7 @@ async def _serve(
     router = Router(preset(node.preset), data_dir.marker.boot, random.Random(), Delegations(time.time))
     driver = RoutingDriver(router, metrics)
     engine = create_engine(node.postgres_url) if node.postgres_url else None
-    redis = Redis.from_url(node.redis_url, socket_timeout=2, socket_connect_timeout=2) if node.redis_url else None
+    redis = open_redis(node.redis_url, socket_timeout=2, socket_connect_timeout=2) if node.redis_url else None
     channel = open_service(settings.data_target, Service.DATA, files, is_insecure_dev=is_insecure_dev)
     pusher = RoutesPusher(channel, driver, readiness, metrics)
     overlay = OverlayClient(channel, driver, readiness, metrics, pusher.resynchronise)

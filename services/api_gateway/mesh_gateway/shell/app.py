@@ -30,6 +30,7 @@ from mesh_gateway.shell.topology_routes import topology_router
 from mesh_gateway.shell.weight_routes import weight_router
 from meshcommon.errors import MeshError
 from meshcommon.logging import correlation_id
+from meshcommon.operator_token import OperatorToken
 from meshcommon.problem import MEDIA_TYPE, problem_of
 
 TITLE: Final = "Mesh gateway"
@@ -43,6 +44,7 @@ def build_app(
     opened: ByteBudget,
     *,
     hosts: Iterable[str] = (),
+    guard: OperatorToken | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -53,6 +55,7 @@ def build_app(
         timeout_s: Time limit of a request, seconds.
         opened: Bounds the batches that are open at a time, over all callers of the gateway.
         hosts: Names under which it is reached, besides loopback names and its own address.
+        guard: The operator's token that every request has to show; None: none.
     """
     app = FastAPI(
         title=TITLE,
@@ -83,7 +86,7 @@ def build_app(
     app.add_exception_handler(HTTPException, _on_http_error)
     FastAPIInstrumentor.instrument_app(app, excluded_urls="/docs.*,/openapi.json")
     # Added last: the outermost.
-    app.add_middleware(Envelope, metrics=metrics, hosts=frozenset(hosts))
+    app.add_middleware(Envelope, metrics=metrics, hosts=frozenset(hosts), guard=guard)
     return app
 
 

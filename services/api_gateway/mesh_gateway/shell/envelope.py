@@ -23,6 +23,7 @@ from mesh_gateway.shell.metrics import GatewayMetrics
 from meshcommon.admission import check_caller
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.logging import CORRELATION_METADATA, correlation_id, get_logger, usable_correlation_id
+from meshcommon.operator_token import CHALLENGE, OperatorToken
 from meshcommon.problem import MEDIA_TYPE, problem_of
 from meshcommon.request_head import check_head
 
@@ -36,18 +37,25 @@ FOLLOWERS_MAX: Final = 128
 """WebSockets at a time."""
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _UNKNOWN_ROUTE: Final = "(none)"
+_UNAUTHENTICATED: Final = 401
 _TRY_LATER: Final = frozenset({429, 503})
 
 _log = get_logger(__name__)
 
 
 class Envelope:
-    """The ASGI layer. `hosts` are names of this gateway besides loopback names and its own address."""
+    """The ASGI layer. `hosts` are names of this gateway besides loopback names and its own address.
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, *, hosts: frozenset[str]) -> None:
+    `guard` is the operator's token that every request has to show, None for none.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: GatewayMetrics, *, hosts: frozenset[str], guard: OperatorToken | None = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._hosts = hosts
+        self._guard = guard
         self.bodies = ByteBudget(BODIES_BYTES_MAX, "request bodies")
         self._sockets = 0
 
@@ -84,6 +92,9 @@ class Envelope:
         exchange.closes = True
         check_head(scope["headers"], len(scope.get("raw_path", b"")) + len(scope["query_string"]))
         check_caller(scope["headers"], scope.get("method", "GET"), own_address=own_address, names=self._hosts)
+        if self._guard is not None:
+            remote = (scope.get("client") or ("", None))[0]
+            self._guard.admit(Headers(scope=scope).getlist("authorization"), remote)
         exchange.closes = False
 
     async def _serve_request(self, scope: Scope, headers: Headers, receive: Receive, exchange: _Exchange) -> None:
@@ -137,6 +148,8 @@ class _Exchange:
         body = orjson.dumps(problem_of(error, self._correlation_id))
         prefix = "websocket." if scope["type"] == "websocket" else ""
         headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        if error.mapping.http == _UNAUTHENTICATED:
+            headers.append((b"www-authenticate", CHALLENGE.encode()))
         if self.closes:
             headers.append((b"connection", b"close"))
         start = {"type": f"{prefix}http.response.start", "status": error.mapping.http, "headers": headers}

@@ -35,5 +35,4 @@ Files:
     versions        The version gate: which version of the mesh introduced each command, and what this software can
                     apply
     voters          The single next step from the MCG's Raft configuration to the one that the membership asks for
-    wrong_proofs    Limit on wrong proofs of join tokens by the host that they come from (docs/design/identity.md J4)
 """

@@ -15,7 +15,6 @@ from mesh_control.core import rules
 from mesh_control.core.join_tokens import confirm
 from mesh_control.core.peer_answers import check_newcomer, read_join_request
 from mesh_control.core.versions import CA_VERSION
-from mesh_control.core.wrong_proofs import WrongProofs
 from mesh_control.shell.local_node import LocalNode
 from mesh_control.shell.mcg import Mcg
 from mesh_control.shell.node_certificates import NodeCertificates
@@ -28,6 +27,7 @@ from meshcommon.logging import get_logger
 from meshcommon.mesh_certificates import der
 from meshcommon.overlay_calls import Caller
 from meshcommon.peer_text import printable
+from meshcommon.wrong_proofs import WrongProofs
 
 CATCH_UP_S: Final = 2.0
 """For a token that was issued a moment ago at another member."""

@@ -14,18 +14,18 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 import asyncpg
-import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
-from sqlalchemy.engine import make_url
 
 from meshcommon.admin import Readiness
 from meshcommon.barrier import barrier, report
 from meshcommon.cancellation import raise_if_cancelled
 from meshcommon.logging import get_logger
-from meshcommon.postgres import explain
+from meshcommon.postgres import explain, target_of
+from meshcommon.redis_store import open_redis
+from meshcommon.store_urls import fault_in
 
 INTERVAL_S: Final = 0.5
 TIMEOUT_S: Final = 1.0
@@ -64,7 +64,8 @@ class PostgresProbe:
     def __init__(self, url: str) -> None:
         # SQLAlchemy ships no types for its dialects.
         makes_options: Any = dialect
-        self._options: dict[str, Any] = makes_options().create_connect_args(make_url(url))[1]
+        plain, tls = target_of(url)
+        self._options: dict[str, Any] = makes_options().create_connect_args(plain)[1] | tls
         for option in _OPTIONS_OF_SQLALCHEMY:
             self._options.pop(option, None)
         self._connection: asyncpg.Connection | None = None
@@ -92,7 +93,7 @@ class RedisProbe:
     name = "Redis"
 
     def __init__(self, url: str) -> None:
-        self._client = redis.asyncio.Redis.from_url(
+        self._client = open_redis(
             url,
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
@@ -106,7 +107,9 @@ class RedisProbe:
         await self._client.ping()
 
     def explain(self, error: Exception) -> str:
-        """The kind of failure."""
+        """What is wrong with TLS, else the kind of failure."""
+        if (fault := fault_in(error)) is not None:
+            return f"{fault}; see ssl_ca_certs in MESH_NODE_REDIS_URL"
         return f"{type(error).__name__}: check that it runs, and MESH_NODE_REDIS_URL"
 
     async def close(self) -> None:

@@ -23,9 +23,9 @@ from mesh_control.core.join_tokens import (
     token_id_of,
     verifier_of,
 )
-from mesh_control.core.wrong_proofs import HOSTS_MAX, REFUSED_S, WINDOW_S, WRONG_PROOFS_MAX, WrongProofs
 from meshapi.control.v1 import join_pb2
 from meshcommon.errors import ErrorCode, MeshError
+from meshcommon.wrong_proofs import HOSTS_MAX, REFUSED_S, WINDOW_S, WRONG_PROOFS_MAX, WrongProofs
 
 SECRET: Final = bytes(range(32))
 KEY: Final = JoinKey(MESH_ID, ("ws://a:1", "wss://[::1]:65535"), SECRET, "b", bytes(32))

@@ -12,7 +12,6 @@ from mesh_control.core.join_plan import plan_join
 from mesh_control.core.join_tokens import encode_token, parse_token, prove, verifier_of
 from mesh_control.core.model import JoinPolicy
 from mesh_control.core.versions import MESH_VERSION
-from mesh_control.core.wrong_proofs import WRONG_PROOFS_MAX
 from mesh_control.shell.peer_calls import Method
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import join_pb2
@@ -20,6 +19,7 @@ from meshapi.overlay.v1 import overlay_pb2
 from meshapi.supervisor.v1 import mesh_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId
+from meshcommon.wrong_proofs import WRONG_PROOFS_MAX
 from meshwire.request import OkResponse, decode_response, encode_response
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ class DataSettings(Section):
     client_listen: Listen | Literal[""] = Field(
         default="",
         description="WebSocket listener for this site's applications (`meshclient`); empty: none. "
-        "They are not authenticated yet. Beyond the loopback it speaks TLS (MESH_NODE_TLS_DIR).",
+        "Other than a loopback address: with TLS (MESH_NODE_TLS_DIR) and the operator's token only, unless MESH_INSECURE_DEV=1.",
     )
     client_tls_certificate: str = Field(
         default="",
@@ -48,6 +48,11 @@ class DataSettings(Section):
     )
     client_tls_key: str = Field(
         default="", description="PEM file of the key of MESH_DATA_CLIENT_TLS_CERTIFICATE, without a passphrase."
+    )
+    operator_token_file: str = Field(
+        default="",
+        description="File of the operator's token, or of its hash: applications show it where other machines reach the "
+        "client listener. Read again when it changes. Empty: `operator-token` in MESH_NODE_DATA_DIR, if it is there.",
     )
     disk_pressure_percent: int = Field(
         default=80,

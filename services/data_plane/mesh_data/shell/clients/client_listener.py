@@ -1,7 +1,8 @@
 """The client listener: accepts WebSocket connections of this site's applications, refuses the rest in clear text.
 
-Applications cannot be authenticated yet, so the address is a loopback one unless the operator opened it, and a request
-with an Origin is refused: only browsers send one, and a foreign web page must not publish here. A request without an
+Where other machines reach it, an application shows the operator's token of the site in the request, over TLS; on a loopback
+address nobody is asked. A request with an Origin is refused: only browsers send one, and a foreign web page must not
+publish here. A request without an
 upgrade is answered 426. Leaves out: what is said on a connection (`client_session`). Source: architecture
 §5 "Listeners", §11.
 """
@@ -20,9 +21,11 @@ from mesh_data.shell.clients.client_session import ClientSession
 from mesh_data.shell.streams.stream_budgets import StreamBudgets
 from mesh_data.shell.streams.streams_catalogue import StreamsCatalogue
 from mesh_data.shell.streams_metrics import CLIENT_CONNECTIONS, CLIENT_REFUSALS
+from meshcommon.errors import MeshError
 from meshcommon.frame_ports import Opening, Refusal, offered_protocols, serve
 from meshcommon.frame_socket import FrameSocket, SocketLimits
 from meshcommon.listen import bind
+from meshcommon.operator_token import CHALLENGE, OperatorToken
 from meshcommon.read_budget import ReadBudget
 from meshcommon.socket_gate import GateLimits, SocketGate
 from meshcommon.tls_files import TlsFiles
@@ -51,15 +54,21 @@ class ClientListener:
     """Listens from construction on; `run` serves until cancelled."""
 
     def __init__(
-        self, listen: str, catalogue: StreamsCatalogue, budgets: StreamBudgets, tls: TlsFiles | None = None
+        self,
+        listen: str,
+        catalogue: StreamsCatalogue,
+        budgets: StreamBudgets,
+        tls: TlsFiles | None = None,
+        guard: OperatorToken | None = None,
     ) -> None:
-        """Binds. With `tls` nothing is accepted in clear; without, everything is.
+        """Binds. With `tls` nothing is accepted in clear; without, everything is. `guard` is asked about each request.
 
         Raises:
             MeshError: ADDRESS_IN_USE or SETTING_INVALID.
         """
         self._catalogue = catalogue
         self._budgets = budgets
+        self._guard = guard
         self._tls = tls.context if tls is not None else None
         self.room = ClientRoom()
         self._socket: socket = bind(listen, "The client listener")
@@ -92,7 +101,7 @@ class ClientListener:
             CLIENT_CONNECTIONS.dec()
             self._sessions.discard(session)
 
-    def _check(self, request: WSUpgradeRequest) -> Refusal | None:
+    def _check(self, request: WSUpgradeRequest, host: str) -> Refusal | None:
         if "Origin" in request.headers:
             return _refuse(HTTPStatus.FORBIDDEN, "Web pages may not use this port.")
         if SUBPROTOCOL not in offered_protocols(request):
@@ -100,11 +109,18 @@ class ClientListener:
                 HTTPStatus.BAD_REQUEST,
                 f"This is the client port of a mesh node: it speaks only the WebSocket subprotocol {SUBPROTOCOL}.",
             )
+        if self._guard is not None:
+            try:
+                self._guard.admit(request.headers.getall("Authorization", ()), host)
+            except MeshError as error:
+                status = HTTPStatus(error.mapping.http)
+                headers = (("WWW-Authenticate", CHALLENGE),) if status is HTTPStatus.UNAUTHORIZED else ()
+                return _refuse(status, f"{error.code}: {error.message}", headers)
         if len(self._sessions) >= CONNECTIONS_MAX:
             return _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections at once: try again.")
         return None
 
 
-def _refuse(status: HTTPStatus, text: str) -> Refusal:
+def _refuse(status: HTTPStatus, text: str, headers: tuple[tuple[str, str], ...] = ()) -> Refusal:
     CLIENT_REFUSALS.labels(status.phrase).inc()
-    return Refusal(status, text + "\n")
+    return Refusal(status, text + "\n", headers)

@@ -57,7 +57,7 @@ class PeerListener:
         """Gives the port back when `run` was never called."""
         self._socket.close()
 
-    def _check(self, request: WSUpgradeRequest) -> Refusal | None:
+    def _check(self, request: WSUpgradeRequest, _host: str) -> Refusal | None:
         if "Origin" in request.headers:
             # Only browsers send one: no page may make a browser of this network speak for it.
             self._refused += 1

@@ -1,7 +1,8 @@
-"""Limit on wrong proofs of join tokens by the host that they come from (docs/design/identity.md J4).
+"""Limit on wrong proofs (of join tokens, operator's tokens) by the host that they come from (docs/design/identity.md J4).
 
 A secret has 256 bits, so nobody guesses one; the limit keeps a stranger from spending this node's time. The table is bounded: a
-flood from very many hosts pushes out the oldest entries. `now` is monotonic seconds. Pure.
+flood from very many hosts pushes out the oldest entries. A host is an IPv4 address or an IPv6 network (`host_group`). `now`
+is monotonic seconds. Pure.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
+from meshcommon.address import host_group
 from meshcommon.errors import ErrorCode, MeshError
 
 WRONG_PROOFS_MAX: Final = 5
@@ -29,23 +31,26 @@ class _Host:
 class WrongProofs:
     """Wrong proofs of the last minute."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "proofs of join tokens") -> None:
+        """`what` was wrong, for the text."""
+        self._what = what
         self._hosts: OrderedDict[str, _Host] = OrderedDict()
 
     def check(self, host: str, now: float) -> None:
         """Raises BACKPRESSURE while `host` is refused."""
-        known = self._hosts.get(host)
+        known = self._hosts.get(host_group(host))
         if known is not None and now < known.refused_until:
             raise MeshError(
                 ErrorCode.BACKPRESSURE,
-                f"{WRONG_PROOFS_MAX} wrong proofs of join tokens came from this address: try again in a minute, with the token "
+                f"{WRONG_PROOFS_MAX} wrong {self._what} came from this address: try again in a minute, with the token "
                 "as it was printed.",
             )
 
     def note(self, host: str, now: float) -> None:
         """A wrong proof came from `host`."""
-        known = self._hosts.setdefault(host, _Host(now))
-        self._hosts.move_to_end(host)
+        group = host_group(host)
+        known = self._hosts.setdefault(group, _Host(now))
+        self._hosts.move_to_end(group)
         if now - known.window_from >= WINDOW_S:
             known.window_from, known.wrong = now, 0
         known.wrong += 1
