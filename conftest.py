@@ -15,19 +15,26 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+from meshtest.effort import scaled
+
 pytest_plugins = ["tests.costs"]
 
 _ONE_WORKER: Final = frozenset({"attacks", "faults"})
 """Folders under tests/ whose tests share a mesh or write one report: all of a folder runs on one worker."""
 _FIRST: Final = ("faults", "attacks", "sim", "e2e")
 """Folders under tests/ that take longest: they begin first, so that no worker ends long after the others."""
+_PROCESSES_COUNTED: Final = (
+    *("libs/", "services/"),
+    *("tests/e2e/test_demo.py", "tests/e2e/test_surfaces.py", "tests/e2e/test_up_down.py"),
+)
+"""Tests whose processes are counted: those of a project, the programs of the test kit, and one mesh with all that users touch."""
 
 _COVERAGE_OF_PROCESSES: Final = "COVERAGE_PROCESS_CONFIG"
 """By this variable coverage.py measures child processes, too."""
 
 # No deadline: machines that run the tests are shared, and a slow example is no failure. The blob makes any failure
 # repeatable from the log alone.
-settings.register_profile("mesh", deadline=None, print_blob=True)
+settings.register_profile("mesh", deadline=None, print_blob=True, max_examples=scaled(50))
 settings.load_profile("mesh")
 
 # A shell's background job starts with SIGINT ignored, and every process would inherit that: tests that press Ctrl-C would
@@ -68,9 +75,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Leaves the processes that an uncounted test starts uncounted, too."""
+    """Leaves processes uncounted that run what the tests of projects have counted already; a mesh is a dozen of them."""
     setting = os.environ.get(_COVERAGE_OF_PROCESSES)
-    if setting is None or _is_counted(item):
+    if setting is None or item.nodeid.startswith(_PROCESSES_COUNTED):
         return (yield)
     del os.environ[_COVERAGE_OF_PROCESSES]
     try:

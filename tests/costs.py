@@ -4,15 +4,13 @@ Wall time says little on a shared machine, so both are kept. Processor time is t
 that ended meanwhile: the services of a module's mesh count for its last test, so only sums by file are right. Leaves out
 what a child has used that nobody waited for.
 
-A run prints the dearest files and writes all to `build/test-costs.json`. Tests are handed out longest first by the figures
-of an earlier run, `tests/costs.json`, which `python -m tests.costs` copies from there.
+A run prints the dearest files, and writes all to `build/test-costs.json`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
@@ -22,11 +20,7 @@ from typing import Final
 import pytest
 
 FOUND: Final = Path("build/test-costs.json")
-RECORD: Final = Path(__file__).with_suffix(".json")
-"""Wall seconds by test file. Only the order of the tests depends on them."""
 _SHOWN: Final = 10
-_RECORDED_S_MIN: Final = 1.0
-"""Files that take less are not recorded: where they run does not matter."""
 _PROPERTY: Final = "cost"
 
 
@@ -46,12 +40,6 @@ class Cost:
 
 
 _FOUND: dict[str, Cost] = {}
-
-
-def recorded() -> dict[str, float]:
-    """Wall seconds by test file as an earlier run found them; files that are not there take less than a second."""
-    found: dict[str, float] = json.loads(RECORD.read_text())
-    return found
 
 
 def table(costs: Mapping[str, Cost]) -> list[str]:
@@ -106,22 +94,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     FOUND.write_text(json.dumps(earlier | {name: asdict(cost) for name, cost in _FOUND.items()}, indent=1) + "\n")
 
 
-def main() -> int:
-    """Copies what the last runs found into the record, for files that took long enough; other entries stay."""
-    found: dict[str, dict[str, float]] = json.loads(FOUND.read_text())
-    walls = recorded() | {name: round(cost["wall_s"], 1) for name, cost in found.items()}
-    kept = {name: wall_s for name, wall_s in sorted(walls.items()) if wall_s >= _RECORDED_S_MIN and Path(name).exists()}
-    RECORD.write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"{RECORD.name}: {len(kept)} files, {sum(kept.values()):.0f} s")
-    return 0
-
-
 def _processor_s() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 _STARTED: Final = pytest.StashKey[tuple[float, float]]()
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mesh_data.core.handshake import Handshake, LocalNode, PeerNode, Role, Terms
+from mesh_data.core.handshake import Handshake, LocalNode, PeerNode, Role, Standing, Terms
 from mesh_data.core.membership_desk import membership_of
 from mesh_data.core.view import View
 from mesh_data.shell.overlay.lane_socket import SUBPROTOCOL
@@ -80,6 +80,9 @@ class RawLane:
             assert handshake.failure is not None
             raise handshake.failure
         self.peer = handshake.peer
+        if handshake.peer.standing is Standing.BEHIND:
+            # What is newer there does not matter here: the lane is in service once this is said.
+            await self.send_control(lane_pb2.LaneControl(membership_known=lane_pb2.LaneMembershipKnown()))
         return handshake.peer
 
     async def _send_all(self, handshake: Handshake) -> None:

@@ -56,7 +56,7 @@ class Mallory:
 
     def lane(self, port: int) -> AbstractAsyncContextManager[RawLane]:
         """A lane of its own, on which the test writes what it likes."""
-        return lane(port, self.local, view_from_proto(self.view))
+        return lane(port, self.local, self.overlay.view() or view_from_proto(self.view))
 
     def overlay_id(self, node: str) -> NodeId:
         """The id of a node, as the overlay types it."""

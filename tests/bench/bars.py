@@ -24,6 +24,9 @@ EXPECTED: Final[dict[str, tuple[str, ...]]] = {
         "one at a time p50",
         "one at a time p99",
         "full mesh 128 B batched",
+        "128 B batched mtls",
+        "128 B unbatched mtls",
+        "64 KiB batched mtls",
     ),
     "latency": ("maximum", *(f"{share} % {figure}" for share in (10, 50, 80) for figure in ("p50", "p99", "p99.9"))),
     "catchup": tuple(

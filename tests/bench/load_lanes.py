@@ -12,12 +12,13 @@ import asyncio
 import json
 import secrets
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 import uvloop
 
 from mesh_data.core.handshake import Handshake, Role, Terms
-from mesh_data.core.view import View
+from mesh_data.core.membership_desk import membership_of
 from mesh_data.shell.overlay.dialler import connect_lane
 from mesh_data.shell.overlay.lane_session import shake_hands
 from meshcommon.boot_certificate import any_server
@@ -30,15 +31,15 @@ _WARM_UP_S: Final = 1.0
 _TIMEOUT_S: Final = 5.0
 
 
-async def open_once(address: str, view: View, node: NodeId, delegations: Delegations) -> None:
+async def open_once(address: str, terms: Terms, node: NodeId) -> None:
     """One lane of a member, up and closed again; raises MeshError when it is refused."""
     key = KeySigner(secrets.token_bytes(PRIVATE_KEY_BYTES))
     local = hub.member(node, hub.with_new_delegation(node, key, time.time()))
     socket = await connect_lane(address, _TIMEOUT_S, any_server())
     try:
-        terms = Terms(delegations, view=view, expected_peer=hub.HUB, certificate_seen=socket.peer_certificate)
+        seen = replace(terms, certificate_seen=socket.peer_certificate)
         deadline = time.monotonic() + _TIMEOUT_S
-        shaking = Handshake(Role.DIALLER, local, terms, secrets.token_bytes(32), secrets.token_bytes(32), deadline)
+        shaking = Handshake(Role.DIALLER, local, seen, secrets.token_bytes(32), secrets.token_bytes(32), deadline)
         await shake_hands(socket, shaking, time.monotonic)
         async with asyncio.timeout(_TIMEOUT_S):
             await socket.receive()
@@ -48,13 +49,20 @@ async def open_once(address: str, view: View, node: NodeId, delegations: Delegat
 
 async def flood(address: str, nodes: list[NodeId], seconds: float) -> dict[str, Any]:
     """Every member opens one lane after the other; how many a second there were, and what that cost here."""
-    view, delegations = hub.view_of(address), Delegations(time.time)
+    view = hub.view_of(address)
+    terms = Terms(
+        Delegations(time.time),
+        view=view,
+        expected_peer=hub.HUB,
+        membership_revision=view.revision,
+        membership_digest=membership_of(view).digest,
+    )
 
     async def run(until: float) -> int:
         async def one(node: NodeId) -> int:
             count = 0
             while time.monotonic() < until:
-                await open_once(address, view, node, delegations)
+                await open_once(address, terms, node)
                 count += 1
             return count
 

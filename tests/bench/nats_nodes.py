@@ -10,36 +10,51 @@ import asyncio
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
 from meshtest.ports import free_ports
 from meshtest.processes import Child, start
-from meshtest.waiting import eventually
+from meshtest.waiting import ConditionNotMetError, eventually
 from tests.bench.report import ROOT
 
 SERVER: Final = ROOT / "build" / "nats" / "usr" / "sbin" / "nats-server"
 NODES: Final = 3
+_PATIENCE_S: Final = 180.0
+"""On a machine with more work than processors, three servers take long to elect, and every answer may miss its two seconds."""
 
 
 class NatsNodes:
     """The three servers; `ports` are those for clients."""
 
-    def __init__(self, ports: dict[str, int]) -> None:
+    def __init__(self, ports: dict[str, int], children: Sequence[Child] = ()) -> None:
+        """`children`: the processes; one that has ended is told with its log as soon as a stream is wanted."""
         self.ports = ports
+        self._children = children
 
     async def create(self, name: str) -> None:
         """Makes a file stream with three replicas; its subject is its name."""
         wanted = {"name": name, "subjects": [name], "num_replicas": NODES, "storage": "file", "retention": "limits"}
 
+        said = "nothing yet"
+
         async def made() -> bool:
+            nonlocal said
+            for child in self._children:
+                if child.exit_status is not None:
+                    raise SystemExit(f"nats-server ended with status {child.exit_status}:\n{child.log_tail()}")
             answer = await self.ask(f"$JS.API.STREAM.CREATE.{name}", wanted)
+            said = str(answer.get("error") or ("no answer in two seconds" if not answer else "made"))
             return "config" in answer
 
-        await eventually(f"the stream {name}", made, timeout_s=60)
-        await eventually(f"a leader of {name}", lambda: self.leader(name), timeout_s=60)
+        try:
+            await eventually(f"the stream {name}", made, timeout_s=_PATIENCE_S)
+            await eventually(f"a leader of {name}", lambda: self.leader(name), timeout_s=_PATIENCE_S)
+        except ConditionNotMetError as error:
+            logs = "\n".join(child.log_tail() for child in self._children)
+            raise SystemExit(f"{error}; the server's last answer: {said}\n{logs}") from error
 
     async def delete(self, name: str) -> None:
         """Removes a stream and its files."""
@@ -116,7 +131,7 @@ async def running_nats(directory: Path) -> AsyncIterator[NatsNodes]:
         for number, config in enumerate(_configure(directory, clients, ports[NODES:])):
             log = directory / f"nats-{number}.log"
             children.append(start([str(SERVER), "--config", str(config)], log=log, environment=dict(os.environ)))
-        yield NatsNodes({f"s{number}": clients[number] for number in range(NODES)})
+        yield NatsNodes({f"s{number}": clients[number] for number in range(NODES)}, children)
     finally:
         await asyncio.gather(*(asyncio.to_thread(child.stop) for child in children))
 

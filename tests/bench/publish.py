@@ -34,7 +34,7 @@ from tests.bench.report import Bar, Row
 DIRECTORY: Final = report.ROOT / "build" / "bench" / "nodes"
 TEN: Final = tuple(f"bench/s{number}" for number in range(10))
 ONE: Final = "128 B batched"
-TLS_CASES: Final = (ONE, "128 B unbatched", "64 KiB batched")
+MTLS_CASES: Final = (ONE, "128 B unbatched", "64 KiB batched")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,29 @@ async def load(module: str, *arguments: str) -> dict[str, Any]:
     return found
 
 
+async def flood(mesh: MeshNodes, case: Case, seconds: float) -> dict[str, Any]:
+    """One row once on our side: what the load generator found, and `cpu_us`, processor time a message by process."""
+    how = ("--size", str(case.size), "--seconds", str(seconds), *case.mesh)
+    await mesh.create(case.streams)
+    watch = Stopwatch(node.pid for node in mesh.nodes.values())
+    found = await load("load_mesh", "flood", mesh.nodes[1].client, ",".join(case.streams), *how)
+    nodes_s = watch.used_s()
+    await mesh.delete(case.streams)
+    names = ("leader", "follower", "follower 2") if len(case.streams) == 1 else ("node 1", "node 2", "node 3")
+    used_s = dict(zip(names, nodes_s, strict=True)) | {"client": found["cpu_s"]}
+    # The nodes were watched during the warm-up too.
+    messages = {name: found["messages"] if name == "client" else found["messages_in_all"] for name in used_s}
+    found["cpu_us"] = {name: float(f"{used / messages[name] * 1e6:.3g}") for name, used in used_s.items()}
+    return found
+
+
 class Bench:
     """Both sides, up and running, and what was measured so far."""
 
     def __init__(self, mesh: MeshNodes, nats: NatsNodes, seconds: float) -> None:
         self._mesh = mesh
         self._nats = nats
+        self._duration_s = seconds
         self._seconds = ("--seconds", str(seconds))
         self._address = mesh.nodes[1].client
         self.rates: dict[str, Taken] = {case.name: Taken() for case in CASES}
@@ -95,7 +112,7 @@ class Bench:
         """Every row once, ours and theirs in turn."""
         for case in CASES:
             taken = self.rates[case.name]
-            ours = await self._flood(case)
+            ours = await flood(self._mesh, case, self._duration_s)
             theirs = await self._flood_nats(case)
             taken.ours.append(ours["rate"])
             taken.peer.append(theirs["rate"])
@@ -119,20 +136,6 @@ class Bench:
             f"round {number}  one at a time p50           ours {ours['p50']:.2f} ms   nats {theirs['p50']:.2f} ms",
             flush=True,
         )
-
-    async def _flood(self, case: Case) -> dict[str, Any]:
-        how = ("--size", str(case.size), *self._seconds, *case.mesh)
-        await self._mesh.create(case.streams)
-        watch = Stopwatch(node.pid for node in self._mesh.nodes.values())
-        found = await load("load_mesh", "flood", self._address, ",".join(case.streams), *how)
-        nodes_s = watch.used_s()
-        await self._mesh.delete(case.streams)
-        names = ("leader", "follower", "follower 2") if len(case.streams) == 1 else ("node 1", "node 2", "node 3")
-        used_s = dict(zip(names, nodes_s, strict=True)) | {"client": found["cpu_s"]}
-        # The nodes were watched during the warm-up too.
-        messages = {name: found["messages"] if name == "client" else found["messages_in_all"] for name in used_s}
-        found["cpu_us"] = {name: float(f"{used / messages[name] * 1e6:.3g}") for name, used in used_s.items()}
-        return found
 
     async def _flood_nats(self, case: Case) -> dict[str, Any]:
         names = [name.replace("/", "-") for name in case.streams]
@@ -180,27 +183,60 @@ async def measure_full_mesh(mesh: MeshNodes, rounds: int, seconds: float) -> Row
     return Row(f"full mesh {ONE}", "messages/s", full, alone, bar=Bar(ratio=0.5))
 
 
-async def measure_tls(clear: MeshNodes, rounds: int, seconds: float) -> list[Row]:
-    """Rows with lanes in TLS, as they are by default; the peer is the same in clear, in turn."""
-    cases = [case for case in CASES if case.name in TLS_CASES]
+async def measure_mtls(plain: MeshNodes, rounds: int, seconds: float) -> list[Row]:
+    """Rows with lanes in TLS and packets sealed, as they always are; the peer has neither, in turn.
+
+    Packets are sealed on the plain rows too, since no setting turns that off; the peer here is the only one without
+    (`unsealed`). What the plain mesh takes in the same round is in `runs`.
+    """
+    cases = [case for case in CASES if case.name in MTLS_CASES]
     taken = {case.name: Taken() for case in cases}
-    async with running_mesh(DIRECTORY / "tls", is_tls=True) as sealed:
+    bare = (sys.executable, "-m", "tests.bench.unsealed")
+    async with (
+        running_mesh(DIRECTORY / "mtls", is_tls=True) as sealed,
+        running_mesh(DIRECTORY / "bare", bare) as clear,
+    ):
         for number in range(rounds):
             for case in cases:
-                how = ("--size", str(case.size), "--seconds", str(seconds), *case.mesh)
-                for mesh, rates in ((sealed, taken[case.name].ours), (clear, taken[case.name].peer)):
-                    await mesh.create(["bench/one"])
-                    rates.append((await load("load_mesh", "flood", mesh.nodes[1].client, "bench/one", *how))["rate"])
-                    await mesh.delete(["bench/one"])
-                ours, peer = taken[case.name].ours[-1], taken[case.name].peer[-1]
-                print(f"round {number + 1}  {case.name:26} tls {ours:>10,.0f}/s   clear {peer:>10,.0f}/s", flush=True)
+                found = {
+                    name: await flood(mesh, case, seconds)
+                    for name, mesh in (("mtls", sealed), ("clear", clear), ("sealed without tls", plain))
+                }
+                rates = {name: item["rate"] for name, item in found.items()}
+                used_us = {name: sum(item["cpu_us"].values()) for name, item in found.items()}
+                taken[case.name].ours.append(rates["mtls"])
+                taken[case.name].peer.append(rates["clear"])
+                taken[case.name].details.append(
+                    {
+                        "sealed_without_tls": float(f"{rates['sealed without tls']:.4g}"),
+                        "cpu_us_per_message": {name: float(f"{used:.3g}") for name, used in used_us.items()},
+                    }
+                )
+                shown = "   ".join(f"{name} {rate:,.0f}/s {used_us[name]:.3g} us" for name, rate in rates.items())
+                print(f"round {number + 1}  {case.name:26} {shown}", flush=True)
     return [
-        Row(f"{case.name} tls", "messages/s", taken[case.name].ours, taken[case.name].peer, bar=Bar(ratio=0.7))
+        Row(
+            f"{case.name} mtls",
+            "messages/s",
+            taken[case.name].ours,
+            taken[case.name].peer,
+            bar=Bar(ratio=0.7),
+            details=taken[case.name].details,
+        )
         for case in cases
     ]
 
 
-async def run(rounds: int, seconds: float, *, has_full_mesh: bool) -> None:
+async def measure_peers(mesh: MeshNodes, rounds: int, seconds: float) -> list[Row]:
+    """The rows in comparison with NATS."""
+    async with running_nats(DIRECTORY / "nats") as nats:
+        bench = Bench(mesh, nats, seconds)
+        for number in range(rounds):
+            await bench.round(number + 1)
+    return bench.rows()
+
+
+async def run(rounds: int, seconds: float, *, has_full_mesh: bool, only_mtls: bool = False) -> None:
     """The whole bench; its nodes' directories are removed at the end."""
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     machine = report.machine()
@@ -209,14 +245,10 @@ async def run(rounds: int, seconds: float, *, has_full_mesh: bool) -> None:
     try:
         async with AsyncExitStack() as stack:
             mesh = await stack.enter_async_context(running_mesh(DIRECTORY / "mesh"))
-            async with running_nats(DIRECTORY / "nats") as nats:
-                bench = Bench(mesh, nats, seconds)
-                for number in range(rounds):
-                    await bench.round(number + 1)
-            rows = bench.rows()
+            rows = [] if only_mtls else await measure_peers(mesh, rounds, seconds)
             disk.append(probe(DIRECTORY))
-            rows += await measure_tls(mesh, rounds, seconds)
-            if has_full_mesh:
+            rows += await measure_mtls(mesh, rounds, seconds)
+            if has_full_mesh and not only_mtls:
                 rows.append(await measure_full_mesh(mesh, rounds, seconds))
     finally:
         shutil.rmtree(DIRECTORY, ignore_errors=True)
@@ -231,7 +263,9 @@ def publish_report(rows: Sequence[Row], disk: Sequence[float], machine: Mapping[
     picture = path.with_suffix(".svg")
     plot.draw(found, "Publishing to three nodes, compared with NATS JetStream R3", picture)
     print(report.table(found["rows"]))
-    print("The peer of the full mesh is the same load on data planes alone, that of rows with tls the same in clear.")
+    print(
+        "The peer of the full mesh is the same load on data planes alone, that of rows with mtls neither TLS nor seals."
+    )
     print(
         f"raw disk: {', '.join(f'{figure:.0f}' for figure in disk)} MB/s; written to {_shown(path)}, {_shown(picture)}"
     )
@@ -247,8 +281,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--without-full-mesh", action="store_true", help="leaves out the row with all services")
+    parser.add_argument("--only-mtls", action="store_true", help="measures only what TLS and seals cost")
     given = parser.parse_args()
-    asyncio.run(run(given.rounds, given.seconds, has_full_mesh=not given.without_full_mesh))
+    asyncio.run(run(given.rounds, given.seconds, has_full_mesh=not given.without_full_mesh, only_mtls=given.only_mtls))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import ssl
+import sys
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -148,3 +151,21 @@ async def test_users_of_listeners_that_others_reach_get_tls(tmp_path: Path) -> N
             with pytest.raises(MeshError) as refused:
                 await application.describe("no/stream")
             assert refused.value.code in {ErrorCode.NOT_A_MEMBER, ErrorCode.STREAM_NOT_FOUND}, "it got an answer"
+        await forms_a_mesh(tmp_path, authority, f"a=localhost:{grpc_port}")
+
+
+async def forms_a_mesh(directory: Path, authority: Path, node: str) -> None:
+    """The seed service of compose.yaml trusts what the control plane writes for users, as soon as it is there."""
+    words = [sys.executable, "deploy/seed/form_mesh.py", f"--authorities={directory / 'authorities'}", node]
+    seed = await asyncio.create_subprocess_exec(*words, stdout=PIPE, stderr=STDOUT)
+    assert seed.stdout is not None
+    async with asyncio.timeout(60):
+        first = await seed.stdout.readline()
+        assert b"writes its authority" in first, "it waits for the authority"
+        trusted = directory / "authorities" / "a"
+        trusted.mkdir(parents=True)
+        await asyncio.to_thread(shutil.copy, authority, trusted / "ca.crt")
+        printed, _ = await seed.communicate()
+        status = await seed.wait()
+    assert status == 0, printed.decode()
+    assert b"mesh_formed" in printed

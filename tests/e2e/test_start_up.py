@@ -32,7 +32,7 @@ def run(service: str, site: SiteConfig, **changes: str) -> tuple[int, dict[str, 
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "COVERAGE"))}
     environment |= site.environment(*NO_STORES) | changes
     done = subprocess.run(
-        [sys.executable, "-m", MODULES[service]], env=environment, capture_output=True, timeout=60, check=False
+        [sys.executable, "-m", MODULES[service]], env=environment, capture_output=True, timeout=240, check=False
     )
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     error: dict[str, str] = json.loads(done.stderr.splitlines()[-1])

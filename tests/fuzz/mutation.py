@@ -22,13 +22,17 @@ class TargetFailedError(AssertionError):
     """An input on which a target failed; the message holds all that is needed to run it again."""
 
 
-def neighbours(sample: bytes) -> Iterator[bytes]:
-    """Every truncation of a sample, the sample with a byte more, and every change of a single byte."""
+def neighbours(sample: bytes, *, is_exhaustive: bool = True) -> Iterator[bytes]:
+    """Every truncation of a sample, the sample with a byte more, and changes of each single byte.
+
+    Exhaustive means to every other value; else to those that differ by one bit or by one, and to the interesting ones.
+    """
     for length in range(len(sample)):
         yield sample[:length]
     yield sample + b"\x00"
     for at, original in enumerate(sample):
-        for value in range(256):
+        near = {original ^ 1 << bit for bit in range(8)} | {(original + step) % 256 for step in (-1, 1)}
+        for value in range(256) if is_exhaustive else sorted(near.union(_INTERESTING_BYTES)):
             if value != original:
                 yield sample[:at] + bytes((value,)) + sample[at + 1 :]
 

@@ -30,6 +30,7 @@ from tests.fuzz.ca_targets import CA_TARGETS
 from tests.fuzz.certificate_targets import CERTIFICATE_TARGETS
 from tests.fuzz.edge_targets import EDGE_TARGETS
 from tests.fuzz.join_targets import JOIN_TARGETS
+from tests.fuzz.lane_targets import LANE_TARGETS
 from tests.golden.samples import SAMPLES
 
 SIGNED_EVERY: Final = 101
@@ -354,6 +355,6 @@ TARGETS: Final = {
         Target("request", fuzz_request, _seeds("request")),
         Target("response", fuzz_response, _seeds("response_")),
         *(Target(name, run, seeds) for name, run, seeds in (*JOIN_TARGETS, *CERTIFICATE_TARGETS, *EDGE_TARGETS)),
-        *(Target(name, run, seeds, SIGNED_EVERY) for name, run, seeds in CA_TARGETS),
+        *(Target(name, run, seeds, SIGNED_EVERY) for name, run, seeds in (*CA_TARGETS, *LANE_TARGETS)),
     )
 }

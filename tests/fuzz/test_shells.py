@@ -1,8 +1,7 @@
-"""Every entry point, fuzzed for a moment in the suite; `make fuzz TARGET=… SECONDS=60` does it at length."""
+"""Every entry point, fuzzed for a moment in the suite; `make fuzz TARGET=… SECONDS=60` and `make nightly` do it at length."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,13 +13,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from mesh_gateway.shell.app import build_app
+from meshtest.effort import scaled
 from tests.fuzz import shell_rest
 from tests.fuzz.mutation import TargetFailedError
 from tests.fuzz.shell_registry import SHELL_TARGETS
 from tests.fuzz.shell_targets import Attempt, ShellTarget, check_code
 
 SEED = 20_261_129
-SECONDS = float(os.environ.get("MESH_TEST_FUZZ_SECONDS", "10"))
+SECONDS = scaled(2)
 
 
 @pytest.fixture(autouse=True)

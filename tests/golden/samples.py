@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from mesh_data.core.handshake import LocalNode
+from mesh_data.core.frame_seal import REKEY_S, FrameSeal
+from mesh_data.core.handshake import Handshake, LocalNode, Role, Terms
 from mesh_data.core.identity import Identity
 from mesh_data.core.key_agreement import ExchangeKey
 from mesh_data.core.key_message import Answer, Ask, KeyMessage, decode_key_message
@@ -19,6 +20,8 @@ from mesh_data.core.path_error import PathError
 from mesh_data.core.view import View
 from meshcommon.delegation import Delegation, Delegations
 from meshcommon.ids import NodeId
+from meshcommon.key_signer import KeySigner
+from meshcommon.membership import Member, Membership, Vouch, decode_membership
 from meshtest.delegated import NOW_S, delegated_signer
 from meshwire import batch, client, entry, frame, packet, records, request, store_message
 from meshwire.packet import Packet, Protocol, TrafficClass
@@ -171,6 +174,44 @@ _CLIENT_FRAME: Final = [
     ),
     (int(client.Kind.PUBLISHED), 1, client.encode_published(1, 2**40, 3, True)[client.MESSAGE_OVERHEAD_BYTES :]),
 ]
+_MEMBERSHIP: Final = Membership.of(
+    _MESH,
+    7,
+    [
+        Member(NodeId(1), "n1", KeySigner(bytes(range(32))).public_key, is_voter=True),
+        Member(NodeId(2), "n2", b"\x02" * 32, is_voter=False),
+    ],
+)
+_VOUCH: Final = Vouch.signed(KeySigner(bytes(range(32))), NodeId(1), 1000, _MEMBERSHIP)
+
+
+def _lane_hello() -> bytes:
+    """The first message of a lane, so that the golden file pins every field of version 5."""
+    terms = Terms(
+        Delegations(lambda: NOW_S),
+        certificate_shown=b"s" * 32,
+        certificate_seen=b"c" * 32,
+        membership_revision=1000,
+        membership_digest=_MEMBERSHIP.digest,
+        seals_frames=True,
+    )
+    handshake = Handshake(Role.DIALLER, _IDENTITY.local, terms, b"n" * 32, b"e" * 32, 0.0)
+    return bytes(frame.decode_handshake(handshake.take_outgoing()[0]))
+
+
+def _sealed_frame() -> bytes:
+    """The second frame of a direction, behind a change of keys: its bytes pin nonce, head and the way to the next key."""
+    seal = FrameSeal(b"a" * 32, b"b" * 32)
+    seal.seal(b"first", 0.0)
+    return seal.seal(_HANDSHAKE, REKEY_S)
+
+
+def _open_frame(data: bytes) -> object:
+    seal = FrameSeal(b"b" * 32, b"a" * 32)
+    seal.open(FrameSeal(b"a" * 32, b"b" * 32).seal(b"first", 0.0))
+    return seal.open(data)
+
+
 _HANDSHAKE: Final = b"\x08\x01handshake"
 
 
@@ -236,5 +277,8 @@ SAMPLES: Final[dict[str, Sample]] = {
         )
     ),
     "store_ask": _store(store_message.Ask()),
+    "frame_sealed": Sample(_HANDSHAKE, _sealed_frame(), _open_frame),
+    "lane_hello": Sample(_lane_hello(), _lane_hello(), bytes),
+    "membership": Sample((_MEMBERSHIP, _VOUCH), _MEMBERSHIP.encode(_VOUCH), decode_membership),
     "frame_handshake": Sample(_HANDSHAKE, frame.encode_handshake(_HANDSHAKE), frame.decode_handshake),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -166,12 +167,13 @@ async def test_a_flood_of_the_smallest_frames_stops_nobody_else(kind: int) -> No
     load = (bytes((0x80 | kind, 0x80)) + MASK) * 20_000
     async with serving(STRANGERS) as port:
         attack = asyncio.create_task(asyncio.to_thread(flood_unread, port.number, load, 100), name="attack")
-        loop, latest_s = asyncio.get_running_loop(), 0.0
+        # In processor time of the loop's thread: other programs may stop the loop, too.
+        longest_s = 0.0
         while not attack.done():
-            due = loop.time() + 0.01
+            began_s = time.thread_time()
             await asyncio.sleep(0.01)
-            latest_s = max(latest_s, loop.time() - due)
-        assert latest_s < 0.5
+            longest_s = max(longest_s, time.thread_time() - began_s)
+        assert longest_s < 0.5
         await until("the end of the connection", lambda: all(item.is_gone for item in port.connections))
         assert await port.is_serving()
 

@@ -164,9 +164,10 @@ async def test_a_head_that_comes_in_drops_ends_the_connection_too(is_hasty: None
     dripping.cancel()
 
 
-async def test_a_connection_in_use_stays(is_hasty: None, port: int) -> None:
+async def test_a_connection_in_use_stays(is_hasty: None, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "QUIET_S", 1.0)
     wire = await Wire.open(port)
-    for _ in range(8):
+    for _ in range(20):
         wire.writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await wire.head()).startswith(b"HTTP/1.1 200")
         await asyncio.sleep(0.08)

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from meshcommon.ids import NodeId
 from meshcommon.store_guard import GuardReady, GuardTiming, Objection, StoreGuard, StoreMemory
 from meshcommon.store_lineage import Lineage, Seen, Verdict, begin, next_incarnation, raised, renounced, seen_of
+from meshtest.effort import scaled
 from meshwire.store_message import Ask, Hello, Refusal, StoreMessage, Welcome
 
 TIMING = GuardTiming(repeat_s=1.0, patience_s=10.0)
@@ -356,4 +357,4 @@ class GuardedNodes(RuleBasedStateMachine):
 
 
 TestGuardedNodes = GuardedNodes.TestCase
-TestGuardedNodes.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestGuardedNodes.settings = settings(max_examples=scaled(50), stateful_step_count=40, deadline=None)

@@ -20,6 +20,7 @@ from meshcommon.store_lineage import (
     renounced,
     seen_of,
 )
+from meshtest.effort import scaled
 from meshwire.store_message import INCARNATIONS_MAX, RENOUNCED_MAX
 
 
@@ -133,4 +134,4 @@ class DiskThatForgets(RuleBasedStateMachine):
 
 
 TestDiskThatForgets = DiskThatForgets.TestCase
-TestDiskThatForgets.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestDiskThatForgets.settings = settings(max_examples=scaled(60), stateful_step_count=30, deadline=None)

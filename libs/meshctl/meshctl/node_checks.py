@@ -32,6 +32,16 @@ _NO_POSTGRES: Final = "No Postgres is set"
 _STORES: Final = ("Postgres ", "Redis ", "The tables are behind", _NO_POSTGRES)
 _OF_CA: Final = ("Certificates end", "Rotation of the CA", "The key of the CA")
 _OF_OTHER_CHECKS: Final = (_REMOVED, *_STORES, *_OF_CA, "This mesh is OPEN", "Node '", "Stream '")
+_AWAY: Final = frozenset(
+    (
+        ErrorCode.ADDRESS_UNREACHABLE,
+        ErrorCode.NODE_STOPPED,
+        ErrorCode.HANDSHAKE_FAILED,
+        ErrorCode.MEMBERSHIP_OUTDATED,
+        ErrorCode.WRONG_PROTOCOL,
+    )
+)
+"""Why a dial fails while a node is away, restarts or joins: `mesh.nodes-reachable` tells of it, if it lasts."""
 _MORE_LEADERLESS: Final = "more streams have no leader"
 
 
@@ -112,6 +122,16 @@ def _other_warnings(answers: Answers) -> Finding:
 def _lanes_up(answers: Answers) -> Finding:
     forwarding = told(answers.forwarding, DATA_PLANE)
     peers = sorted({lane.peer for lane in forwarding.lanes})
+    refused = [dial for dial in forwarding.failed_dials if dial.code not in _AWAY]
+    if refused:
+        named = ", ".join(f"{dial.peer} ({dial.code})" for dial in refused)
+        find = warning if peers else failed
+        return find(
+            f"{count(len(peers), 'lane')} up, and no lane can be opened to {named}",
+            refused[0].reason,
+            peers=peers,
+            refused={dial.peer: dial.code for dial in refused},
+        )
     if peers:
         return ok(f"{count(len(forwarding.lanes), 'lane')} up, to {some(peers)}", peers=peers)
     if _is_alone(answers.status, forwarding.routes):

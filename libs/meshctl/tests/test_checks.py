@@ -176,6 +176,20 @@ def _no_lane(answers: Any) -> None:
     answers.forwarding.ClearField("lanes")
 
 
+def _refused_dial(answers: Any) -> None:
+    answers.forwarding.failed_dials.add(peer="c", code="CLOCK_SKEW", reason="Here it is noon.")
+
+
+def _refused_by_all(answers: Any) -> None:
+    _no_lane(answers)
+    _refused_dial(answers)
+
+
+def _dialled_while_away(answers: Any) -> None:
+    _no_lane(answers)
+    answers.forwarding.failed_dials.add(peer="c", code="ADDRESS_UNREACHABLE", reason="Nobody answers.")
+
+
 def _two_members(answers: Any) -> None:
     answers.status.view.streams[0].members.pop()
 
@@ -218,6 +232,9 @@ CASES: Final[list[Case]] = [
     ("ca.keys", _ca(voters_without_key=["c"]), W, "cannot issue certificates: c"),
     ("ca.keys", _ca(issuers=[]), F, "no node can issue certificates"),
     ("lanes.up", _no_lane, F, "no lane to any node is up"),
+    ("lanes.up", _dialled_while_away, F, "no lane to any node is up"),
+    ("lanes.up", _refused_dial, W, "1 lane up, and no lane can be opened to c (CLOCK_SKEW)"),
+    ("lanes.up", _refused_by_all, F, "0 lanes up, and no lane can be opened to c (CLOCK_SKEW)"),
     ("lanes.tls", _node(1, peer_address="ws://b:1"), W, "the address of b is ws://"),
     ("lanes.tls", _node(1, peer_address="b"), F, "nobody dials b"),
     ("lanes.routes", _no_path(1), F, "no path to c"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from libs.meshraft.tests.cluster import GROUP, Cluster, Envelope, member_of
 from libs.meshraft.tests.messages import Kind, Message, frame, unpack
 from meshraft import GroupConfig, InvalidFrame
+from meshtest.effort import scaled
 
 CONFIG = GroupConfig(election_ticks=10, heartbeat_ticks=2, quiesces=True)
 QUIESCES = 40
@@ -341,7 +342,7 @@ def play(cluster: Cluster, step: Step, chance: Chance) -> None:
     cluster.loses = lambda _: False
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=scaled(100), deadline=None)
 @given(steps, st.integers(0, 1000))
 def test_a_quiesced_cluster_elects_and_commits_like_an_awake_one(schedule: list[Step], seed: int) -> None:
     cluster = Cluster(seed=seed, config=CONFIG)

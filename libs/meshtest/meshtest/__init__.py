@@ -13,6 +13,8 @@ Files:
     demo               `make demo`: three nodes, a stream, a link that dies without a word, a service that is killed –
                        and every byte compared
     demo_input         What the demo publishes when no file is given: the standard library's own source
+    effort             How much chance tries: `make test` tries a handful, `make nightly` sets MESH_TEST_EFFORT and
+                       tries that many times as much
     fake_overlay       An overlay in memory: several nodes on one event loop, with delay, loss and cuts
     fake_services      gRPC services whose answers a test decides: stand-ins for control plane, routing, data plane or a
                        whole gateway

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshtest.effort import scaled
 from meshtest.histories import Publish, Read, check_linearizable, check_progress, longest_stall_s
 
 
@@ -120,7 +121,7 @@ def outcomes(call: Publish | Read, log: tuple[bytes, ...]) -> list[tuple[bytes, 
     return [(*log, *call.values)] if call.offset in (None, len(log)) else []
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=scaled(400), deadline=None)
 @given(histories())
 def test_c3_agrees_with_a_search_over_all_orders(history: tuple[list[Publish], list[Read]]) -> None:
     publishes, reads = history

@@ -20,6 +20,7 @@ from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.record_exchanges import opened_budget
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2
 from meshcommon.errors import ErrorCode, MeshError
+from meshtest.effort import scaled
 from meshtest.waiting import eventually
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Caller:
         return dict(self.answered[0]["headers"]).get(name)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scaled(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(headers=WHATEVER, has_host=st.booleans(), kind=st.sampled_from(["http", "websocket"]))
 async def test_no_header_text_is_answered_with_a_failure_of_ours(
     gateway: Gateway, headers: Headers, has_host: bool, kind: str

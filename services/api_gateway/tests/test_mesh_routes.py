@@ -72,7 +72,8 @@ async def test_seed_and_join(gateway: Gateway) -> None:
     gateway.control.answer("Seed", mesh_pb2.SeedResponse(mesh_id="m", node_id=1, token="mesh1.x"))
     gateway.control.answer("Join", mesh_pb2.JoinResponse(mesh_id="m", node_id=2))
     seeded = await gateway.http.post("/v1/mesh/seed")
-    assert (seeded.status_code, seeded.json()) == (201, {"mesh_id": "m", "node_id": 1, "token": "mesh1.x"})
+    root = {"ca_fingerprint": "", "ca_root_key_file": ""}
+    assert (seeded.status_code, seeded.json()) == (201, {"mesh_id": "m", "node_id": 1, "token": "mesh1.x"} | root)
     assert gateway.control.asked[-1].request == mesh_pb2.SeedRequest(name="mesh", policy=KEY_REQUIRED)
     await gateway.http.post("/v1/mesh/seed", json={"name": "plant", "policy": "OPEN"})
     assert gateway.control.asked[-1].request == mesh_pb2.SeedRequest(name="plant", policy=view_pb2.JOIN_POLICY_OPEN)
@@ -162,12 +163,14 @@ async def test_forwarding_and_ping(gateway: Gateway) -> None:
         lanes=[data_pb2.Lane(peer="b", is_dialled=True, rtt_us=90, up_s=2.5)],
         routes=[data_pb2.ForwardingRoute(destination="c", path=["a", "c"], backup=["a", "b", "c"])],
         route_version=3,
+        failed_dials=[data_pb2.FailedDial(peer="c", code="CLOCK_SKEW", reason="Here it is noon.")],
     )
     gateway.data.answer("GetForwarding", forwarding)
     gateway.data.answer("Ping", data_pb2.PingResponse(rtt_us=77, path=["a", "b"]))
     body = (await gateway.http.get("/v1/forwarding")).json()
     assert body["lanes"] == [{"peer": "b", "is_dialled": True, "rtt_us": 90, "up_s": 2.5}]
     assert body["routes"] == [{"destination": "c", "path": ["a", "c"], "backup": ["a", "b", "c"]}]
+    assert body["failed_dials"] == [{"peer": "c", "code": "CLOCK_SKEW", "reason": "Here it is noon."}]
     ping = await gateway.http.post("/v1/nodes/b/ping", params={"timeout_ms": 500})
     assert ping.json() == {"rtt_us": 77, "path": ["a", "b"]}
     assert gateway.data.asked[-1].request == data_pb2.PingRequest(node="b", timeout_ms=500)

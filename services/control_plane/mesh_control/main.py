@@ -56,7 +56,10 @@ from meshwire.packet import Protocol, TrafficClass
 SERVICE: Final = "mesh-control"
 QUEUE_LIMITS: Final = QueueLimits(bytes_max=16 * 1024 * 1024, destination_bytes_max=8 * 1024 * 1024)
 """For one destination: a snapshot of the control group has to fit."""
-CALLERS: Final = {"meshapi.supervisor.v1.MeshService": frozenset({Service.GATEWAY})}
+CALLERS: Final = {
+    "meshapi.supervisor.v1.MeshService": frozenset({Service.GATEWAY}),
+    "meshapi.supervisor.v1.CaService": frozenset({Service.GATEWAY}),
+}
 _log = get_logger(__name__)
 
 

@@ -8,6 +8,8 @@ Files:
     line            Three forwarders in a line, node 2 the relay between the others, for tests of what a relay can do to
                     packets
     lone_owner      The owner of a replica that no catalogue knows of
+    settling        Overlay cores that know different memberships, joined by lanes without a wire, for tests of how they
+                    settle
     stream_cluster  Nodes with stream groups in one process, over an overlay in memory and real Raft logs: what the
                     tests beside share
     tls_middle      Two overlays with somebody in between who ends TLS and reads what passes, for tests

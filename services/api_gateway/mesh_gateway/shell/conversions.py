@@ -191,4 +191,7 @@ def forwarding_model(answer: data_pb2.GetForwardingResponse) -> models.Forwardin
             for route in answer.routes
         ],
         route_version=answer.route_version,
+        failed_dials=[
+            models.FailedDial(peer=dial.peer, code=dial.code, reason=dial.reason) for dial in answer.failed_dials
+        ],
     )

@@ -223,12 +223,21 @@ class Route(BaseModel):
     backup: list[str] = Field(description="Path that would be taken if it broke.")
 
 
+class FailedDial(BaseModel):
+    """A node to which this one wants a lane, and whose last dial failed."""
+
+    peer: str = Field(description="Node.")
+    code: str = Field(description="Stable code of the failure, such as CLOCK_SKEW.")
+    reason: str = Field(description="What was said of it, for people.")
+
+
 class Forwarding(BaseModel):
     """Lanes and routes of this node."""
 
     lanes: list[Lane] = Field(description="Lanes that are up.")
     routes: list[Route] = Field(description="Routes to every other node.")
     route_version: int = Field(description="Version of the route table.")
+    failed_dials: list[FailedDial] = Field(description="Nodes that are dialled in vain, with the last failure of each.")
 
 
 class CreateStreamBody(Body):

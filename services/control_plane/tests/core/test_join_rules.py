@@ -30,6 +30,7 @@ from mesh_control.core.replica import Replica
 from mesh_control.core.versions import FIRST_VERSION, JOIN_VERSION, MESH_VERSION, check_proposable, version_of
 from meshapi.control.v1 import join_pb2, mcg_pb2
 from meshcommon.errors import ErrorCode, MeshError
+from meshtest.effort import scaled
 
 FOUNDED_MS: Final = 1_000
 
@@ -385,7 +386,7 @@ class Joining(RuleBasedStateMachine):
 
 
 TestJoining = Joining.TestCase
-TestJoining.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestJoining.settings = settings(max_examples=scaled(30), stateful_step_count=30, deadline=None)
 
 
 def test_state_that_took_no_use_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:

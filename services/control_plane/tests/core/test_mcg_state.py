@@ -41,6 +41,7 @@ from mesh_control.core.model import RETAINED_BYTES_DEFAULT, RETAINED_BYTES_MIN, 
 from meshapi.control.v1 import mcg_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import MemberId, NodeId, StreamId
+from meshtest.effort import scaled
 
 
 def health(state: McgState) -> MeshStatus:
@@ -365,7 +366,7 @@ class Replicas(RuleBasedStateMachine):
 
 
 TestReplicas = Replicas.TestCase
-TestReplicas.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestReplicas.settings = settings(max_examples=scaled(30), stateful_step_count=30, deadline=None)
 
 
 @given(st.binary(max_size=200))

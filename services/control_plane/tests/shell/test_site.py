@@ -34,6 +34,7 @@ from meshcommon.grpc_server import GrpcServer
 from meshcommon.ids import NodeId
 from meshcommon.key_signer import IDENTITY_KEY, PRIVATE_KEY_BYTES, KeySigner
 from meshcommon.lifecycle import Stop
+from meshcommon.membership import Membership, Vouch
 from meshcommon.requests import Requests
 from meshtest.ports import free_ports
 from meshwire.packet import Protocol
@@ -258,6 +259,14 @@ async def test_services_are_told_again_after_each_change_and_restart(site: FakeS
 
         assert await site.admit("b") == 2
         await site.eventually(lambda: len(site.data.configured[-1].view.nodes) == 2)
+        for told in site.data.configured:
+            # Each view comes with this node's word for its members, which other data planes may ask for.
+            vouch = Vouch.from_proto(told.vouch)
+            assert (vouch is None) is not told.HasField("view")
+            if vouch is not None:
+                assert vouch.digest == Membership.of_view(told.view).digest
+                assert (vouch.node_id, vouch.revision) == (1, told.view.revision)
+                assert vouch.is_signed_by(node.public_key, seeded.mesh_id, told.view.mesh_epoch)
         await site.eventually(lambda: len(site.routing.configured[-1].view.nodes) == 2)
 
         for name, start, configured in (

@@ -129,11 +129,15 @@ async def test_a_store_holds_one_connection_of_the_watch(
     valkey.launch()
     await valkey.wait()
     async with watching("", valkey.url) as readiness:
-        await asyncio.sleep(0.3)
         client = redis.asyncio.Redis.from_url(valkey.url)
-        clients = await client.client_list()
+
+        async def is_connected() -> bool:
+            return len(await client.client_list()) == 2
+
+        await eventually("the watch has a connection beside the test's", is_connected)
+        await asyncio.sleep(0.3)
+        assert await is_connected()
         await client.aclose()
-        assert len(clients) == 2
         assert readiness.warnings() == []
 
 

@@ -17,6 +17,7 @@ from mesh_data.core.group_steps import Step, Waiting, members_out, next_step
 from mesh_data.core.view import Member, Retiring, Stream, StreamPhase
 from meshcommon.ids import MemberId, NodeId, StreamId
 from meshraft.configuration import ConfChange, Configuration, Transfer
+from meshtest.effort import scaled
 
 
 def stream(members: list[int], retiring: list[int] | None = None, *, learners: int = 0, revision: int = 5) -> Stream:
@@ -153,7 +154,7 @@ class Group:
             assert len(self.voters - self.silent) > len(self.voters) // 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=scaled(100), deadline=None)
 @given(data=st.data())
 def test_steps_end_at_the_wish_when_everybody_answers(data: st.DataObject) -> None:
     """Also when some are silent for a while, leaders change, and the wish changes in the middle."""

@@ -17,6 +17,7 @@ from mesh_data.core.view import view_from_proto
 from meshapi.common.v1 import view_pb2
 from meshcommon.errors import ErrorCode
 from meshcommon.ids import StreamId
+from meshtest.effort import scaled
 from meshwire import batch as batch_format
 from meshwire.entry import (
     INTRODUCED,
@@ -100,7 +101,7 @@ entries = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=scaled(100), deadline=None)
 @given(log=st.lists(entries, max_size=40), restart_at=st.integers(0, 40))
 def test_two_versions_never_differ_at_an_index_that_both_have_applied(log: list[bytes], restart_at: int) -> None:
     """I4 across versions; and the older one, updated and restarted where it stood, comes to the same state as the others."""

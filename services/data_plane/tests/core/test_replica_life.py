@@ -23,6 +23,7 @@ from mesh_data.core.replica_life import (
 from mesh_data.core.replica_report import ReplicaState
 from mesh_data.core.view import Member, Retiring, Stream, StreamPhase
 from meshcommon.ids import NO_NODE, MemberId, NodeId, StreamId
+from meshtest.effort import scaled
 
 HERE, ELSEWHERE = NodeId(1), NodeId(2)
 IDS = (StreamId(1), StreamId(2))
@@ -340,5 +341,5 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=scaled(80), stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -26,6 +26,7 @@ from mesh_data.core.packet_session import PacketSession
 from mesh_data.core.timing import OverlayTiming
 from meshapi.data.v1 import data_pb2
 from meshcommon.ids import NodeId
+from meshtest.effort import scaled
 from meshwire.buffers import Buffer
 from meshwire.packet import FLAG_SEALED, Protocol, TrafficClass, nonce_of
 
@@ -189,7 +190,7 @@ def unique_nonces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_nothing_forged_repeated_or_misrouted_is_accepted() -> None:
-    run_state_machine_as_test(Storm, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(Storm, settings=settings(max_examples=scaled(25), stateful_step_count=40, deadline=None))
 
 
 def test_the_flag_is_what_makes_the_machine_see_sealed_packets() -> None:

@@ -22,6 +22,7 @@ from mesh_data.core.stream_state import (
 )
 from meshcommon.errors import ErrorCode
 from meshcommon.ids import StreamId
+from meshtest.effort import scaled
 from meshwire.entry import BatchEntry, InitProducerEntry, MoveFloorEntry, SealEntry, encode_entry
 from meshwire.errors import WireCode, WireError
 from meshwire.records import Record, encode_batch
@@ -229,7 +230,7 @@ class CrowdedStreamMachine(StreamMachine):
     producers_max = 2
 
 
-StreamMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+StreamMachine.TestCase.settings = settings(max_examples=scaled(30), stateful_step_count=60, deadline=None)
 CrowdedStreamMachine.TestCase.settings = StreamMachine.TestCase.settings
 test_stream_state_matches_the_oracle = StreamMachine.TestCase
 test_stream_state_with_too_many_producers_matches_the_oracle = CrowdedStreamMachine.TestCase

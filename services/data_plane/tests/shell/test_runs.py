@@ -22,6 +22,7 @@ from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import MemberId
 from meshraft import GroupConfig, RaftHost, SimDisk, publish_runs
 from meshraft.driver import RaftDriver
+from meshtest.effort import scaled
 from meshwire.batch import decode_header
 from meshwire.client import decode_messages, decode_publish, decode_published, encode_publish
 from meshwire.entry import SealEntry, encode_entry
@@ -213,7 +214,7 @@ async def both(history: list[Step]) -> tuple[Node, Node]:
     return nodes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=scaled(50), deadline=None)
 @example(
     [Turn(50, commits=False), Frame([(0, 0, 0, [1])]), Turn(10, commits=False), Frame([(0, 0, 0, [1])])],
     False,

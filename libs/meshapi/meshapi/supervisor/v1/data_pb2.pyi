@@ -1273,6 +1273,36 @@ class ForwardingRoute(_message.Message):
 Global___ForwardingRoute: _TypeAlias = ForwardingRoute  # noqa: Y015
 
 @_typing.final
+class FailedDial(_message.Message):
+    """A node to which this one wants a lane, and whose last dial failed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    peer: _builtins.str
+    """Its name."""
+    code: _builtins.str
+    """Stable code of the failure, such as CLOCK_SKEW."""
+    reason: _builtins.str
+    """What was said of it, for people."""
+    def __init__(
+        self,
+        *,
+        peer: _builtins.str = ...,
+        code: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "peer", b"peer", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailedDial: _TypeAlias = FailedDial  # noqa: Y015
+
+@_typing.final
 class GetForwardingResponse(_message.Message):
     """Lanes and routes."""
 
@@ -1281,6 +1311,7 @@ class GetForwardingResponse(_message.Message):
     LANES_FIELD_NUMBER: _builtins.int
     ROUTES_FIELD_NUMBER: _builtins.int
     ROUTE_VERSION_FIELD_NUMBER: _builtins.int
+    FAILED_DIALS_FIELD_NUMBER: _builtins.int
     route_version: _builtins.int
     """Version of the route table."""
     @_builtins.property
@@ -1291,16 +1322,21 @@ class GetForwardingResponse(_message.Message):
     def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ForwardingRoute]:
         """Routes to every other node."""
 
+    @_builtins.property
+    def failed_dials(self) -> _containers.RepeatedCompositeFieldContainer[Global___FailedDial]:
+        """Nodes that are dialled in vain, with the last failure of each."""
+
     def __init__(
         self,
         *,
         lanes: _abc.Iterable[Global___Lane] | None = ...,
         routes: _abc.Iterable[Global___ForwardingRoute] | None = ...,
         route_version: _builtins.int = ...,
+        failed_dials: _abc.Iterable[Global___FailedDial] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lanes", b"lanes", "route_version", b"route_version", "routes", b"routes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed_dials", b"failed_dials", "lanes", b"lanes", "route_version", b"route_version", "routes", b"routes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

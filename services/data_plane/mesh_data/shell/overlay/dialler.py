@@ -11,7 +11,7 @@ from typing import Final
 from mesh_data.shell.overlay.lane_socket import LANE_LIMITS, SUBPROTOCOL
 from meshcommon.address import parse_peer_address
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.frame_ports import DialRefused, TlsFailedError, dial
+from meshcommon.frame_ports import DialRefused, HungUpError, TlsFailedError, dial
 from meshcommon.frame_socket import FrameSocket
 
 _SERVER_FAULT: Final = 500
@@ -32,6 +32,13 @@ async def connect_lane(address: str, timeout_s: float, tls: ssl.SSLContext | Non
             ErrorCode.INVALID_ARGUMENT,
             f"{target!r} cannot be dialled ({error}): use "
             + ("wss://host:port." if tls is not None else "ws://host:port or wss://host:port."),
+            {"address": target},
+        ) from error
+    except HungUpError as error:
+        raise MeshError(
+            ErrorCode.WRONG_PROTOCOL,
+            f"What is at {target} takes connections and closes them without a word: it is no peer port of a mesh node, or a "
+            "node that restarts or has no room for more now (then try again).",
             {"address": target},
         ) from error
     except TlsFailedError as error:

@@ -13,6 +13,7 @@ from mesh_data.shell.overlay.overlay import Overlay
 from meshapi.supervisor.v1 import data_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId
+from meshcommon.peer_text import printable
 from meshwire.packet import Protocol, TrafficClass
 
 _PING_TIMEOUT_MS: Final = 2_000
@@ -67,6 +68,8 @@ class ForwardingApi:
                     rtt_us=int((lane.srtt_s or 0.0) * 1e6),
                     up_s=overlay.uptime_s(lane.opened_at),
                 )
+        for peer, error in sorted(overlay.refused.failed_dials(view, overlay.core.links()).items()):
+            response.failed_dials.add(peer=view.name_of(peer), code=error.code, reason=printable(error.message))
         for node_id in sorted(view.nodes):
             if node_id == overlay.node_id:
                 continue

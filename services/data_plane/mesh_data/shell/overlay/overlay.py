@@ -128,7 +128,7 @@ class Overlay:
         self._dial_timer = DeadlineTimer("dial_turn", self._start_dials, self._clock, _TURN_GAP_S)
         self._settling_dials: dict[int, NodeId] = {}
         """Lanes that this node dialled and that are not in service yet, with whom they lead to."""
-        self._refused = RefusedLanes(self._clock)
+        self.refused = RefusedLanes(self._clock)
         self.on_packet(Protocol.REQUEST, self._calls.receive)
         self._vouches = Vouches(self, self._core.membership)
 
@@ -197,7 +197,7 @@ class Overlay:
     @property
     def refusals(self) -> Mapping[str, int]:
         """Lanes that did not come up, by error code."""
-        return self._refused.counts
+        return self.refused.counts
 
     @property
     def undiallable(self) -> dict[NodeId, str]:
@@ -380,10 +380,10 @@ class Overlay:
         try:
             wire, peer = await self._connect(dial.address, local, dial.peer)
         except MeshError as error:
-            self._refused.dial_failed(dial, error)
+            self.refused.dial_failed(dial, error)
             self._dial_failed(dial.peer)
             return
-        self._refused.dial_succeeded(dial.peer)
+        self.refused.dial_succeeded(dial.peer)
         await self._run_lane(wire, peer, local, is_dialled=True)
 
     async def _connect(self, address: str, local: LocalNode, expected: NodeId) -> tuple[LaneWire, PeerNode]:
@@ -423,7 +423,7 @@ class Overlay:
         is_known = self._listener is not None and self._listener.gate.is_known(socket.remote_host)
         if not is_known and not self._stranger_handshakes.take(self._clock()):
             # Each costs a signature, two checks and a key agreement, some 400 µs: not even a refusal then.
-            self._refused.count("RATE_LIMITED")
+            self.refused.count("RATE_LIMITED")
             socket.abort()
             return
         try:
@@ -435,7 +435,7 @@ class Overlay:
                     await refuse(wire, refusal)
                     raise refusal
         except MeshError as error:
-            self._refused.stranger_refused(socket.remote, error)
+            self.refused.stranger_refused(socket.remote, error)
             return
         if local is not None:  # who is in no mesh refuses everybody
             await self._run_lane(wire, peer, local, is_dialled=False)
@@ -473,7 +473,7 @@ class Overlay:
             self._listener.gate.remember(wire.remote_host)
         refusal = self._lane_limits.enter(peer.node_id)
         if refusal is not None:
-            self._refused.count(refusal.code)
+            self.refused.count(refusal.code)
             if is_dialled:
                 self._dial_failed(peer.node_id)
             await refuse(wire, refusal)
@@ -558,7 +558,7 @@ class Overlay:
                 case LaneSettled():
                     self._lane_settled(event.lane_id)
                 case LaneUnsettled():
-                    self._refused.lane_not_settled(event.lane_id, event.error)
+                    self.refused.lane_not_settled(event.lane_id, event.error)
                 case MembershipLearned():
                     _log.info("membership_learned", peer=event.peer, revision=self._core.membership.revision)
                     self._put_view_in_force(self._clock())
