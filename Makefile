@@ -14,7 +14,7 @@ ARGS ?=
 JOBS ?= auto
 COMPOSE ?= $(MESH_TEST_COMPOSE)
 
-.PHONY: help setup demo up down test test-fast nightly check sim sim-mutants fmt proto verify golden storms fuzz test-faults test-attacks bench-publish bench-latency bench-restart bench-idle bench-catchup bench-identity bars lock clean images e2e-docker
+.PHONY: help setup demo up down test test-fast nightly check sim sim-mutants fmt proto verify golden storms fuzz test-faults test-attacks bench-publish bench-latency bench-paths bench-restart bench-idle bench-catchup bench-identity bars lock clean images e2e-docker
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ storms: setup ## random schedules of Raft groups on disks that fail (STORMS=300,
 
 fuzz: setup ## fuzz every parser of bytes from outside, or the entry points that are named (TARGET= or all; SECONDS= in all, 60 unless told)
 	@exec $(VENV_PYTHON) tests/fuzz/run.py --seconds $(or $(SECONDS),60) $(TARGET)
+
+bench-paths: setup ## the four shortest paths between two nodes, ours and networkx in turn (ROUNDS=7)
+	@exec $(VENV_PYTHON) -m tests.bench.paths --rounds $(or $(ROUNDS),7)
 
 bench-restart: setup ## measure how long a data plane with 1 GB of log takes to serve again (ROUNDS=3)
 	@exec $(VENV_PYTHON) -m tests.bench.restart --rounds $(or $(ROUNDS),3)

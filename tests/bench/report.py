@@ -42,6 +42,7 @@ class Row:
         bar: What has to be reached, if anything.
         better: Which direction is better.
         details: What else is to be kept of each round, under names of its own.
+        is_ratio_of_peer: Whether the ratio that is written is peer ÷ ours: of times, how many times faster ours is.
     """
 
     case: str
@@ -51,6 +52,7 @@ class Row:
     bar: Bar = field(default_factory=Bar)
     better: Literal["higher", "lower"] = "higher"
     details: Sequence[Mapping[str, Any]] = ()
+    is_ratio_of_peer: bool = False
 
     @property
     def ratio(self) -> float | None:
@@ -92,7 +94,7 @@ class Row:
             "unit": self.unit,
             "ours": _rounded(statistics.median(self.ours)),
             "peer": _rounded(statistics.median(self.peer)) if self.peer else None,
-            "ratio": _rounded(self.ratio),
+            "ratio": _rounded(1 / self.ratio if self.is_ratio_of_peer and self.ratio else self.ratio),
             "bar": _rounded(self.bar_figure),
             "better": self.better,
             "met": self.is_met,

@@ -21,7 +21,7 @@ from mesh_control.core.mcg_state import McgState
 from mesh_control.core.peer_answers import check_newcomer, read_join_request
 from mesh_control.core.replica import Replica
 from mesh_control.core.versions import MESH_VERSION
-from meshapi.common.v1 import view_pb2
+from meshapi.common.v1 import view_pb2, weights_pb2
 from meshapi.control.v1 import join_pb2, mcg_pb2
 from meshcommon.errors import ErrorCode, MeshError
 
@@ -100,11 +100,15 @@ def _issue(verifier: bytes) -> mcg_pb2.Command:
 def _commands() -> tuple[bytes, ...]:
     add = mcg_pb2.AddNode(name="b", public_key=_KEY, mesh_version=MESH_VERSION, token_id=_TOKEN_ID)
     policy = mcg_pb2.SetJoinPolicy(join_policy=view_pb2.JOIN_POLICY_CLOSED)
+    weights = weights_pb2.ClassWeights(
+        traffic_class=weights_pb2.TRAFFIC_CLASS_BULK, weights=weights_pb2.CostWeights(latency_permille=1, hop_us=7)
+    )
     commands = (
         _issue(bytes(32)),
         mcg_pb2.Command(stamp_ms=2_500, add_node=add),
         mcg_pb2.Command(revoke_token=mcg_pb2.RevokeToken(token_id=_TOKEN_ID)),
         mcg_pb2.Command(set_join_policy=policy),
+        mcg_pb2.Command(set_cost_weights=mcg_pb2.SetCostWeights(change=weights)),
         mcg_pb2.Command(set_wrap_key=mcg_pb2.SetWrapKey(node_id=1, wrap_key=_KEY)),
         mcg_pb2.Command(set_ca=mcg_pb2.SetCa(roots=[b"root"], intermediate=b"i", sealed=[_SEALED])),
         mcg_pb2.Command(wrap_ca=mcg_pb2.WrapCa(intermediate_digest=bytes(32), sealed=_SEALED)),

@@ -11,6 +11,7 @@ Files:
     barrier               Exception barriers: an unexpected failure ends what caused it, not the service
     boot_certificate      TLS on lanes: a key and certificate of one process start, and contexts for both ends
     cancellation          Cancellation that a library lost
+    cost_weights          Weights of the link cost by traffic class: defaults, bounds, and how a change is read
     datadir               A service's data directory: locked, marked, and recognised when it is foreign, of another
                           version or half made
     deadline_timer        Wakes the driver of a core at the deadline that the core names, instead of asking it at every

@@ -14,7 +14,7 @@ Files:
                        node's gateway
     member_commands    Commands that change the members of a stream: `meshctl stream members ...`
     mesh_checks        Checks of the mesh: its quorum, nodes, versions, join policy, addresses and routes
-    mesh_commands      Commands about the life of node and mesh, and its topology
+    mesh_commands      Commands about the life of node and mesh
     node_checks        Checks of this node: its services, its membership, its stores and its lanes
     options            Options that every command takes, before or after its name, and how a failure leaves the process
     output             What commands print: tables for people, JSON for programs
@@ -27,6 +27,8 @@ Files:
     stream_commands    Commands about the catalogue of streams
     subscribe_command  `meshctl subscribe`: records of a stream on standard output
     token_commands     Commands on the node itself about the operator's token of its site (ADR 0023)
+    topology_commands  Commands about links and paths: what there is, what it costs, and what would become of it
+    weight_commands    Commands about the weights of the link cost
 """
 
 import os

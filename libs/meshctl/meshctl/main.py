@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from meshctl import ca_commands, join_commands, mesh_commands, raft_commands
+from meshctl import ca_commands, join_commands, mesh_commands, raft_commands, topology_commands, weight_commands
 from meshctl.check_command import check
 from meshctl.options import MeshGroup
 from meshctl.publish_command import publish
@@ -18,7 +18,14 @@ def cli() -> None:
     """Operate a node of the mesh through its gateway."""
 
 
-for commands in (mesh_commands.COMMANDS, join_commands.COMMANDS, ca_commands.COMMANDS, raft_commands.COMMANDS):
+for commands in (
+    mesh_commands.COMMANDS,
+    topology_commands.COMMANDS,
+    weight_commands.COMMANDS,
+    join_commands.COMMANDS,
+    ca_commands.COMMANDS,
+    raft_commands.COMMANDS,
+):
     for command in commands:
         cli.add_command(command)
 for command in (check, stream, publish, subscribe, operator_token):

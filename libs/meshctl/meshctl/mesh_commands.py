@@ -1,4 +1,4 @@
-"""Commands about the life of node and mesh, and its topology."""
+"""Commands about the life of node and mesh."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from meshapi.common.v1 import view_pb2
-from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshapi.supervisor.v1 import data_pb2, mesh_pb2
 from meshcommon.address import is_peer_address
 from meshcommon.peer_text import printable
 from meshctl.confirm import confirm
@@ -91,49 +91,6 @@ def _address(address: str) -> str:
     if not address:
         return "only dials"
     return address if is_peer_address(address) else f"{printable(address)} (no address, not dialled)"
-
-
-@click.command(cls=MeshCommand)
-@click.pass_obj
-def links(options: Options) -> None:
-    """List the links between nodes, one line for each direction."""
-    answer = run(options, lambda it: it.call(it.topology.ListLinks, topology_pb2.ListLinksRequest()))
-    if options.is_json:
-        print_json(as_json(answer))
-        return
-    print_table(
-        ["FROM", "TO", ">LATENCY", ">JITTER", ">LOSS", ">COST", "TWO-WAY"],
-        [
-            [
-                getattr(link, "from"),
-                link.to,
-                milliseconds(link.latency_us),
-                milliseconds(link.jitter_us),
-                f"{link.loss_ppm / 10_000:.2f} %",
-                f"{link.cost:.0f}",
-                yes(link.is_two_way),
-            ]
-            for link in answer.links
-        ],
-        "no links",
-    )
-
-
-@click.command(cls=MeshCommand)
-@click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO")
-@click.pass_obj
-def paths(options: Options, source: str, target: str) -> None:
-    """Show the paths between two nodes, best first."""
-    request = topology_pb2.ListPathsRequest(to=target)
-    # `from` is a keyword of Python.
-    setattr(request, "from", source)
-    answer = run(options, lambda it: it.call(it.topology.ListPaths, request))
-    if options.is_json:
-        print_json(as_json(answer))
-        return
-    rows = [[str(rank), path(item.nodes), f"{item.cost:.0f}"] for rank, item in enumerate(answer.paths, 1)]
-    print_table([">#", "PATH", ">COST"], rows, "no path")
 
 
 @click.command(cls=MeshCommand)
@@ -289,8 +246,6 @@ def forget(options: Options, name: str, accept_risk: bool, is_sure: bool) -> Non
 COMMANDS: tuple[click.Command, ...] = (
     status,
     nodes,
-    links,
-    paths,
     ping,
     forwarding,
     seed,

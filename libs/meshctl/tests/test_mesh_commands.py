@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meshapi.common.v1 import view_pb2
+from meshapi.common.v1 import view_pb2, weights_pb2
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
 from meshcommon.errors import ErrorCode, MeshError
 
@@ -34,7 +34,9 @@ def status_of_two() -> mesh_pb2.GetStatusResponse:
 
 
 def link() -> topology_pb2.Link:
-    message = topology_pb2.Link(to="b", latency_us=1_250, loss_ppm=20_000, cost=1300.4, is_two_way=True)
+    message = topology_pb2.Link(
+        to="b", latency_us=1_250, loss_ppm=20_000, is_loss_measured=True, cost=1300.4, is_two_way=True
+    )
     setattr(message, "from", "a")
     return message
 
@@ -92,9 +94,35 @@ async def test_forget_says_what_was_on_the_node_and_passes_the_consent(gateway: 
     assert json.loads((await meshctl.run("node", "forget", "b", "--yes", "--json")).stdout)["streams"] == ["x/y", "x/z"]
 
 
+def _terms() -> topology_pb2.CostTerms:
+    return topology_pb2.CostTerms(latency=500, hops=4_000)
+
+
+async def test_what_if_tells_shares_and_pairs(gateway: FakeServer, meshctl: Program) -> None:
+    pairs = [topology_pb2.NodePair(one="a", other=f"n{number}") for number in range(30)]
+    answer = topology_pb2.WhatIfResponse(
+        before=topology_pb2.Protection(pairs=40, connected=40, protected=30),
+        after=topology_pb2.Protection(pairs=40, connected=10),
+        lost=pairs,
+        lost_count=30,
+        unprotected=pairs[:1],
+        unprotected_count=1,
+    )
+    gateway.answer("WhatIf", answer)
+    lines = (await meshctl.run("whatif", "cut", "a", "b")).stdout.splitlines()
+    assert lines[0] == "now    75.0 % of 40 pairs protected, 40 with a path"
+    assert lines[1] == "then   0.0 % of 40 pairs protected, 10 with a path"
+    assert lines[2].startswith("30 pairs would lose their last path: a-n0, a-n1")
+    assert lines[2].endswith("a-n19 and 10 more")
+    assert lines[3] == "1 pair would keep one path and no second one: a-n0"
+    assert gateway.asked[-1].request == topology_pb2.WhatIfRequest(cut=topology_pb2.LinkEnds(one="a", other="b"))
+    assert json.loads((await meshctl.run("whatif", "stop", "b", "--json")).stdout)["lost_count"] == 30
+    assert gateway.asked[-1].request == topology_pb2.WhatIfRequest(stop="b")
+
+
 async def test_links_paths_ping_and_forwarding(gateway: FakeServer, meshctl: Program) -> None:
     gateway.answer("ListLinks", topology_pb2.ListLinksResponse(links=[link()], topology_version=2))
-    path = topology_pb2.TopologyPath(nodes=["a", "b", "c"], cost=2.5)
+    path = topology_pb2.TopologyPath(nodes=["a", "b", "c"], cost=4_500, terms=_terms())
     gateway.answer("ListPaths", topology_pb2.ListPathsResponse(paths=[path]))
     gateway.answer("Ping", data_pb2.PingResponse(rtt_us=1_500, path=["a", "b"]))
     route = data_pb2.ForwardingRoute(destination="c", path=["a", "c"], backup=["a", "b", "c"])
@@ -103,10 +131,17 @@ async def test_links_paths_ping_and_forwarding(gateway: FakeServer, meshctl: Pro
     links = (await meshctl.run("links")).stdout
     assert "1.25 ms" in links
     assert "2.00 %" in links
+    assert "unknown" in links
     assert json.loads((await meshctl.run("links", "--json")).stdout)["links"][0]["from"] == "a"
     assert "a → b → c" in (await meshctl.run("paths", "a", "c")).stdout
     asked = gateway.asked[-1].request
-    assert (getattr(asked, "from"), asked.to) == ("a", "c")
+    assert (getattr(asked, "from"), asked.to, asked.count) == ("a", "c", 0)
+    lines = (await meshctl.run("paths", "a", "c", "-k", "4", "--class", "bulk")).stdout.splitlines()
+    assert lines[-1].split()[-8:] == ["4500", "500", "0", "0", "0", "0", "4000", "0"]
+    asked = gateway.asked[-1].request
+    assert (asked.count, asked.traffic_class) == (4, weights_pb2.TRAFFIC_CLASS_BULK)
+    await meshctl.run("paths", "a", "c", "--disjoint", "node")
+    assert gateway.asked[-1].request.disjoint == topology_pb2.DISJOINTNESS_NODE
     assert (await meshctl.run("ping", "b")).stdout == "b: 1.50 ms over a → b\n"
     forwarding = (await meshctl.run("forwarding")).stdout
     assert "this node" in forwarding

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meshapi.common.v1 import view_pb2
+from meshapi.common.v1 import view_pb2, weights_pb2
 from meshapi.supervisor.v1 import data_pb2, mesh_pb2, topology_pb2
+from meshcommon.cost_weights import DEFAULTS, weights_message, write_weights
 from meshcommon.errors import ErrorCode, MeshError
+from meshwire.packet import TrafficClass
 
 if TYPE_CHECKING:
     from tests.conftest import Gateway
@@ -146,16 +148,54 @@ async def test_commands_without_answer_give_204(gateway: Gateway, path: str, met
 async def test_topology(gateway: Gateway) -> None:
     link = topology_pb2.Link(to="b", latency_us=120, cost=1.5, is_two_way=True)
     setattr(link, "from", "a")
-    gateway.routing.answer("ListLinks", topology_pb2.ListLinksResponse(links=[link], topology_version=4))
-    path = topology_pb2.TopologyPath(nodes=["a", "b", "c"], cost=2.5)
+    gateway.routing.answer(
+        "ListLinks",
+        topology_pb2.ListLinksResponse(
+            links=[link],
+            topology_version=4,
+            protection=topology_pb2.Protection(pairs=3, connected=3, protected=1),
+        ),
+    )
+    path = topology_pb2.TopologyPath(nodes=["a", "b", "c"], cost=2.5, terms=topology_pb2.CostTerms(hops=2))
     gateway.routing.answer("ListPaths", topology_pb2.ListPathsResponse(paths=[path]))
     links = (await gateway.http.get("/v1/links")).json()
     assert links["topology_version"] == 4
     assert (links["links"][0]["from"], links["links"][0]["to"], links["links"][0]["latency_us"]) == ("a", "b", 120)
     paths = await gateway.http.get("/v1/paths", params={"from": "a", "to": "c"})
-    assert paths.json() == {"paths": [{"nodes": ["a", "b", "c"], "cost": 2.5}]}
+    (found,) = paths.json()["paths"]
+    assert (found["nodes"], found["cost"], found["terms"]["hops"]) == (["a", "b", "c"], 2.5, 2)
     asked = gateway.routing.asked[-1].request
-    assert (getattr(asked, "from"), asked.to) == ("a", "c")
+    assert (getattr(asked, "from"), asked.to, asked.count) == ("a", "c", 0)
+    assert links["links"][0]["loss_ppm"] is None
+    assert links["protection"] == {"pairs": 3, "connected": 3, "protected": 1}
+    params = {"from": "a", "to": "c", "count": "4", "class": "BULK"}
+    await gateway.http.get("/v1/paths", params=params)
+    asked = gateway.routing.asked[-1].request
+    assert (asked.count, asked.traffic_class) == (4, weights_pb2.TRAFFIC_CLASS_BULK)
+    await gateway.http.get("/v1/paths", params={"from": "a", "to": "c", "disjoint": "LINK"})
+    assert gateway.routing.asked[-1].request.disjoint == topology_pb2.DISJOINTNESS_LINK
+    before = len(gateway.routing.asked)
+    for wrong in ({"disjoint": "ALL"}, {"count": "17"}, {"count": "-1"}, {"class": "BEST"}):
+        assert (await gateway.http.get("/v1/paths", params={**params, **wrong})).status_code == 400
+    assert len(gateway.routing.asked) == before
+
+
+async def test_what_if_names_the_pairs_and_counts_them(gateway: Gateway) -> None:
+    answer = topology_pb2.WhatIfResponse(
+        before=topology_pb2.Protection(pairs=3, connected=3, protected=3),
+        after=topology_pb2.Protection(pairs=3, connected=2),
+        lost=[topology_pb2.NodePair(one="a", other="c")],
+        lost_count=1,
+        unprotected=[topology_pb2.NodePair(one="a", other="b")],
+        unprotected_count=2_000,
+    )
+    gateway.routing.answer("WhatIf", answer)
+    body = (await gateway.http.get("/v1/whatif/cut", params={"one": "a", "other": "c"})).json()
+    assert (body["lost"], body["unprotected"], body["unprotected_count"]) == ([["a", "c"]], [["a", "b"]], 2_000)
+    asked = gateway.routing.asked[-1].request
+    assert asked == topology_pb2.WhatIfRequest(cut=topology_pb2.LinkEnds(one="a", other="c"))
+    assert (await gateway.http.get("/v1/whatif/stop", params={"node": "b"})).json()["after"]["connected"] == 2
+    assert gateway.routing.asked[-1].request == topology_pb2.WhatIfRequest(stop="b")
 
 
 async def test_forwarding_and_ping(gateway: Gateway) -> None:
@@ -189,6 +229,8 @@ ROUTES = [
     ("GET", "/v1/nodes", "control", "GetStatus"),
     ("GET", "/v1/links", "routing", "ListLinks"),
     ("GET", "/v1/paths?from=a&to=b", "routing", "ListPaths"),
+    ("GET", "/v1/whatif/stop?node=a", "routing", "WhatIf"),
+    ("GET", "/v1/mesh/weights", "control", "GetCostWeights"),
     ("GET", "/v1/forwarding", "data", "GetForwarding"),
     ("POST", "/v1/nodes/b/ping", "data", "Ping"),
     ("GET", "/v1/streams", "control", "ListStreams"),
@@ -251,3 +293,28 @@ async def test_every_call_has_a_deadline(gateway: Gateway) -> None:
     remaining = gateway.control.asked[-1].time_remaining_s
     assert remaining is not None
     assert 0 < remaining < 6
+
+
+async def test_weights_are_shown_and_changed_by_class(gateway: Gateway) -> None:
+    gateway.control.answer("GetCostWeights", mesh_pb2.GetCostWeightsResponse(classes=write_weights(DEFAULTS)))
+    gateway.control.answer(
+        "SetCostWeights", mesh_pb2.SetCostWeightsResponse(weights=weights_message(DEFAULTS[TrafficClass.BULK]))
+    )
+    shown = (await gateway.http.get("/v1/mesh/weights")).json()["classes"]
+    assert shown["CONTROL"]["hop_us"] == 2_000
+    assert set(shown) == {"CONTROL", "PRIORITY", "BULK"}
+    answer = await gateway.http.patch("/v1/mesh/weights/BULK", json={"hop_us": 5, "reset": True})
+    assert (answer.status_code, answer.json()["bandwidth_us"]) == (200, 1_000_000)
+    asked = gateway.control.asked[-1].request
+    assert (asked.change.traffic_class, asked.reset) == (weights_pb2.TRAFFIC_CLASS_BULK, True)
+    assert asked.change.weights == weights_pb2.CostWeights(hop_us=5)
+    before = len(gateway.control.asked)
+    for path, body in (
+        ("BULK", {"hop_us": 0}),
+        ("BULK", {"latency_permille": 100_001}),
+        ("BULK", {"latency_permille": -1}),
+        ("BULK", {"unknown": 1}),
+        ("UNSPECIFIED", {"hop_us": 1}),
+    ):
+        assert (await gateway.http.patch(f"/v1/mesh/weights/{path}", json=body)).status_code == 400
+    assert len(gateway.control.asked) == before

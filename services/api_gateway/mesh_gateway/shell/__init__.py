@@ -15,7 +15,7 @@ Files:
     follow            WebSocket: follow a stream, one JSON message a batch
     join_routes       REST: who may join the mesh, by policy and by token
     known_query       Refuses query parameters that a route does not know
-    mesh_routes       REST: life of node and mesh, topology
+    mesh_routes       REST: life of node and mesh, forwarding
     metrics           What the gateway counts, for `/metrics`
     models            Bodies of the REST API
     openapi           The OpenAPI document: what FastAPI derives, with our error documents instead of its own and the
@@ -27,4 +27,6 @@ Files:
     record_exchanges  Calls that speak of records, made as calls that speak of batches: one exchange for each call under
                       way
     stream_routes     REST: the catalogue of streams, publish and read
+    topology_routes   REST: links, paths between nodes, and what would become of them
+    weight_routes     REST: weights of the link cost, by traffic class
 """

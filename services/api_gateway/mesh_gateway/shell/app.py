@@ -21,11 +21,13 @@ from mesh_gateway.shell.envelope import Envelope
 from mesh_gateway.shell.follow import follow_router
 from mesh_gateway.shell.join_routes import join_router
 from mesh_gateway.shell.known_query import known_query
-from mesh_gateway.shell.mesh_routes import mesh_router, topology_router
+from mesh_gateway.shell.mesh_routes import mesh_router, node_router
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.openapi import add_schema
 from mesh_gateway.shell.raft_routes import raft_router
 from mesh_gateway.shell.stream_routes import catalogue_router, records_router
+from mesh_gateway.shell.topology_routes import topology_router
+from mesh_gateway.shell.weight_routes import weight_router
 from meshcommon.errors import MeshError
 from meshcommon.logging import correlation_id
 from meshcommon.operator_token import OperatorToken
@@ -67,8 +69,10 @@ def build_app(
     for router in (
         mesh_router(calls),
         join_router(calls),
+        weight_router(calls),
         ca_router(calls),
         topology_router(calls),
+        node_router(calls),
         catalogue_router(calls),
         raft_router(calls),
         records_router(calls),

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import grpc
 import grpc.aio
@@ -17,6 +17,7 @@ import grpc.aio
 from mesh_gateway.core.byte_budget import ByteBudget
 from mesh_gateway.shell.backends import Backend, Backends
 from mesh_gateway.shell.record_exchanges import ReadExchange, batch_request, context_headers
+from meshapi.common.v1 import weights_pb2
 from meshapi.supervisor.v1 import ca_pb2, data_pb2, mesh_pb2, topology_pb2
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.grpc_client import call_metadata, from_detail, is_broken, mesh_error
@@ -77,6 +78,14 @@ class Calls:
     async def set_join_policy(self, request: mesh_pb2.SetJoinPolicyRequest) -> None:
         """Changes who may become a member."""
         await self._control(self._backends.mesh_service.SetJoinPolicy, request)
+
+    async def cost_weights(self) -> mesh_pb2.GetCostWeightsResponse:
+        """Weights of the link cost."""
+        return await self._control(self._backends.mesh_service.GetCostWeights, mesh_pb2.GetCostWeightsRequest())
+
+    async def set_cost_weights(self, request: mesh_pb2.SetCostWeightsRequest) -> mesh_pb2.SetCostWeightsResponse:
+        """Changes weights of the link cost."""
+        return await self._control(self._backends.mesh_service.SetCostWeights, request)
 
     async def show_ca(self) -> ca_pb2.ShowCaResponse:
         """The mesh's CA."""
@@ -162,12 +171,28 @@ class Calls:
         """All links."""
         return await self._routing(self._backends.topology_service.ListLinks, topology_pb2.ListLinksRequest())
 
-    async def paths(self, source: str, target: str) -> topology_pb2.ListPathsResponse:
+    async def paths(
+        self,
+        source: str,
+        target: str,
+        count: int,
+        traffic_class: weights_pb2.TrafficClass.ValueType,
+        disjoint: Literal["LINK", "NODE"] | None,
+    ) -> topology_pb2.ListPathsResponse:
         """Paths between two nodes."""
-        request = topology_pb2.ListPathsRequest(to=target)
+        request = topology_pb2.ListPathsRequest(
+            to=target,
+            count=count,
+            traffic_class=traffic_class,
+            disjoint=topology_pb2.Disjointness.Value(f"DISJOINTNESS_{disjoint or 'UNSPECIFIED'}"),
+        )
         # `from` is a keyword of Python.
         setattr(request, "from", source)
         return await self._routing(self._backends.topology_service.ListPaths, request)
+
+    async def what_if(self, request: topology_pb2.WhatIfRequest) -> topology_pb2.WhatIfResponse:
+        """What an event would change."""
+        return await self._routing(self._backends.topology_service.WhatIf, request)
 
     async def forwarding(self) -> data_pb2.GetForwardingResponse:
         """Lanes and routes."""

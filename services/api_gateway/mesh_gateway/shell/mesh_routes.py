@@ -1,4 +1,4 @@
-"""REST: life of node and mesh, topology."""
+"""REST: life of node and mesh, forwarding."""
 
 from __future__ import annotations
 
@@ -83,36 +83,9 @@ def mesh_router(calls: Calls) -> APIRouter:
     return router
 
 
-def topology_router(calls: Calls) -> APIRouter:
-    """Routes about links and paths, answered by routing and data plane."""
+def node_router(calls: Calls) -> APIRouter:
+    """Routes about what this node's data plane does with packets."""
     router = APIRouter(prefix="/v1", tags=["topology"])
-
-    @router.get("/links", summary="Links")
-    async def list_links() -> models.Links:
-        """All links of the link-state database, one entry for each direction."""
-        answer = await calls.links()
-        links = [
-            models.Link(
-                from_=getattr(link, "from"),
-                to=link.to,
-                latency_us=link.latency_us,
-                jitter_us=link.jitter_us,
-                loss_ppm=link.loss_ppm,
-                cost=link.cost,
-                is_two_way=link.is_two_way,
-            )
-            for link in answer.links
-        ]
-        return models.Links(links=links, topology_version=answer.topology_version)
-
-    @router.get("/paths", summary="Paths between two nodes")
-    async def list_paths(
-        source: Annotated[str, Query(alias="from", description="Name of the first node.", min_length=1)],
-        target: Annotated[str, Query(alias="to", description="Name of the last node.", min_length=1)],
-    ) -> models.Paths:
-        """Paths between two nodes, best first; the second is maximally disjoint. Errors: UNKNOWN_NODE, NO_PATH."""
-        answer = await calls.paths(source, target)
-        return models.Paths(paths=[models.Path(nodes=list(path.nodes), cost=path.cost) for path in answer.paths])
 
     @router.get("/forwarding", summary="Lanes and routes of this node")
     async def get_forwarding() -> models.Forwarding:

@@ -172,40 +172,6 @@ class Ping(BaseModel):
     path: list[str] = Field(description="Names along the path there, both ends included.")
 
 
-class Link(BaseModel):
-    """One direction of a link, as its origin advertises it."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    from_: str = Field(alias="from", description="Advertising node.")
-    to: str = Field(description="Neighbour.")
-    latency_us: int = Field(description="Latency, microseconds.")
-    jitter_us: int = Field(description="Jitter, microseconds.")
-    loss_ppm: int = Field(description="Loss, parts per million.")
-    cost: float = Field(description="Cost in microseconds-equivalent.")
-    is_two_way: bool = Field(description="Whether both ends advertise it: only then is it used.")
-
-
-class Links(BaseModel):
-    """The link-state database."""
-
-    links: list[Link] = Field(description="By (from, to).")
-    topology_version: int = Field(description="Raised by every change of the database.")
-
-
-class Path(BaseModel):
-    """One path."""
-
-    nodes: list[str] = Field(description="Names, both ends included.")
-    cost: float = Field(description="Cost in microseconds-equivalent.")
-
-
-class Paths(BaseModel):
-    """Paths between two nodes."""
-
-    paths: list[Path] = Field(description="Best first; the second is maximally disjoint from it.")
-
-
 class Lane(BaseModel):
     """One lane that is up."""
 

@@ -43,6 +43,7 @@ from mesh_control.core.status import has_expired, mesh_status
 from mesh_control.core.versions import FIRST_VERSION, INTRODUCED, Beyond, stated_version, supported_by_all, version_of
 from meshapi.common.v1 import view_pb2
 from meshapi.control.v1 import mcg_pb2
+from meshcommon.cost_weights import WeightsByClass, changed_classes, read_weights, write_weights
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import LogIndex, MemberId, NodeId, StreamId, check_mesh_id, check_mesh_name
 
@@ -67,6 +68,7 @@ class _Catalogue:
     mesh_name: str = ""
     join_policy: JoinPolicy = JoinPolicy.UNSPECIFIED
     tokens: dict[str, JoinToken] = field(default_factory=dict)
+    cost_weights: WeightsByClass = field(default_factory=dict)
     mesh_epoch: int = 0
     mesh_version: int = FIRST_VERSION
     nodes: dict[NodeId, Node] = field(default_factory=dict)
@@ -183,6 +185,7 @@ class McgState:
                 next_ids=(now.counters.stream_id, now.counters.member_id),
                 mesh_version=now.mesh_version,
             )
+            self._view.cost_weights.extend(write_weights(now.cost_weights))
         return self._view
 
     def advance(self, index: int) -> None:
@@ -247,7 +250,8 @@ class McgState:
             message = mcg_pb2.McgSnapshot.FromString(data)
             nodes, streams = encoding.read_view(message.view, message.destroyed)
             join_policy = JoinPolicy(message.join_policy)
-        except (DecodeError, ValueError) as error:
+            cost_weights = read_weights(message.view.cost_weights)
+        except (DecodeError, ValueError, MeshError) as error:
             raise MeshError(
                 ErrorCode.STORAGE_FAILED,
                 f"The stored state of the mesh cannot be read ({error}): empty this node's data directory and join again.",
@@ -260,6 +264,7 @@ class McgState:
             mesh_name=message.mesh_name,
             join_policy=join_policy,
             tokens=join_rules.read_tokens(message.tokens),
+            cost_weights=cost_weights,
             mesh_epoch=message.view.mesh_epoch,
             mesh_version=stated_version(message.view.mesh_version),
             nodes=nodes,
@@ -352,23 +357,26 @@ class McgState:
 
     def _issue_token(self, command: mcg_pb2.Command) -> int:
         rules.check_not_critical(self.status)
-        return self._set_tokens(join_rules.issue(self._now.tokens, command.issue_token, self._now.time_ms))
+        return self._put("tokens", join_rules.issue(self._now.tokens, command.issue_token, self._now.time_ms))
 
     def _revoke_token(self, command: mcg_pb2.Command) -> int:
-        return self._set_tokens(join_rules.revoke(self._now.tokens, command.revoke_token.token_id))
+        return self._put("tokens", join_rules.revoke(self._now.tokens, command.revoke_token.token_id))
 
-    def _set_tokens(self, tokens: dict[str, JoinToken]) -> int:
-        self._now.tokens = tokens
-        self._changed()
+    def _put(self, part: str, value: object) -> int:
+        """Replaces a part of the catalogue; the revision rises when it is another."""
+        if getattr(self._now, part) != value:
+            setattr(self._now, part, value)
+            self._changed()
         return 0
 
     def _set_join_policy(self, command: mcg_pb2.Command) -> int:
         rules.check_not_critical(self.status)
-        policy = join_rules.read_policy(command.set_join_policy.join_policy)
-        if policy is not self._now.join_policy:
-            self._now.join_policy = policy
-            self._changed()
-        return 0
+        return self._put("join_policy", join_rules.read_policy(command.set_join_policy.join_policy))
+
+    def _set_cost_weights(self, command: mcg_pb2.Command) -> int:
+        rules.check_not_critical(self.status)
+        wish = command.set_cost_weights
+        return self._put("cost_weights", changed_classes(self._now.cost_weights, wish.change, is_reset=wish.reset))
 
     def _set_wrap_key(self, command: mcg_pb2.Command) -> int:
         told, now = command.set_wrap_key, self._now
@@ -376,22 +384,15 @@ class McgState:
         if rules.check_wrap_key(told.wrap_key) != node.wrap_key:
             self._put_node(replace(node, wrap_key=told.wrap_key))
             # What is sealed to the key before can no longer be opened.
-            self._put_ca(ca_state.without_sealed(now.ca, node.node_id))
+            self._put("ca", ca_state.without_sealed(now.ca, node.node_id))
         return 0
 
     def _set_ca(self, command: mcg_pb2.Command) -> int:
         rules.check_not_critical(self.status)
-        self._put_ca(ca_state.replace_ca(self._now.ca, command.set_ca, self._now.nodes, self._now.time_ms))
-        return 0
+        return self._put("ca", ca_state.replace_ca(self._now.ca, command.set_ca, self._now.nodes, self._now.time_ms))
 
     def _wrap_ca(self, command: mcg_pb2.Command) -> int:
-        self._put_ca(ca_state.add_sealed(self._now.ca, command.wrap_ca, self._now.nodes))
-        return 0
-
-    def _put_ca(self, ca: CertificateAuthority | None) -> None:
-        if ca != self._now.ca:
-            self._now.ca = ca
-            self._changed()
+        return self._put("ca", ca_state.add_sealed(self._now.ca, command.wrap_ca, self._now.nodes))
 
     def _newcomer(self, name: str, public_key: bytes, peer_address: str, *, is_voter: bool = False) -> Node:
         counters = self._now.counters
@@ -437,7 +438,7 @@ class McgState:
     def _drop_node(self, node_id: NodeId) -> None:
         self._now.view_bytes -= node_bytes(self._now.nodes.pop(node_id))
         self._changed()
-        self._put_ca(ca_state.node_left(self._now.ca, node_id))
+        self._put("ca", ca_state.node_left(self._now.ca, node_id))
         for stream in list(self._now.streams.values()):
             forgotten = member_changes.forget_node(stream, node_id, self._now.nodes)
             if forgotten != stream:
@@ -486,7 +487,7 @@ class McgState:
         nodes = {node.node_id: replace(node, is_voter=node.node_id in voters) for node in self._now.nodes.values()}
         for node in nodes.values():
             self._put_node(node)
-        self._put_ca(ca_state.pruned(self._now.ca, self._now.nodes))
+        self._put("ca", ca_state.pruned(self._now.ca, self._now.nodes))
         return 0
 
     def _create_stream(self, command: mcg_pb2.Command) -> int:

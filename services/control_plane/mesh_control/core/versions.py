@@ -26,6 +26,8 @@ MESH_VERSION: Final = 3
 FIRST_VERSION: Final = 1
 JOIN_VERSION: Final = 2
 """Introduced join policies and tokens."""
+WEIGHTS_VERSION: Final = 3
+"""Introduced the weights of the link cost."""
 CA_VERSION: Final = 3
 """Introduced wrap keys and the mesh's CA."""
 VERSION_MAX: Final = 2**31 - 1
@@ -53,6 +55,7 @@ INTRODUCED: Final[dict[str, int]] = {
     "issue_token": JOIN_VERSION,
     "revoke_token": JOIN_VERSION,
     "set_join_policy": JOIN_VERSION,
+    "set_cost_weights": WEIGHTS_VERSION,
     "set_wrap_key": CA_VERSION,
     "set_ca": CA_VERSION,
     "wrap_ca": CA_VERSION,

@@ -25,6 +25,7 @@ from meshapi.control.v1 import mcg_pb2
 from meshapi.supervisor.v1 import mesh_pb2, mesh_pb2_grpc
 from meshcommon.address import is_peer_address
 from meshcommon.admin import Readiness
+from meshcommon.cost_weights import DEFAULTS, WeightsByClass, read_class, read_weights, weights_message, write_weights
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NodeId, StreamId, check_node_name, check_stream_name
 from meshcommon.peer_text import printable
@@ -118,6 +119,27 @@ class MeshService(mesh_pb2_grpc.MeshServiceServicer):
         """Changes who may become a member."""
         await self._tokens.set_policy(read_policy(request.policy))
         return mesh_pb2.SetJoinPolicyResponse()
+
+    async def GetCostWeights(  # noqa: N802
+        self, request: mesh_pb2.GetCostWeightsRequest, context: Any
+    ) -> mesh_pb2.GetCostWeightsResponse:
+        """Weights of the link cost as applied here."""
+        return mesh_pb2.GetCostWeightsResponse(classes=write_weights(self._weights()))
+
+    async def SetCostWeights(  # noqa: N802
+        self, request: mesh_pb2.SetCostWeightsRequest, context: Any
+    ) -> mesh_pb2.SetCostWeightsResponse:
+        """Changes weights of one traffic class, for the whole mesh."""
+        traffic_class = read_class(request.change.traffic_class)
+        command = mcg_pb2.SetCostWeights(change=request.change, reset=request.reset)
+        # What this software does not know cannot be proposed: it would stop every member.
+        command.DiscardUnknownFields()
+        result = await self._proposer.propose(mcg_pb2.Command(set_cost_weights=command))
+        await self._proposer.wait_for_revision(result.revision, READ_BARRIER_S)
+        return mesh_pb2.SetCostWeightsResponse(weights=weights_message(self._weights()[traffic_class]))
+
+    def _weights(self) -> WeightsByClass:
+        return {**DEFAULTS, **read_weights(self._node.require_mcg().state.view().cost_weights)}
 
     async def Leave(self, request: mesh_pb2.LeaveRequest, context: Any) -> mesh_pb2.LeaveResponse:  # noqa: N802
         """Leaves the mesh."""

@@ -14,11 +14,15 @@ NODE_ID_MAX: Final = 2**63 - 1
 """Largest node id: it goes into a signed 64-bit column too."""
 LINKS_MAX: Final = 1_000
 """Most links in one advertisement: a mesh has at most so many nodes."""
+UNKNOWN: Final = 2**32 - 1
+"""Stands for what is not measured, where a number has to stand."""
+LOSS_PPM_MAX: Final = 1_000_000
+UTILISATION_PERMILLE_MAX: Final = 1_000
 SIGNATURE_BYTES: Final = 64
 """Length of an Ed25519 signature."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class LsaLink:
     """One link as its origin sees it.
 
@@ -26,15 +30,25 @@ class LsaLink:
         peer: Neighbour.
         latency_us: Smoothed one-way latency (half a round trip), microseconds.
         jitter_us: Its variation, microseconds.
-        loss_ppm: Lost packets in a million.
         admin_cost: Administrative cost, microsecond-equivalents.
+        loss_ppm: Lost packets in a million; None: not measured.
+        bandwidth_kbit: What it can carry, kbit/s, at least 1; None: not measured.
+        utilisation_permille: How much of that is in use, thousandths; None: not measured.
     """
 
     peer: NodeId
     latency_us: int
     jitter_us: int = 0
-    loss_ppm: int = 0
     admin_cost: int = 0
+    loss_ppm: int | None = None
+    bandwidth_kbit: int | None = None
+    utilisation_permille: int | None = None
+
+    def words(self) -> tuple[int, int, int, int, int, int, int]:
+        """All of it as numbers, for signing and comparing."""
+        measured = (self.loss_ppm, self.bandwidth_kbit, self.utilisation_permille)
+        loss, bandwidth, utilisation = (UNKNOWN if value is None else value for value in measured)
+        return self.peer, self.latency_us, self.jitter_us, self.admin_cost, loss, bandwidth, utilisation
 
 
 class LsaKey(NamedTuple):
@@ -81,7 +95,9 @@ class Lsa:
         compares checksums). Any rule serves as long as every node uses the same one: the greater content wins until the
         origin meets it and jumps past both.
         """
-        return (self.sequence, self.links) > (other.sequence, other.links)
+        if self.sequence != other.sequence or self.links == other.links:
+            return self.sequence > other.sequence
+        return [link.words() for link in self.links] > [link.words() for link in other.links]
 
 
 @dataclass(frozen=True, slots=True)

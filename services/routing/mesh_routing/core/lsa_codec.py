@@ -14,9 +14,12 @@ from google.protobuf.message import DecodeError
 
 from mesh_routing.core.lsa import (
     LINKS_MAX,
+    LOSS_PPM_MAX,
     NODE_ID_MAX,
     SEQUENCE_MAX,
     SIGNATURE_BYTES,
+    UNKNOWN,
+    UTILISATION_PERMILLE_MAX,
     Lsa,
     LsaKey,
     LsaLink,
@@ -82,8 +85,10 @@ def _to_proto(lsa: Lsa) -> routing_pb2.Lsa:
             peer=link.peer,
             latency_us=link.latency_us,
             jitter_us=link.jitter_us,
-            loss_ppm=link.loss_ppm,
             admin_cost=link.admin_cost,
+            lost_ppm=link.loss_ppm,
+            bandwidth_kbit=link.bandwidth_kbit,
+            utilisation_permille=link.utilisation_permille,
         )
         for link in lsa.links
     ]
@@ -101,10 +106,7 @@ def _from_proto(lsa: routing_pb2.Lsa) -> Lsa:
     key = _key(lsa)
     if len(lsa.links) > LINKS_MAX:
         raise WireError(f"an advertisement of {len(lsa.links)} links exceeds {LINKS_MAX}")
-    links = tuple(
-        LsaLink(NodeId(link.peer), link.latency_us, link.jitter_us, link.loss_ppm, link.admin_cost)
-        for link in lsa.links
-    )
+    links = tuple(_link(key.origin, link) for link in lsa.links)
     peers = [link.peer for link in links]
     if any(left >= right for left, right in pairwise(peers)):
         raise WireError(f"the links of node {key.origin}'s advertisement are not strictly rising by peer")
@@ -118,6 +120,17 @@ def _from_proto(lsa: routing_pb2.Lsa) -> Lsa:
     if delegation is None:
         raise WireError(f"the advertisement of node {key.origin} has no well-formed delegation")
     return Lsa(key.origin, key.sequence, links, float(lsa.age_s), lsa.signature, delegation)
+
+
+def _link(origin: NodeId, link: routing_pb2.LsaLink) -> LsaLink:
+    loss = link.lost_ppm if link.HasField("lost_ppm") else None
+    bandwidth = link.bandwidth_kbit if link.HasField("bandwidth_kbit") else None
+    used = link.utilisation_permille if link.HasField("utilisation_permille") else None
+    is_possible = (loss or 0) <= LOSS_PPM_MAX and (used or 0) <= UTILISATION_PERMILLE_MAX
+    # 2^32-1 stands for an absent one in what is signed: the two must not be confused.
+    if not is_possible or bandwidth in {0, UNKNOWN}:
+        raise WireError(f"node {origin} advertises a loss, bandwidth or use that no link has")
+    return LsaLink(NodeId(link.peer), link.latency_us, link.jitter_us, link.admin_cost, loss, bandwidth, used)
 
 
 def _key(key: routing_pb2.LsaKey | routing_pb2.Lsa) -> LsaKey:

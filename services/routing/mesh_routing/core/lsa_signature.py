@@ -19,10 +19,10 @@ from meshcommon.delegation import DelegatedSigner, Delegation, Delegations, Gran
 from meshcommon.ids import NodeId
 from meshcommon.signer import PUBLIC_KEY_BYTES
 
-_CONTEXT: Final = b"mesh.v2 lsa"
+_CONTEXT: Final = b"mesh.v3 lsa"
 _LENGTH: Final = Struct("!I")
 _HEAD: Final = Struct("!QQQI")
-_LINK: Final = Struct("!QIIII")
+_LINK: Final = Struct("!QIIIIII")
 
 
 class LsaSignatures:
@@ -75,7 +75,5 @@ class LsaSignatures:
             *(_LENGTH.pack(len(delegation.signature)), delegation.signature),
             _HEAD.pack(self._mesh_epoch, lsa.origin, lsa.sequence, len(lsa.links)),
         ]
-        parts += [
-            _LINK.pack(link.peer, link.latency_us, link.jitter_us, link.loss_ppm, link.admin_cost) for link in lsa.links
-        ]
+        parts += [_LINK.pack(*link.words()) for link in lsa.links]
         return b"".join(parts)

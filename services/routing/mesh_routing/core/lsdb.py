@@ -12,16 +12,19 @@ Sources: RFC 2328 §12.1.1 (age), §13.1 (newer), §16.1 (two-way check).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
+from itertools import pairwise
 from typing import Final
 
-from mesh_routing.core.config import CostWeights
-from mesh_routing.core.cost import link_cost
+from mesh_routing.core.cost import CostTerms, cost_terms, link_cost
 from mesh_routing.core.lsa import Lsa, LsaKey, LsaLink
 from mesh_routing.core.spf import Graph
+from mesh_routing.core.topology_graph import TopologyGraph
+from meshcommon.cost_weights import DEFAULTS, CostWeights, WeightsByClass
 from meshcommon.ids import NodeId
+from meshwire.packet import TrafficClass
 
 AGE_DIFFERENCE_S: Final = 60.0
 """Two copies of one version whose ages differ by more have not both travelled honestly (RFC 2328: MaxAgeDiff)."""
@@ -79,14 +82,14 @@ class _Entry:
 class Lsdb:
     """The database of one node. `now` is monotonic seconds."""
 
-    def __init__(self, max_age_s: float, weights: CostWeights) -> None:
+    def __init__(self, max_age_s: float, weights: WeightsByClass = DEFAULTS) -> None:
         self._max_age_s = max_age_s
         self._weights = weights
         self._members: frozenset[NodeId] = frozenset()
         self._entries: dict[NodeId, _Entry] = {}
         self._change = Change.NONE
         self._version = 0
-        self._graph: Graph | None = None
+        self._graphs: dict[TrafficClass, TopologyGraph] = {}
 
     @property
     def count(self) -> int:
@@ -109,6 +112,17 @@ class Lsdb:
         self._members = members
         for origin in gone:
             self._remove(origin)
+
+    def set_weights(self, weights: WeightsByClass) -> None:
+        """Takes the weights of the mesh, of every class. Other ones are another topology."""
+        if weights != self._weights:
+            self._weights = weights
+            self._graphs.clear()
+            self._changed(Change.METRICS)
+
+    def weights(self, traffic_class: TrafficClass) -> CostWeights:
+        """The weights of a class."""
+        return self._weights[traffic_class]
 
     def assess(self, lsa: Lsa, now: float) -> Outcome:
         """What `lsa` is to what is held; changes nothing."""
@@ -134,6 +148,8 @@ class Lsdb:
         if outcome is not Outcome.NEWER:
             return outcome
         self._entries[lsa.origin] = _Entry(lsa, now)
+        for graph in self._graphs.values():
+            graph.put(lsa)
         if entry is None or entry.lsa.peers != lsa.peers:
             self._changed(Change.STRUCTURE)
         elif entry.lsa.links != lsa.links:
@@ -181,25 +197,36 @@ class Lsdb:
         change, self._change = self._change, Change.NONE
         return change
 
-    def graph(self) -> Graph:
-        """The links that both ends advertise, with the cost in each direction; every member heard of is a key."""
-        if self._graph is None:
-            peers = {origin: entry.lsa.peers for origin, entry in self._entries.items()}
-            self._graph = {
-                origin: {
-                    link.peer: link_cost(link, self._weights)
-                    for link in entry.lsa.links
-                    if _is_two_way(peers, origin, link.peer)
-                }
-                for origin, entry in self._entries.items()
-            }
-        return self._graph
+    def graph(self, traffic_class: TrafficClass = TrafficClass.CONTROL) -> Graph:
+        """The links that both ends advertise, with the cost in each direction; every member heard of is a key.
+
+        It changes with the database: do not keep it.
+        """
+        return self.topology(traffic_class).edges
+
+    def topology(self, traffic_class: TrafficClass) -> TopologyGraph:
+        """The same with its journal; another object after the weights have changed."""
+        graph = self._graphs.get(traffic_class)
+        if graph is None:
+            graph = self._graphs[traffic_class] = TopologyGraph(self._weights[traffic_class])
+            for entry in self._entries.values():
+                graph.put(entry.lsa)
+        return graph
+
+    def terms(self, nodes: Sequence[NodeId], traffic_class: TrafficClass) -> CostTerms:
+        """What a path of this database costs, by reason."""
+        weights, sum_of = self._weights[traffic_class], CostTerms()
+        for origin, peer in pairwise(nodes):
+            links = {link.peer: link for link in self._entries[origin].lsa.links}
+            sum_of = sum_of.plus(cost_terms(links[peer], weights))
+        return sum_of
 
     def link_rows(self) -> list[LinkRow]:
-        """Every advertised link, one-way ones too, by (origin, peer)."""
+        """Every advertised link, one-way ones too, by (origin, peer), with its cost for the class CONTROL."""
+        weights = self._weights[TrafficClass.CONTROL]
         peers = {origin: entry.lsa.peers for origin, entry in self._entries.items()}
         return [
-            LinkRow(lsa.origin, link, link_cost(link, self._weights), _is_two_way(peers, lsa.origin, link.peer))
+            LinkRow(lsa.origin, link, link_cost(link, weights), _is_two_way(peers, lsa.origin, link.peer))
             for lsa in self.lsas()
             for link in lsa.links
         ]
@@ -210,12 +237,13 @@ class Lsdb:
 
     def _remove(self, origin: NodeId) -> None:
         del self._entries[origin]
+        for graph in self._graphs.values():
+            graph.remove(origin)
         self._changed(Change.STRUCTURE)
 
     def _changed(self, change: Change) -> None:
         self._change = max(self._change, change)
         self._version += 1
-        self._graph = None
 
 
 def _is_two_way(peers: Mapping[NodeId, Iterable[NodeId]], origin: NodeId, peer: NodeId) -> bool:

@@ -6,8 +6,10 @@ present one, however many versions lie between. Source: architecture §6, proto/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
 
 from mesh_routing.core.disjoint import maximally_disjoint
 from mesh_routing.core.spf import Graph, NodePath, bounded_path, path_cost, shortest_tree
@@ -79,30 +81,49 @@ def difference(base: RouteTable | None, target: RouteTable) -> RouteDifference:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Hysteresis:
+    """Keeps the best path that is in use until another one is clearly better, so that noise moves no traffic.
+
+    Attributes:
+        routes: What is in use.
+        ratio: Another path must be cheaper by more than this share of the present one's cost …
+        least_us: … and by more than this many microsecond-equivalents.
+    """
+
+    routes: Routes = field(default_factory=dict)
+    ratio: float = 0.0
+    least_us: int = 0
+
+    def choose(self, graph: Graph, best: NodePath) -> NodePath:
+        """`best`, or the path in use to the same destination.
+
+        A path that has more hops than the best is never kept: two slow links do not stay in the place of one.
+        """
+        route = self.routes.get(best[-1])
+        if route is None or len(route.paths[0].nodes) > len(best) or route.paths[0].nodes[0] != best[0]:
+            return best
+        present = route.paths[0].nodes
+        if not all(right in graph.get(left, ()) for left, right in pairwise(present)):
+            return best
+        cost = path_cost(graph, present)
+        return best if cost - path_cost(graph, best) > max(self.ratio * cost, self.least_us) else present
+
+
+NO_HYSTERESIS: Final = Hysteresis()
+
+
 def find_paths(graph: Graph, source: NodeId, destination: NodeId, nodes_max: int) -> tuple[Path, ...]:
     """The best path and its backup between two nodes; empty when there is none."""
     primary = shortest_tree(graph, source, goal=destination).path(destination)
-    return _with_backup(graph, primary, source, destination, nodes_max)
-
-
-def compute_routes(graph: Graph, source: NodeId, nodes_max: int) -> dict[NodeId, Route]:
-    """Routes from `source` to every other node that can be reached."""
-    tree = shortest_tree(graph, source)
-    routes: dict[NodeId, Route] = {}
-    for destination in sorted(tree.labels.keys() - {source}):
-        paths = _with_backup(graph, tree.path(destination), source, destination, nodes_max)
-        if paths:
-            routes[destination] = Route(destination, paths)
-    return routes
-
-
-def _with_backup(
-    graph: Graph, primary: NodePath | None, source: NodeId, destination: NodeId, nodes_max: int
-) -> tuple[Path, ...]:
     if primary is not None and len(primary) > nodes_max:
         primary = bounded_path(graph, source, destination, nodes_max)
     if primary is None:
         return ()
     backup = maximally_disjoint(graph, primary, nodes_max)
-    found = (primary,) if backup is None else (primary, backup)
-    return tuple(Path(nodes, path_cost(graph, nodes)) for nodes in found)
+    return priced(graph, (primary,) if backup is None else (primary, backup))
+
+
+def priced(graph: Graph, paths: Iterable[NodePath]) -> tuple[Path, ...]:
+    """The paths with what they cost."""
+    return tuple(Path(nodes, path_cost(graph, nodes)) for nodes in paths)

@@ -11,17 +11,23 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
+from mesh_routing.core.bhandari import link_disjoint_pair, node_disjoint_pair
 from mesh_routing.core.config import RoutingConfig
 from mesh_routing.core.flooding import Flooding
 from mesh_routing.core.lsa_codec import decode_message, encode_message
 from mesh_routing.core.lsa_signature import LsaSignatures
 from mesh_routing.core.lsdb import Change, Lsdb
 from mesh_routing.core.origination import LocalLink, Origination, first_sequence
-from mesh_routing.core.route_table import Path, RouteTable, compute_routes, find_paths
+from mesh_routing.core.path_cache import PathCache
+from mesh_routing.core.protection import Protection, reach_of
+from mesh_routing.core.route_table import Hysteresis, Path, RouteTable, find_paths, priced
+from mesh_routing.core.route_work import RouteWork, Since
 from mesh_routing.core.throttle import Throttle
+from mesh_routing.core.topology_graph import TopologyGraph
 from mesh_routing.core.view import View
 from meshcommon.delegation import DelegatedSigner, Delegations
 from meshcommon.ids import NO_NODE, NodeId
+from meshwire.packet import TrafficClass
 
 
 class OutMessage(NamedTuple):
@@ -58,12 +64,19 @@ class Router:
         self._delegations = delegations
         self._boot = boot
         self._rng = rng
-        self._lsdb = Lsdb(config.max_age_s, config.weights)
+        self._lsdb = Lsdb(config.max_age_s)
         self._throttle = Throttle(config.throttle)
         self._member: _Membership | None = None
         self._links: dict[NodeId, LocalLink] = {}
         self._grace_until: float | None = None
         self._table = RouteTable()
+        self._caches: dict[TrafficClass, tuple[TopologyGraph, PathCache]] = {}
+        self._work: RouteWork | None = None
+        self._step_at = 0.0
+        self._resume_at = NO_NODE
+        self._computed_at: tuple[TopologyGraph, int] | None = None
+        self._protection = Protection()
+        self._is_reach_new = True
         self.computations = 0
 
     @property
@@ -99,6 +112,8 @@ class Router:
         member = self._member
         if member is None:
             return
+        self._lsdb.set_weights(view.weights)
+        member.origination.set_weights(view.weights)
         members = frozenset(view.keys) | {member.node_id}
         keys = dict(view.keys)
         if signer is not None:
@@ -162,11 +177,14 @@ class Router:
         self._member.flooding.tick(now)
         change = self._lsdb.take_change()
         if change is Change.STRUCTURE:
+            self._is_reach_new = True
             self._throttle.structure_changed(now)
         elif change is Change.METRICS:
             self._throttle.metrics_changed(now)
         if not self._is_starting(self._member, now) and self._throttle.take_due(now):
-            self._compute(self._member)
+            self._compute(self._member, now)
+        elif self._work is not None and now >= self._step_at:
+            self._step(self._work, now)
 
     def next_deadline(self) -> float | None:
         """When `tick` must be called next, None: only after an input."""
@@ -179,6 +197,7 @@ class Router:
             self._lsdb.next_deadline(),
             # While starting, the computation waits for the grace or for a message.
             self._throttle.next_deadline() if self._grace_until is None else self._grace_until,
+            None if self._work is None else self._step_at,
         )
         return min((time for time in times if time is not None), default=None)
 
@@ -188,15 +207,70 @@ class Router:
             return []
         return [OutMessage(peer, encode_message(message)) for peer, message in self._member.flooding.take_outgoing()]
 
-    def find_paths(self, source: NodeId, destination: NodeId) -> tuple[Path, ...]:
-        """Best path and backup between any two nodes of the database, for readers."""
-        return find_paths(self._lsdb.graph(), source, destination, self._config.route_nodes_max)
+    @property
+    def protection(self) -> Protection:
+        """How many pairs of nodes have two paths, as of the last computation after a change of structure."""
+        return self._protection
+
+    @property
+    def cache_hits(self) -> tuple[int, int]:
+        """Questions for k paths that a cache answered, and those that were computed."""
+        caches = [cache for _, cache in self._caches.values()]
+        return sum(cache.hits for cache in caches), sum(cache.misses for cache in caches)
+
+    def find_paths(
+        self,
+        source: NodeId,
+        destination: NodeId,
+        count: int = 0,
+        traffic_class: TrafficClass = TrafficClass.CONTROL,
+    ) -> tuple[Path, ...]:
+        """Paths between any two nodes of the database that a packet can carry, for readers.
+
+        Args:
+            source: First node.
+            destination: Last node, another one.
+            count: How many of the shortest loopless ones; 0: the best one and its backup.
+            traffic_class: Whose weights count.
+        """
+        graph, nodes_max = self._lsdb.graph(traffic_class), self._config.route_nodes_max
+        if count:
+            found = self._cache(traffic_class).paths(source, destination, count)
+            short = [nodes for nodes in found if len(nodes) <= nodes_max]
+            if short or not found:
+                return priced(graph, short)
+        paths = find_paths(graph, source, destination, nodes_max)
+        # None of the shortest can be carried: the best that can is one path.
+        return paths[:count] if count else paths
+
+    def find_pair(
+        self, source: NodeId, destination: NodeId, traffic_class: TrafficClass, *, by_node: bool
+    ) -> tuple[Path, ...]:
+        """The two paths that share no link (or no node but their ends) and cost least together; empty without two.
+
+        A pair of which a packet cannot carry one is none.
+        """
+        graph = self._lsdb.graph(traffic_class)
+        pair = (node_disjoint_pair if by_node else link_disjoint_pair)(graph, source, destination)
+        if pair is None or max(map(len, pair)) > self._config.route_nodes_max:
+            return ()
+        return priced(graph, pair)
+
+    def _cache(self, traffic_class: TrafficClass) -> PathCache:
+        topology = self._lsdb.topology(traffic_class)
+        known = self._caches.get(traffic_class)
+        if known is None or known[0] is not topology:
+            # Other weights: no path of before counts.
+            known = self._caches[traffic_class] = topology, PathCache(topology)
+        return known[1]
 
     def _reset(self, view: View, now: float) -> None:
         # The topology version goes on: readers compare it.
         self._lsdb.set_members(frozenset())
         self._throttle = Throttle(self._config.throttle)
         self._grace_until = None
+        self._work = self._computed_at = None
+        self._caches.clear()
         former, self._member = self._member, None
         if former is None or (former.node_id, former.mesh_id) != view.membership:
             # In another epoch of the same mesh the routes stand until new ones are computed.
@@ -225,8 +299,27 @@ class Router:
                 self._grace_until = None
         return self._grace_until is not None
 
-    def _compute(self, member: _Membership) -> None:
+    def _compute(self, member: _Membership, now: float) -> None:
+        """Finds the best paths at once, and begins to look for the backups."""
         self.computations += 1
-        routes = compute_routes(self._lsdb.graph(), member.node_id, self._config.route_nodes_max)
-        if routes != self._table.routes or not self._table.version:
-            self._table = RouteTable(self._table.version + 1, routes)
+        config, topology = self._config, self._lsdb.topology(TrafficClass.CONTROL)
+        keep = Hysteresis(self._table.routes, config.hysteresis_ratio, config.hysteresis_us)
+        since, before = Since(), self._computed_at
+        if before is not None and before[0] is topology:
+            pending = frozenset[NodeId]() if self._work is None else self._work.pending
+            since = Since(topology.since(before[1]), pending, self._resume_at)
+        self._computed_at = topology, topology.position
+        if self._is_reach_new:
+            self._is_reach_new = False
+            self._protection = reach_of(topology.edges).counts()
+        work = self._work = RouteWork(topology.edges, member.node_id, config.route_nodes_max, keep, since)
+        self._step(work, now)
+
+    def _step(self, work: RouteWork, now: float) -> None:
+        work.step()
+        self._resume_at = work.resume_at
+        if work.routes != self._table.routes or not self._table.version:
+            self._table = RouteTable(self._table.version + 1, dict(work.routes))
+        self._step_at = now if work.is_urgent else now + self._config.recheck_pause_s
+        if work.is_done:
+            self._work = None

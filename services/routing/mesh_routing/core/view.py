@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from mesh_routing.core.lsa import NODE_ID_MAX
 from meshapi.routing.v1 import routing_pb2
+from meshcommon.cost_weights import DEFAULTS, WeightsByClass, read_weights
 from meshcommon.errors import ErrorCode, MeshError
 from meshcommon.ids import NO_NODE, NodeId
 
@@ -25,6 +26,7 @@ class View:
         revision: Raised by every committed change.
         names: Member names by id.
         keys: Members' Ed25519 public keys by id.
+        weights: Weights of the link cost, of every traffic class.
     """
 
     node_id: NodeId = NO_NODE
@@ -33,6 +35,7 @@ class View:
     revision: int = 0
     names: Mapping[NodeId, str] = field(default_factory=dict)
     keys: Mapping[NodeId, bytes] = field(default_factory=dict)
+    weights: WeightsByClass = field(default_factory=lambda: DEFAULTS)
 
     @classmethod
     def from_request(cls, request: routing_pb2.ConfigureRequest) -> View:
@@ -55,6 +58,7 @@ class View:
             request.view.revision,
             {NodeId(node.node_id): node.name for node in request.view.nodes},
             {NodeId(node.node_id): node.public_key for node in request.view.nodes},
+            {**DEFAULTS, **read_weights(request.view.cost_weights)},
         )
 
     @property

@@ -42,6 +42,20 @@ class RoutingMetrics:
         self.lsas = Gauge("mesh_routing_lsas", "Advertisements in the database.", registry=registry)
         self.neighbours = Gauge("mesh_routing_neighbours", "Links that are up.", registry=registry)
         self.routes = Gauge("mesh_routing_routes", "Destinations with a route.", registry=registry)
+        self.pairs_protected = Gauge(
+            "mesh_routing_pairs_protected_ratio",
+            "Share of the pairs of nodes between which two paths lead that share no link.",
+            registry=registry,
+        )
+        self.pairs_connected = Gauge(
+            "mesh_routing_pairs_connected_ratio", "Share of the pairs of nodes with a path.", registry=registry
+        )
+        self.path_cache_hits = Gauge(
+            "mesh_routing_path_cache_hits", "Questions for k paths that the cache answered.", registry=registry
+        )
+        self.path_cache_misses = Gauge(
+            "mesh_routing_path_cache_misses", "Questions for k paths that were computed.", registry=registry
+        )
         self.topology_version = Gauge("mesh_routing_topology_version", "Version of the database.", registry=registry)
         self.route_version = Gauge("mesh_routing_route_version", "Version of the route table.", registry=registry)
         self.pushes = Counter("mesh_routing_pushes", "Route pushes, by kind.", ["kind"], registry=registry)
@@ -56,6 +70,12 @@ class RoutingMetrics:
         self.lsas.set(router.lsdb.count)
         self.routes.set(len(router.table.routes))
         self.topology_version.set(router.lsdb.version)
+        counts = router.protection
+        self.pairs_protected.set(counts.ratio)
+        self.pairs_connected.set(counts.connected / counts.pairs if counts.pairs else 1.0)
+        hits, misses = router.cache_hits
+        self.path_cache_hits.set(hits)
+        self.path_cache_misses.set(misses)
         self.route_version.set(router.table.version)
         flooding = router.flooding
         self.neighbours.set(0 if flooding is None else len(flooding.neighbours))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mesh_routing.core.config import CostWeights, preset
+from mesh_routing.core.config import preset
 from mesh_routing.core.flooding import MESSAGE_LINKS_MAX, Flooding, OwnLsaMet
 from mesh_routing.core.lsa import SEQUENCE_MAX, Lsa, LsaKey, LsaLink, LsaMessage
 from mesh_routing.core.lsa_signature import LsaSignatures
@@ -37,7 +37,7 @@ def lsa(origin: NodeId, sequence: int, *peers: NodeId, signer: NodeId | None = N
 
 def flooding(*up: NodeId) -> Flooding:
     """Node a, its own advertisement at 10, the given links up and their first exchange answered."""
-    lsdb = Lsdb(CONFIG.max_age_s, CostWeights())
+    lsdb = Lsdb(CONFIG.max_age_s)
     lsdb.set_members(frozenset(SIGNERS))
     made = Flooding(CONFIG, A, lsdb, SIGNATURES)
     made.flood_own(lsa(A, 10, *up), 0.0)

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from mesh_routing.core.lsa import (
     LINKS_MAX,
+    LOSS_PPM_MAX,
     NODE_ID_MAX,
     SEQUENCE_MAX,
     SIGNATURE_BYTES,
+    UTILISATION_PERMILLE_MAX,
     Lsa,
     LsaKey,
     LsaLink,
@@ -25,6 +27,9 @@ from meshwire.errors import WireError
 DELEGATION = Delegation(bytes(32), Use.LINK_STATES, 1, 2, bytes(64))
 ids = st.integers(1, NODE_ID_MAX).map(NodeId)
 u32 = st.integers(0, 2**32 - 1)
+losses = st.none() | st.integers(0, LOSS_PPM_MAX)
+bandwidths = st.none() | st.integers(1, 2**32 - 2)
+uses = st.none() | st.integers(0, UTILISATION_PERMILLE_MAX)
 sequences = st.integers(1, SEQUENCE_MAX)
 keys = st.builds(LsaKey, ids, sequences)
 
@@ -33,7 +38,9 @@ keys = st.builds(LsaKey, ids, sequences)
 def lsas(draw: st.DrawFn) -> Lsa:
     origin = draw(ids)
     peers = sorted(draw(st.sets(ids.filter(lambda peer: peer != origin), max_size=4)))
-    links = tuple(LsaLink(peer, draw(u32), draw(u32), draw(u32), draw(u32)) for peer in peers)
+    links = tuple(
+        LsaLink(peer, draw(u32), draw(u32), draw(u32), draw(losses), draw(bandwidths), draw(uses)) for peer in peers
+    )
     signature = draw(st.binary(min_size=SIGNATURE_BYTES, max_size=SIGNATURE_BYTES))
     return Lsa(origin, draw(sequences), links, float(draw(st.integers(0, 10_000))), signature, DELEGATION)
 
@@ -50,6 +57,22 @@ messages = st.builds(
 @given(messages)
 def test_message_survives_the_wire(message: LsaMessage) -> None:
     assert decode_message(encode_message(message)) == message
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        {"lost_ppm": LOSS_PPM_MAX + 1},
+        {"bandwidth_kbit": 0},
+        {"bandwidth_kbit": 2**32 - 1},
+        {"utilisation_permille": UTILISATION_PERMILLE_MAX + 1},
+    ],
+)
+def test_measurement_that_no_link_has_is_refused(measured: dict[str, int]) -> None:
+    link = routing_pb2.LsaLink(peer=2, **measured)
+    lsa = routing_pb2.Lsa(origin=1, sequence=1, links=[link], signature=bytes(64), delegation=DELEGATION.to_proto())
+    with pytest.raises(WireError):
+        decode_message(routing_pb2.LsaMessage(lsas=[lsa]).SerializeToString())
 
 
 @given(st.binary(max_size=200))

@@ -37,22 +37,22 @@ def signatures(mesh_id: str = "mesh", mesh_epoch: int = 1, now_s: float = NOW_S)
     return made
 
 
-HONEST = signatures().sign(Lsa(A, 7, (LsaLink(B, 1, 2, 3, 4), LsaLink(NodeId(3), 5))), SIGNER)
+HONEST = signatures().sign(Lsa(A, 7, (LsaLink(B, 1, 2, 4, 3, 6, 7), LsaLink(NodeId(3), 5))), SIGNER)
 
 
 def test_statement_is_laid_out_as_the_proto_says() -> None:
     """Golden bytes: nodes of every version must agree on them."""
     statement = signatures()._statement(HONEST, replace(SIGNER.delegation, signature=bytes(range(64))))
     assert statement.hex() == (
-        "0000000b6d6573682e7632206c7361"
+        "0000000b6d6573682e7633206c7361"
         "000000046d657368"
         + ("00000040" + bytes(range(64)).hex())
         + "0000000000000001"
         + "0000000000000001"
         + "0000000000000007"
         + "00000002"
-        "0000000000000002" + "00000001000000020000000300000004"
-        "0000000000000003" + "00000005000000000000000000000000"
+        "0000000000000002" + "000000010000000200000004" + "000000030000000600000007"
+        "0000000000000003" + "000000050000000000000000" + "ffffffffffffffffffffffff"
     )
     assert SIGNER.sign(signatures()._statement(HONEST, SIGNER.delegation)) == HONEST.signature
 
@@ -72,6 +72,9 @@ def test_age_may_change_on_the_way() -> None:
         replace(HONEST, links=(replace(HONEST.links[0], jitter_us=9), HONEST.links[1])),
         replace(HONEST, links=(replace(HONEST.links[0], loss_ppm=9), HONEST.links[1])),
         replace(HONEST, links=(replace(HONEST.links[0], admin_cost=9), HONEST.links[1])),
+        replace(HONEST, links=(replace(HONEST.links[0], bandwidth_kbit=9), HONEST.links[1])),
+        replace(HONEST, links=(replace(HONEST.links[0], utilisation_permille=9), HONEST.links[1])),
+        replace(HONEST, links=(HONEST.links[0], replace(HONEST.links[1], loss_ppm=0))),
         replace(HONEST, signature=b""),
         replace(HONEST, signature=HONEST.signature[:-1]),
         replace(HONEST, signature=bytes(64)),

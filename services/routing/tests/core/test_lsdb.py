@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh_routing.core.config import CostWeights
 from mesh_routing.core.cost import link_cost
 from mesh_routing.core.lsa import Lsa, LsaLink
 from mesh_routing.core.lsdb import Change, Lsdb, Outcome
+from meshcommon.cost_weights import CostWeights
 from meshcommon.ids import NodeId
 
 A, B, C = NodeId(1), NodeId(2), NodeId(3)
@@ -16,7 +16,7 @@ MAX_AGE_S = 100.0
 
 
 def database() -> Lsdb:
-    made = Lsdb(MAX_AGE_S, CostWeights())
+    made = Lsdb(MAX_AGE_S)
     made.set_members(frozenset((A, B)))
     return made
 
@@ -72,7 +72,7 @@ def test_age_counts_from_the_origin_and_the_purge_from_when_it_was_taken() -> No
 
 def test_no_age_that_a_sender_claims_drops_what_is_held() -> None:
     """A relay that ages honest advertisements gains nothing: the purge goes by this node's own clock."""
-    made = Lsdb(1_200.0, CostWeights())
+    made = Lsdb(1_200.0)
     made.set_members(frozenset((A, B)))
     made.offer(lsa(A, 1, age_s=1_199.0), 0)
     made.offer(lsa(B, 1), 0)
@@ -83,7 +83,7 @@ def test_no_age_that_a_sender_claims_drops_what_is_held() -> None:
 
 
 def test_youngest_age_of_a_version_counts_but_never_less_than_the_time_it_was_held() -> None:
-    made = Lsdb(1_200.0, CostWeights())
+    made = Lsdb(1_200.0)
     made.set_members(frozenset((A, B)))
     made.offer(lsa(A, 1, age_s=1_199.0), 0)
     assert made.told(A, 10) is None
@@ -132,5 +132,5 @@ def test_version_and_change_tell_structure_metrics_and_mere_refresh_apart() -> N
 
 def test_cost_adds_latency_half_the_jitter_loss_administration_and_the_hop() -> None:
     weights = CostWeights()
-    assert link_cost(LsaLink(B, 1_000, 500, 10, 7), weights) == 1_000 + 250 + 20 + 7 + 2_000
-    assert link_cost(LsaLink(B, 0), CostWeights(hop_us=0)) == 1
+    assert link_cost(LsaLink(B, 1_000, 500, 7, 10), weights) == 1_000 + 250 + 20 + 7 + 2_000
+    assert link_cost(LsaLink(B, 0), CostWeights(hop_us=1)) == 1

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh_routing.core.disjoint import maximally_disjoint
-from mesh_routing.core.route_table import compute_routes, find_paths
-from mesh_routing.core.spf import Graph, NodePath, bounded_path, path_cost, shortest_tree
+from mesh_routing.core.route_table import find_paths
+from mesh_routing.core.route_work import compute_routes
+from mesh_routing.core.spf import NodePath, bounded_path, path_cost, shortest_tree
 from meshcommon.ids import NodeId
-
-MutableGraph = dict[NodeId, dict[NodeId, int]]
+from tests.core.graphs import MutableGraph, graphs, oracle
 
 
 def graph_of(*edges: tuple[int, int, int]) -> MutableGraph:
@@ -24,26 +24,6 @@ def graph_of(*edges: tuple[int, int, int]) -> MutableGraph:
         graph.setdefault(NodeId(left), {})[NodeId(right)] = cost
         graph.setdefault(NodeId(right), {})[NodeId(left)] = cost
     return graph
-
-
-@st.composite
-def graphs(draw: st.DrawFn, nodes_max: int = 9) -> MutableGraph:
-    """Links go both ways, with a cost of their own each way; few distinct costs, so that there are ties."""
-    count = draw(st.integers(2, nodes_max))
-    pairs = [(left, right) for left in range(1, count + 1) for right in range(left + 1, count + 1)]
-    costs = st.integers(1, 4)
-    graph: MutableGraph = {NodeId(node): {} for node in range(1, count + 1)}
-    for left, right in draw(st.sets(st.sampled_from(pairs))):
-        graph[NodeId(left)][NodeId(right)] = draw(costs)
-        graph[NodeId(right)][NodeId(left)] = draw(costs)
-    return graph
-
-
-def oracle(graph: Graph) -> nx.DiGraph[int]:
-    directed: nx.DiGraph[int] = nx.DiGraph()
-    directed.add_nodes_from(graph)
-    directed.add_weighted_edges_from((a, b, cost) for a, edges in graph.items() for b, cost in edges.items())
-    return directed
 
 
 def shared(primary: NodePath, other: NodePath) -> tuple[int, int]:

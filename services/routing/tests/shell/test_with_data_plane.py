@@ -32,7 +32,7 @@ from meshapi.common.v1 import view_pb2
 from meshapi.data.v1 import data_pb2, data_pb2_grpc
 from meshapi.overlay.v1 import overlay_pb2, overlay_pb2_grpc
 from meshapi.routing.v1 import routing_pb2, routing_pb2_grpc
-from meshapi.supervisor.v1 import topology_pb2, topology_pb2_grpc
+from meshapi.supervisor.v1 import topology_pb2_grpc
 from meshcommon.admin import Readiness
 from meshcommon.barrier import UNEXPECTED_ERRORS
 from meshcommon.datadir import DataDir
@@ -373,41 +373,6 @@ async def test_damaged_view_is_ignored(tmp_path: Path) -> None:
         assert not site.driver.view.is_member
         assert site.readiness.warnings() == ["This node is in no mesh yet: seed one or join one."]
         assert await site.configure() == 1
-
-
-async def test_topology_by_name(tmp_path: Path) -> None:
-    async with running_site(tmp_path) as site:
-        await triangle(site)
-        links = await site.topology.ListLinks(topology_pb2.ListLinksRequest())
-        ends = [(getattr(link, "from"), link.to, link.is_two_way) for link in links.links]
-        assert ends == [(left, right, True) for left in "abc" for right in "abc" if left != right]
-        paths = await site.topology.ListPaths(topology_pb2.ListPathsRequest(**{"from": "b"}, to="c"))
-        assert [list(path.nodes) for path in paths.paths] == [["b", "c"], ["b", "a", "c"]]
-        assert links.topology_version == site.driver.router.lsdb.version
-
-
-@pytest.mark.parametrize(
-    ("start", "end", "code"),
-    [
-        ("a", "z", ErrorCode.UNKNOWN_NODE),
-        ("z", "a", ErrorCode.UNKNOWN_NODE),
-        ("a", "c", ErrorCode.NO_PATH),
-        ("a", "a", ErrorCode.INVALID_ARGUMENT),
-    ],
-)
-async def test_topology_refuses(tmp_path: Path, start: str, end: str, code: ErrorCode) -> None:
-    async with running_site(tmp_path) as site:
-        await site.configure()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await site.topology.ListPaths(topology_pb2.ListPathsRequest(**{"from": start}, to=end))
-        assert mesh_error(caught.value, "routing").code == code
-
-
-async def test_topology_outside_a_mesh(tmp_path: Path) -> None:
-    async with running_site(tmp_path) as site:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await site.topology.ListLinks(topology_pb2.ListLinksRequest())
-        assert mesh_error(caught.value, "routing").code == ErrorCode.NOT_A_MEMBER
 
 
 async def test_own_advertisements_are_signed_with_the_key_of_the_node(tmp_path: Path) -> None:

@@ -23,33 +23,34 @@ _sym_db = _symbol_database.Default()
 
 
 from meshapi.common.v1 import delegation_pb2 as meshapi_dot_common_dot_v1_dot_delegation__pb2
+from meshapi.common.v1 import weights_pb2 as meshapi_dot_common_dot_v1_dot_weights__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmeshapi/common/v1/view.proto\x12\x11meshapi.common.v1\x1a\"meshapi/common/v1/delegation.proto\"\xfc\x01\n\x08NodeView\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.meshapi.common.v1.NodeState\x12\x14\n\x0cis_reachable\x18\x06 \x01(\x08\x12\x12\n\nmcg_member\x18\x07 \x01(\x04\x12\x10\n\x08is_voter\x18\x08 \x01(\x08\x12\x14\n\x0cmesh_version\x18\t \x01(\r\x12\x16\n\x0e\x61\x64mitted_at_ms\x18\n \x01(\x04\x12\x10\n\x08wrap_key\x18\x0c \x01(\x0c\"D\n\x0cStreamMember\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08is_voter\x18\x03 \x01(\x08\"V\n\x0eRetiringMember\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0e\n\x06is_out\x18\x04 \x01(\x08\"\x9b\x02\n\nStreamView\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x30\n\x07members\x18\x03 \x03(\x0b\x32\x1f.meshapi.common.v1.StreamMember\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x1e.meshapi.common.v1.StreamState\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x1a\n\x12retained_bytes_max\x18\x06 \x01(\x04\x12\x15\n\rcreated_at_ms\x18\x07 \x01(\x04\x12\x33\n\x08retiring\x18\x08 \x03(\x0b\x32!.meshapi.common.v1.RetiringMember\x12\x11\n\tis_sealed\x18\t \x01(\x08\"\x92\x02\n\x08MeshView\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0f\n\x07mesh_id\x18\x02 \x01(\t\x12\x12\n\nmesh_epoch\x18\x03 \x01(\x04\x12-\n\x06status\x18\x04 \x01(\x0e\x32\x1d.meshapi.common.v1.MeshStatus\x12*\n\x05nodes\x18\x05 \x03(\x0b\x32\x1b.meshapi.common.v1.NodeView\x12.\n\x07streams\x18\x06 \x03(\x0b\x32\x1d.meshapi.common.v1.StreamView\x12\x16\n\x0enext_member_id\x18\x07 \x01(\x04\x12\x14\n\x0cmesh_version\x18\x08 \x01(\r\x12\x16\n\x0enext_stream_id\x18\t \x01(\x04\"\x88\x01\n\rLocalIdentity\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x04 \x01(\x0c\x12\x31\n\ndelegation\x18\x05 \x01(\x0b\x32\x1d.meshapi.common.v1.DelegationJ\x04\x08\x03\x10\x04R\x0bprivate_key*v\n\nMeshStatus\x12\x1b\n\x17MESH_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13MESH_STATUS_HEALTHY\x10\x01\x12\x18\n\x14MESH_STATUS_DEGRADED\x10\x02\x12\x18\n\x14MESH_STATUS_CRITICAL\x10\x03*n\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_STATE_ACTIVE\x10\x01\x12\x16\n\x12NODE_STATE_STOPPED\x10\x02\x12\x16\n\x12NODE_STATE_JOINING\x10\x03*y\n\x0bStreamState\x12\x1c\n\x18STREAM_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14STREAM_STATE_FORMING\x10\x01\x12\x17\n\x13STREAM_STATE_ACTIVE\x10\x02\x12\x19\n\x15STREAM_STATE_DELETING\x10\x03*u\n\nJoinPolicy\x12\x1b\n\x17JOIN_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10JOIN_POLICY_OPEN\x10\x01\x12\x1c\n\x18JOIN_POLICY_KEY_REQUIRED\x10\x02\x12\x16\n\x12JOIN_POLICY_CLOSED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmeshapi/common/v1/view.proto\x12\x11meshapi.common.v1\x1a\"meshapi/common/v1/delegation.proto\x1a\x1fmeshapi/common/v1/weights.proto\"\xfc\x01\n\x08NodeView\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.meshapi.common.v1.NodeState\x12\x14\n\x0cis_reachable\x18\x06 \x01(\x08\x12\x12\n\nmcg_member\x18\x07 \x01(\x04\x12\x10\n\x08is_voter\x18\x08 \x01(\x08\x12\x14\n\x0cmesh_version\x18\t \x01(\r\x12\x16\n\x0e\x61\x64mitted_at_ms\x18\n \x01(\x04\x12\x10\n\x08wrap_key\x18\x0c \x01(\x0c\"D\n\x0cStreamMember\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08is_voter\x18\x03 \x01(\x08\"V\n\x0eRetiringMember\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0e\n\x06is_out\x18\x04 \x01(\x08\"\x9b\x02\n\nStreamView\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x30\n\x07members\x18\x03 \x03(\x0b\x32\x1f.meshapi.common.v1.StreamMember\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x1e.meshapi.common.v1.StreamState\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x1a\n\x12retained_bytes_max\x18\x06 \x01(\x04\x12\x15\n\rcreated_at_ms\x18\x07 \x01(\x04\x12\x33\n\x08retiring\x18\x08 \x03(\x0b\x32!.meshapi.common.v1.RetiringMember\x12\x11\n\tis_sealed\x18\t \x01(\x08\"\xc9\x02\n\x08MeshView\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0f\n\x07mesh_id\x18\x02 \x01(\t\x12\x12\n\nmesh_epoch\x18\x03 \x01(\x04\x12-\n\x06status\x18\x04 \x01(\x0e\x32\x1d.meshapi.common.v1.MeshStatus\x12*\n\x05nodes\x18\x05 \x03(\x0b\x32\x1b.meshapi.common.v1.NodeView\x12.\n\x07streams\x18\x06 \x03(\x0b\x32\x1d.meshapi.common.v1.StreamView\x12\x16\n\x0enext_member_id\x18\x07 \x01(\x04\x12\x14\n\x0cmesh_version\x18\x08 \x01(\r\x12\x16\n\x0enext_stream_id\x18\t \x01(\x04\x12\x35\n\x0c\x63ost_weights\x18\x1e \x03(\x0b\x32\x1f.meshapi.common.v1.ClassWeights\"\x88\x01\n\rLocalIdentity\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x04 \x01(\x0c\x12\x31\n\ndelegation\x18\x05 \x01(\x0b\x32\x1d.meshapi.common.v1.DelegationJ\x04\x08\x03\x10\x04R\x0bprivate_key*v\n\nMeshStatus\x12\x1b\n\x17MESH_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13MESH_STATUS_HEALTHY\x10\x01\x12\x18\n\x14MESH_STATUS_DEGRADED\x10\x02\x12\x18\n\x14MESH_STATUS_CRITICAL\x10\x03*n\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_STATE_ACTIVE\x10\x01\x12\x16\n\x12NODE_STATE_STOPPED\x10\x02\x12\x16\n\x12NODE_STATE_JOINING\x10\x03*y\n\x0bStreamState\x12\x1c\n\x18STREAM_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14STREAM_STATE_FORMING\x10\x01\x12\x17\n\x13STREAM_STATE_ACTIVE\x10\x02\x12\x19\n\x15STREAM_STATE_DELETING\x10\x03*u\n\nJoinPolicy\x12\x1b\n\x17JOIN_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10JOIN_POLICY_OPEN\x10\x01\x12\x1c\n\x18JOIN_POLICY_KEY_REQUIRED\x10\x02\x12\x16\n\x12JOIN_POLICY_CLOSED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshapi.common.v1.view_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MESHSTATUS']._serialized_start=1202
-  _globals['_MESHSTATUS']._serialized_end=1320
-  _globals['_NODESTATE']._serialized_start=1322
-  _globals['_NODESTATE']._serialized_end=1432
-  _globals['_STREAMSTATE']._serialized_start=1434
-  _globals['_STREAMSTATE']._serialized_end=1555
-  _globals['_JOINPOLICY']._serialized_start=1557
-  _globals['_JOINPOLICY']._serialized_end=1674
-  _globals['_NODEVIEW']._serialized_start=88
-  _globals['_NODEVIEW']._serialized_end=340
-  _globals['_STREAMMEMBER']._serialized_start=342
-  _globals['_STREAMMEMBER']._serialized_end=410
-  _globals['_RETIRINGMEMBER']._serialized_start=412
-  _globals['_RETIRINGMEMBER']._serialized_end=498
-  _globals['_STREAMVIEW']._serialized_start=501
-  _globals['_STREAMVIEW']._serialized_end=784
-  _globals['_MESHVIEW']._serialized_start=787
-  _globals['_MESHVIEW']._serialized_end=1061
-  _globals['_LOCALIDENTITY']._serialized_start=1064
-  _globals['_LOCALIDENTITY']._serialized_end=1200
+  _globals['_MESHSTATUS']._serialized_start=1290
+  _globals['_MESHSTATUS']._serialized_end=1408
+  _globals['_NODESTATE']._serialized_start=1410
+  _globals['_NODESTATE']._serialized_end=1520
+  _globals['_STREAMSTATE']._serialized_start=1522
+  _globals['_STREAMSTATE']._serialized_end=1643
+  _globals['_JOINPOLICY']._serialized_start=1645
+  _globals['_JOINPOLICY']._serialized_end=1762
+  _globals['_NODEVIEW']._serialized_start=121
+  _globals['_NODEVIEW']._serialized_end=373
+  _globals['_STREAMMEMBER']._serialized_start=375
+  _globals['_STREAMMEMBER']._serialized_end=443
+  _globals['_RETIRINGMEMBER']._serialized_start=445
+  _globals['_RETIRINGMEMBER']._serialized_end=531
+  _globals['_STREAMVIEW']._serialized_start=534
+  _globals['_STREAMVIEW']._serialized_end=817
+  _globals['_MESHVIEW']._serialized_start=820
+  _globals['_MESHVIEW']._serialized_end=1149
+  _globals['_LOCALIDENTITY']._serialized_start=1152
+  _globals['_LOCALIDENTITY']._serialized_end=1288
 # @@protoc_insertion_point(module_scope)

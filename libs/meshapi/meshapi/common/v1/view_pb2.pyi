@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from meshapi.common.v1 import delegation_pb2 as _delegation_pb2
+from meshapi.common.v1 import weights_pb2 as _weights_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -333,6 +334,7 @@ class MeshView(_message.Message):
     NEXT_MEMBER_ID_FIELD_NUMBER: _builtins.int
     MESH_VERSION_FIELD_NUMBER: _builtins.int
     NEXT_STREAM_ID_FIELD_NUMBER: _builtins.int
+    COST_WEIGHTS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """MCG revision: raised by every committed change."""
     mesh_id: _builtins.str
@@ -357,6 +359,10 @@ class MeshView(_message.Message):
     def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamView]:
         """Streams, by stream id, tombstones included."""
 
+    @_builtins.property
+    def cost_weights(self) -> _containers.RepeatedCompositeFieldContainer[_weights_pb2.ClassWeights]:
+        """Weights of the link cost, by class; a class that is not named has the default ones."""
+
     def __init__(
         self,
         *,
@@ -369,10 +375,11 @@ class MeshView(_message.Message):
         next_member_id: _builtins.int = ...,
         mesh_version: _builtins.int = ...,
         next_stream_id: _builtins.int = ...,
+        cost_weights: _abc.Iterable[_weights_pb2.ClassWeights] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_epoch", b"mesh_epoch", "mesh_id", b"mesh_id", "mesh_version", b"mesh_version", "next_member_id", b"next_member_id", "next_stream_id", b"next_stream_id", "nodes", b"nodes", "revision", b"revision", "status", b"status", "streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_weights", b"cost_weights", "mesh_epoch", b"mesh_epoch", "mesh_id", b"mesh_id", "mesh_version", b"mesh_version", "next_member_id", b"next_member_id", "next_stream_id", b"next_stream_id", "nodes", b"nodes", "revision", b"revision", "status", b"status", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

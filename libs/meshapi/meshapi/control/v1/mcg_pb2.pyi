@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from meshapi.common.v1 import view_pb2 as _view_pb2
+from meshapi.common.v1 import weights_pb2 as _weights_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -49,6 +50,7 @@ class Command(_message.Message):
     ISSUE_TOKEN_FIELD_NUMBER: _builtins.int
     REVOKE_TOKEN_FIELD_NUMBER: _builtins.int
     SET_JOIN_POLICY_FIELD_NUMBER: _builtins.int
+    SET_COST_WEIGHTS_FIELD_NUMBER: _builtins.int
     SET_WRAP_KEY_FIELD_NUMBER: _builtins.int
     SET_CA_FIELD_NUMBER: _builtins.int
     WRAP_CA_FIELD_NUMBER: _builtins.int
@@ -148,6 +150,10 @@ class Command(_message.Message):
         """Changes who may become a member."""
 
     @_builtins.property
+    def set_cost_weights(self) -> Global___SetCostWeights:
+        """Changes the weights of the link cost."""
+
+    @_builtins.property
     def set_wrap_key(self) -> Global___SetWrapKey:
         """A node tells its wrap key."""
 
@@ -186,16 +192,17 @@ class Command(_message.Message):
         issue_token: Global___IssueToken | None = ...,
         revoke_token: Global___RevokeToken | None = ...,
         set_join_policy: Global___SetJoinPolicy | None = ...,
+        set_cost_weights: Global___SetCostWeights | None = ...,
         set_wrap_key: Global___SetWrapKey | None = ...,
         set_ca: Global___SetCa | None = ...,
         wrap_ca: Global___WrapCa | None = ...,
         min_version: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_node", b"activate_node", "add_node", b"add_node", "announce_version", b"announce_version", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "expire_node", b"expire_node", "forget_node", b"forget_node", "found_mesh", b"found_mesh", "issue_token", b"issue_token", "kind", b"kind", "member_out", b"member_out", "raise_mesh_version", b"raise_mesh_version", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "revoke_token", b"revoke_token", "set_ca", b"set_ca", "set_join_policy", b"set_join_policy", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "set_wrap_key", b"set_wrap_key", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed", "wrap_ca", b"wrap_ca"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_node", b"activate_node", "add_node", b"add_node", "announce_version", b"announce_version", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "expire_node", b"expire_node", "forget_node", b"forget_node", "found_mesh", b"found_mesh", "issue_token", b"issue_token", "kind", b"kind", "member_out", b"member_out", "raise_mesh_version", b"raise_mesh_version", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "revoke_token", b"revoke_token", "set_ca", b"set_ca", "set_cost_weights", b"set_cost_weights", "set_join_policy", b"set_join_policy", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "set_wrap_key", b"set_wrap_key", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed", "wrap_ca", b"wrap_ca"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_node", b"activate_node", "add_node", b"add_node", "announce_version", b"announce_version", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "expire_node", b"expire_node", "forget_node", b"forget_node", "found_mesh", b"found_mesh", "issue_token", b"issue_token", "kind", b"kind", "member_out", b"member_out", "min_version", b"min_version", "proposal_id", b"proposal_id", "raise_mesh_version", b"raise_mesh_version", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "revoke_token", b"revoke_token", "set_ca", b"set_ca", "set_join_policy", b"set_join_policy", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "set_wrap_key", b"set_wrap_key", "stamp_ms", b"stamp_ms", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed", "wrap_ca", b"wrap_ca"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_node", b"activate_node", "add_node", b"add_node", "announce_version", b"announce_version", "change_members", b"change_members", "create_stream", b"create_stream", "delete_stream", b"delete_stream", "expire_node", b"expire_node", "forget_node", b"forget_node", "found_mesh", b"found_mesh", "issue_token", b"issue_token", "kind", b"kind", "member_out", b"member_out", "min_version", b"min_version", "proposal_id", b"proposal_id", "raise_mesh_version", b"raise_mesh_version", "remove_node", b"remove_node", "renew_member", b"renew_member", "replica_destroyed", b"replica_destroyed", "revoke_token", b"revoke_token", "set_ca", b"set_ca", "set_cost_weights", b"set_cost_weights", "set_join_policy", b"set_join_policy", "set_node_state", b"set_node_state", "set_reachability", b"set_reachability", "set_voters", b"set_voters", "set_wrap_key", b"set_wrap_key", "stamp_ms", b"stamp_ms", "stream_formed", b"stream_formed", "stream_sealed", b"stream_sealed", "wrap_ca", b"wrap_ca"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["found_mesh", "add_node", "remove_node", "set_node_state", "set_reachability", "set_voters", "create_stream", "stream_formed", "delete_stream", "replica_destroyed", "change_members", "member_out", "stream_sealed", "renew_member", "forget_node", "activate_node", "expire_node", "announce_version", "raise_mesh_version", "issue_token", "revoke_token", "set_join_policy", "set_wrap_key", "set_ca", "wrap_ca"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["found_mesh", "add_node", "remove_node", "set_node_state", "set_reachability", "set_voters", "create_stream", "stream_formed", "delete_stream", "replica_destroyed", "change_members", "member_out", "stream_sealed", "renew_member", "forget_node", "activate_node", "expire_node", "announce_version", "raise_mesh_version", "issue_token", "revoke_token", "set_join_policy", "set_cost_weights", "set_wrap_key", "set_ca", "wrap_ca"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -562,6 +569,34 @@ class SetJoinPolicy(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetJoinPolicy: _TypeAlias = SetJoinPolicy  # noqa: Y015
+
+@_typing.final
+class SetCostWeights(_message.Message):
+    """Changes the weights of one traffic class. What it leaves absent stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    reset: _builtins.bool
+    """Whether the weights that are absent go back to their defaults."""
+    @_builtins.property
+    def change(self) -> _weights_pb2.ClassWeights:
+        """Class, and the weights that change."""
+
+    def __init__(
+        self,
+        *,
+        change: _weights_pb2.ClassWeights | None = ...,
+        reset: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "reset", b"reset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCostWeights: _TypeAlias = SetCostWeights  # noqa: Y015
 
 @_typing.final
 class RemoveNode(_message.Message):

@@ -26,7 +26,7 @@ from meshapi.common.v1 import delegation_pb2 as meshapi_dot_common_dot_v1_dot_de
 from meshapi.common.v1 import view_pb2 as meshapi_dot_common_dot_v1_dot_view__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n meshapi/routing/v1/routing.proto\x12\x12meshapi.routing.v1\x1a\"meshapi/common/v1/delegation.proto\x1a\x1cmeshapi/common/v1/view.proto\"\x18\n\x16GetDelegatedKeyRequest\"@\n\x17GetDelegatedKeyResponse\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x11\n\tmade_at_s\x18\x02 \x01(\x04\"\x82\x01\n\x10\x43onfigureRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12)\n\x04view\x18\x02 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshView\x12\x32\n\x08identity\x18\x03 \x01(\x0b\x32 .meshapi.common.v1.LocalIdentity\"%\n\x11\x43onfigureResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"d\n\x07LsaLink\x12\x0c\n\x04peer\x18\x01 \x01(\x04\x12\x12\n\nlatency_us\x18\x02 \x01(\r\x12\x11\n\tjitter_us\x18\x03 \x01(\r\x12\x10\n\x08loss_ppm\x18\x04 \x01(\r\x12\x12\n\nadmin_cost\x18\x05 \x01(\r\"\xa8\x01\n\x03Lsa\x12\x0e\n\x06origin\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12*\n\x05links\x18\x03 \x03(\x0b\x32\x1b.meshapi.routing.v1.LsaLink\x12\r\n\x05\x61ge_s\x18\x04 \x01(\r\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x31\n\ndelegation\x18\x06 \x01(\x0b\x32\x1d.meshapi.common.v1.Delegation\"*\n\x06LsaKey\x12\x0e\n\x06origin\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xa1\x01\n\nLsaMessage\x12%\n\x04lsas\x18\x01 \x03(\x0b\x32\x17.meshapi.routing.v1.Lsa\x12(\n\x04\x61\x63ks\x18\x02 \x03(\x0b\x32\x1a.meshapi.routing.v1.LsaKey\x12,\n\x08\x64\x61tabase\x18\x03 \x03(\x0b\x32\x1a.meshapi.routing.v1.LsaKey\x12\x14\n\x0chas_database\x18\x04 \x01(\x08\x32\xd6\x01\n\x0eRoutingService\x12X\n\tConfigure\x12$.meshapi.routing.v1.ConfigureRequest\x1a%.meshapi.routing.v1.ConfigureResponse\x12j\n\x0fGetDelegatedKey\x12*.meshapi.routing.v1.GetDelegatedKeyRequest\x1a+.meshapi.routing.v1.GetDelegatedKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n meshapi/routing/v1/routing.proto\x12\x12meshapi.routing.v1\x1a\"meshapi/common/v1/delegation.proto\x1a\x1cmeshapi/common/v1/view.proto\"\x18\n\x16GetDelegatedKeyRequest\"@\n\x17GetDelegatedKeyResponse\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x11\n\tmade_at_s\x18\x02 \x01(\x04\"\x82\x01\n\x10\x43onfigureRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12)\n\x04view\x18\x02 \x01(\x0b\x32\x1b.meshapi.common.v1.MeshView\x12\x32\n\x08identity\x18\x03 \x01(\x0b\x32 .meshapi.common.v1.LocalIdentity\"%\n\x11\x43onfigureResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"\xf2\x01\n\x07LsaLink\x12\x0c\n\x04peer\x18\x01 \x01(\x04\x12\x12\n\nlatency_us\x18\x02 \x01(\r\x12\x11\n\tjitter_us\x18\x03 \x01(\r\x12\x12\n\nadmin_cost\x18\x05 \x01(\r\x12\x15\n\x08lost_ppm\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0e\x62\x61ndwidth_kbit\x18\x07 \x01(\rH\x01\x88\x01\x01\x12!\n\x14utilisation_permille\x18\x08 \x01(\rH\x02\x88\x01\x01\x42\x0b\n\t_lost_ppmB\x11\n\x0f_bandwidth_kbitB\x17\n\x15_utilisation_permilleJ\x04\x08\x04\x10\x05R\x08loss_ppm\"\xa8\x01\n\x03Lsa\x12\x0e\n\x06origin\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12*\n\x05links\x18\x03 \x03(\x0b\x32\x1b.meshapi.routing.v1.LsaLink\x12\r\n\x05\x61ge_s\x18\x04 \x01(\r\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x31\n\ndelegation\x18\x06 \x01(\x0b\x32\x1d.meshapi.common.v1.Delegation\"*\n\x06LsaKey\x12\x0e\n\x06origin\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xa1\x01\n\nLsaMessage\x12%\n\x04lsas\x18\x01 \x03(\x0b\x32\x17.meshapi.routing.v1.Lsa\x12(\n\x04\x61\x63ks\x18\x02 \x03(\x0b\x32\x1a.meshapi.routing.v1.LsaKey\x12,\n\x08\x64\x61tabase\x18\x03 \x03(\x0b\x32\x1a.meshapi.routing.v1.LsaKey\x12\x14\n\x0chas_database\x18\x04 \x01(\x08\x32\xd6\x01\n\x0eRoutingService\x12X\n\tConfigure\x12$.meshapi.routing.v1.ConfigureRequest\x1a%.meshapi.routing.v1.ConfigureResponse\x12j\n\x0fGetDelegatedKey\x12*.meshapi.routing.v1.GetDelegatedKeyRequest\x1a+.meshapi.routing.v1.GetDelegatedKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,14 +41,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONFIGUREREQUEST']._serialized_end=345
   _globals['_CONFIGURERESPONSE']._serialized_start=347
   _globals['_CONFIGURERESPONSE']._serialized_end=384
-  _globals['_LSALINK']._serialized_start=386
-  _globals['_LSALINK']._serialized_end=486
-  _globals['_LSA']._serialized_start=489
-  _globals['_LSA']._serialized_end=657
-  _globals['_LSAKEY']._serialized_start=659
-  _globals['_LSAKEY']._serialized_end=701
-  _globals['_LSAMESSAGE']._serialized_start=704
-  _globals['_LSAMESSAGE']._serialized_end=865
-  _globals['_ROUTINGSERVICE']._serialized_start=868
-  _globals['_ROUTINGSERVICE']._serialized_end=1082
+  _globals['_LSALINK']._serialized_start=387
+  _globals['_LSALINK']._serialized_end=629
+  _globals['_LSA']._serialized_start=632
+  _globals['_LSA']._serialized_end=800
+  _globals['_LSAKEY']._serialized_start=802
+  _globals['_LSAKEY']._serialized_end=844
+  _globals['_LSAMESSAGE']._serialized_start=847
+  _globals['_LSAMESSAGE']._serialized_end=1008
+  _globals['_ROUTINGSERVICE']._serialized_start=1011
+  _globals['_ROUTINGSERVICE']._serialized_end=1225
 # @@protoc_insertion_point(module_scope)

@@ -128,32 +128,51 @@ class LsaLink(_message.Message):
     PEER_FIELD_NUMBER: _builtins.int
     LATENCY_US_FIELD_NUMBER: _builtins.int
     JITTER_US_FIELD_NUMBER: _builtins.int
-    LOSS_PPM_FIELD_NUMBER: _builtins.int
     ADMIN_COST_FIELD_NUMBER: _builtins.int
+    LOST_PPM_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_KBIT_FIELD_NUMBER: _builtins.int
+    UTILISATION_PERMILLE_FIELD_NUMBER: _builtins.int
     peer: _builtins.int
     """Neighbour, at most 2^63-1."""
     latency_us: _builtins.int
     """Smoothed latency (half a round trip) in microseconds."""
     jitter_us: _builtins.int
     """Variation in microseconds."""
-    loss_ppm: _builtins.int
-    """Lost or dropped packets in parts per million."""
     admin_cost: _builtins.int
     """Administrative cost in microseconds-equivalent."""
+    lost_ppm: _builtins.int
+    """Lost packets in parts per million, at most 1,000,000; absent: not measured."""
+    bandwidth_kbit: _builtins.int
+    """What the link can carry, kbit/s, at least 1; absent: not measured."""
+    utilisation_permille: _builtins.int
+    """How much of it is in use, in thousandths, at most 1,000; absent: not measured."""
     def __init__(
         self,
         *,
         peer: _builtins.int = ...,
         latency_us: _builtins.int = ...,
         jitter_us: _builtins.int = ...,
-        loss_ppm: _builtins.int = ...,
         admin_cost: _builtins.int = ...,
+        lost_ppm: _builtins.int | None = ...,
+        bandwidth_kbit: _builtins.int | None = ...,
+        utilisation_permille: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_kbit", b"_bandwidth_kbit", "_lost_ppm", b"_lost_ppm", "_utilisation_permille", b"_utilisation_permille", "bandwidth_kbit", b"bandwidth_kbit", "lost_ppm", b"lost_ppm", "utilisation_permille", b"utilisation_permille"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_cost", b"admin_cost", "jitter_us", b"jitter_us", "latency_us", b"latency_us", "loss_ppm", b"loss_ppm", "peer", b"peer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_kbit", b"_bandwidth_kbit", "_lost_ppm", b"_lost_ppm", "_utilisation_permille", b"_utilisation_permille", "admin_cost", b"admin_cost", "bandwidth_kbit", b"bandwidth_kbit", "jitter_us", b"jitter_us", "latency_us", b"latency_us", "lost_ppm", b"lost_ppm", "peer", b"peer", "utilisation_permille", b"utilisation_permille"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__bandwidth_kbit: _TypeAlias = _typing.Literal["bandwidth_kbit"]  # noqa: Y015
+    _WhichOneofArgType__bandwidth_kbit: _TypeAlias = _typing.Literal["_bandwidth_kbit", b"_bandwidth_kbit"]  # noqa: Y015
+    _WhichOneofReturnType__lost_ppm: _TypeAlias = _typing.Literal["lost_ppm"]  # noqa: Y015
+    _WhichOneofArgType__lost_ppm: _TypeAlias = _typing.Literal["_lost_ppm", b"_lost_ppm"]  # noqa: Y015
+    _WhichOneofReturnType__utilisation_permille: _TypeAlias = _typing.Literal["utilisation_permille"]  # noqa: Y015
+    _WhichOneofArgType__utilisation_permille: _TypeAlias = _typing.Literal["_utilisation_permille", b"_utilisation_permille"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bandwidth_kbit) -> _WhichOneofReturnType__bandwidth_kbit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lost_ppm) -> _WhichOneofReturnType__lost_ppm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__utilisation_permille) -> _WhichOneofReturnType__utilisation_permille | None: ...
 
 Global___LsaLink: _TypeAlias = LsaLink  # noqa: Y015
 
@@ -179,8 +198,9 @@ class Lsa(_message.Message):
     """
     signature: _builtins.bytes
     """Ed25519 signature of the delegated key, 64 bytes, over (network byte order; bytes and text with their length before
-    them, u32): "mesh.v2 lsa", mesh id, signature of the delegation, mesh epoch u64, origin u64, sequence u64, number of
-    links u32, and each link's peer u64, latency_us u32, jitter_us u32, loss_ppm u32, admin_cost u32.
+    them, u32): "mesh.v3 lsa", mesh id, signature of the delegation, mesh epoch u64, origin u64, sequence u64, number of
+    links u32, and each link's peer u64, latency_us u32, jitter_us u32, admin_cost u32, and lost_ppm,
+    bandwidth_kbit and utilisation_permille u32 each, 2^32-1 for one that is absent.
     """
     @_builtins.property
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LsaLink]:

@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from meshapi.common.v1 import view_pb2 as _view_pb2
+from meshapi.common.v1 import weights_pb2 as _weights_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -365,6 +366,99 @@ class SetJoinPolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetJoinPolicyResponse: _TypeAlias = SetJoinPolicyResponse  # noqa: Y015
+
+@_typing.final
+class GetCostWeightsRequest(_message.Message):
+    """Asks for the weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCostWeightsRequest: _TypeAlias = GetCostWeightsRequest  # noqa: Y015
+
+@_typing.final
+class GetCostWeightsResponse(_message.Message):
+    """Weights in force, complete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[_weights_pb2.ClassWeights]:
+        """One entry a class."""
+
+    def __init__(
+        self,
+        *,
+        classes: _abc.Iterable[_weights_pb2.ClassWeights] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCostWeightsResponse: _TypeAlias = GetCostWeightsResponse  # noqa: Y015
+
+@_typing.final
+class SetCostWeightsRequest(_message.Message):
+    """Changes weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    reset: _builtins.bool
+    """Whether the weights that are absent go back to their defaults."""
+    @_builtins.property
+    def change(self) -> _weights_pb2.ClassWeights:
+        """Class, and the weights that change; what is absent stays."""
+
+    def __init__(
+        self,
+        *,
+        change: _weights_pb2.ClassWeights | None = ...,
+        reset: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "reset", b"reset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCostWeightsRequest: _TypeAlias = SetCostWeightsRequest  # noqa: Y015
+
+@_typing.final
+class SetCostWeightsResponse(_message.Message):
+    """Weights after the change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def weights(self) -> _weights_pb2.CostWeights:
+        """Those of the class, complete."""
+
+    def __init__(
+        self,
+        *,
+        weights: _weights_pb2.CostWeights | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCostWeightsResponse: _TypeAlias = SetCostWeightsResponse  # noqa: Y015
 
 @_typing.final
 class LeaveRequest(_message.Message):

@@ -65,6 +65,16 @@ class MeshServiceStub:
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyRequest.SerializeToString,
                 response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyResponse.FromString,
                 _registered_method=True)
+        self.GetCostWeights = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshService/GetCostWeights',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetCostWeightsRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetCostWeightsResponse.FromString,
+                _registered_method=True)
+        self.SetCostWeights = channel.unary_unary(
+                '/meshapi.supervisor.v1.MeshService/SetCostWeights',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetCostWeightsRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetCostWeightsResponse.FromString,
+                _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/meshapi.supervisor.v1.MeshService/Leave',
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.LeaveRequest.SerializeToString,
@@ -167,6 +177,21 @@ class MeshServiceServicer:
 
     def SetJoinPolicy(self, request, context):
         """Changes who may become a member. Errors: NOT_A_MEMBER, INVALID_ARGUMENT, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCostWeights(self, request, context):
+        """Weights of the link cost, of every traffic class. Errors: NOT_A_MEMBER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetCostWeights(self, request, context):
+        """Changes weights of one traffic class; every node computes its routes anew. Errors: NOT_A_MEMBER, INVALID_ARGUMENT,
+        MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -289,6 +314,16 @@ def add_MeshServiceServicer_to_server(servicer, server):
                     servicer.SetJoinPolicy,
                     request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyRequest.FromString,
                     response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyResponse.SerializeToString,
+            ),
+            'GetCostWeights': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCostWeights,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetCostWeightsRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetCostWeightsResponse.SerializeToString,
+            ),
+            'SetCostWeights': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCostWeights,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetCostWeightsRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetCostWeightsResponse.SerializeToString,
             ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
@@ -509,6 +544,60 @@ class MeshService:
             '/meshapi.supervisor.v1.MeshService/SetJoinPolicy',
             meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyRequest.SerializeToString,
             meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetJoinPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCostWeights(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshService/GetCostWeights',
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetCostWeightsRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.GetCostWeightsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCostWeights(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.MeshService/SetCostWeights',
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetCostWeightsRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_mesh__pb2.SetCostWeightsResponse.FromString,
             options,
             channel_credentials,
             insecure,

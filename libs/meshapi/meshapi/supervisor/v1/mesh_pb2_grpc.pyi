@@ -54,6 +54,12 @@ class MeshServiceStub:
     """Makes a join token worthless. Errors: NOT_A_MEMBER, TOKEN_UNKNOWN, MESH_VERSION_TOO_LOW, NO_QUORUM."""
     SetJoinPolicy: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.SetJoinPolicyRequest, _mesh_pb2.SetJoinPolicyResponse]
     """Changes who may become a member. Errors: NOT_A_MEMBER, INVALID_ARGUMENT, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM."""
+    GetCostWeights: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.GetCostWeightsRequest, _mesh_pb2.GetCostWeightsResponse]
+    """Weights of the link cost, of every traffic class. Errors: NOT_A_MEMBER."""
+    SetCostWeights: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.SetCostWeightsRequest, _mesh_pb2.SetCostWeightsResponse]
+    """Changes weights of one traffic class; every node computes its routes anew. Errors: NOT_A_MEMBER, INVALID_ARGUMENT,
+    MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM.
+    """
     Leave: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.LeaveRequest, _mesh_pb2.LeaveResponse]
     """Leaves the mesh for good and forgets it. Errors: NOT_A_MEMBER, STREAMS_AT_RISK, LAST_NODE, NO_QUORUM."""
     ForgetNode: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.ForgetNodeRequest, _mesh_pb2.ForgetNodeResponse]
@@ -113,6 +119,12 @@ class MeshServiceAsyncStub(MeshServiceStub):
     """Makes a join token worthless. Errors: NOT_A_MEMBER, TOKEN_UNKNOWN, MESH_VERSION_TOO_LOW, NO_QUORUM."""
     SetJoinPolicy: _aio.UnaryUnaryMultiCallable[_mesh_pb2.SetJoinPolicyRequest, _mesh_pb2.SetJoinPolicyResponse]  # type: ignore[assignment]
     """Changes who may become a member. Errors: NOT_A_MEMBER, INVALID_ARGUMENT, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM."""
+    GetCostWeights: _aio.UnaryUnaryMultiCallable[_mesh_pb2.GetCostWeightsRequest, _mesh_pb2.GetCostWeightsResponse]  # type: ignore[assignment]
+    """Weights of the link cost, of every traffic class. Errors: NOT_A_MEMBER."""
+    SetCostWeights: _aio.UnaryUnaryMultiCallable[_mesh_pb2.SetCostWeightsRequest, _mesh_pb2.SetCostWeightsResponse]  # type: ignore[assignment]
+    """Changes weights of one traffic class; every node computes its routes anew. Errors: NOT_A_MEMBER, INVALID_ARGUMENT,
+    MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM.
+    """
     Leave: _aio.UnaryUnaryMultiCallable[_mesh_pb2.LeaveRequest, _mesh_pb2.LeaveResponse]  # type: ignore[assignment]
     """Leaves the mesh for good and forgets it. Errors: NOT_A_MEMBER, STREAMS_AT_RISK, LAST_NODE, NO_QUORUM."""
     ForgetNode: _aio.UnaryUnaryMultiCallable[_mesh_pb2.ForgetNodeRequest, _mesh_pb2.ForgetNodeResponse]  # type: ignore[assignment]
@@ -205,6 +217,24 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_mesh_pb2.SetJoinPolicyResponse, _abc.Awaitable[_mesh_pb2.SetJoinPolicyResponse]]:
         """Changes who may become a member. Errors: NOT_A_MEMBER, INVALID_ARGUMENT, MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM."""
+
+    @_abc_1.abstractmethod
+    def GetCostWeights(
+        self,
+        request: _mesh_pb2.GetCostWeightsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.GetCostWeightsResponse, _abc.Awaitable[_mesh_pb2.GetCostWeightsResponse]]:
+        """Weights of the link cost, of every traffic class. Errors: NOT_A_MEMBER."""
+
+    @_abc_1.abstractmethod
+    def SetCostWeights(
+        self,
+        request: _mesh_pb2.SetCostWeightsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.SetCostWeightsResponse, _abc.Awaitable[_mesh_pb2.SetCostWeightsResponse]]:
+        """Changes weights of one traffic class; every node computes its routes anew. Errors: NOT_A_MEMBER, INVALID_ARGUMENT,
+        MESH_CRITICAL, MESH_VERSION_TOO_LOW, NO_QUORUM.
+        """
 
     @_abc_1.abstractmethod
     def Leave(

@@ -22,27 +22,42 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from meshapi.common.v1 import weights_pb2 as meshapi_dot_common_dot_v1_dot_weights__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$meshapi/supervisor/v1/topology.proto\x12\x15meshapi.supervisor.v1\"\x12\n\x10ListLinksRequest\"{\n\x04Link\x12\x0c\n\x04\x66rom\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\x12\x12\n\nlatency_us\x18\x03 \x01(\r\x12\x11\n\tjitter_us\x18\x04 \x01(\r\x12\x10\n\x08loss_ppm\x18\x05 \x01(\r\x12\x0c\n\x04\x63ost\x18\x06 \x01(\x01\x12\x12\n\nis_two_way\x18\x07 \x01(\x08\"Y\n\x11ListLinksResponse\x12*\n\x05links\x18\x01 \x03(\x0b\x32\x1b.meshapi.supervisor.v1.Link\x12\x18\n\x10topology_version\x18\x02 \x01(\x04\",\n\x10ListPathsRequest\x12\x0c\n\x04\x66rom\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\"+\n\x0cTopologyPath\x12\r\n\x05nodes\x18\x01 \x03(\t\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\"G\n\x11ListPathsResponse\x12\x32\n\x05paths\x18\x01 \x03(\x0b\x32#.meshapi.supervisor.v1.TopologyPath2\xd1\x01\n\x0fTopologyService\x12^\n\tListLinks\x12\'.meshapi.supervisor.v1.ListLinksRequest\x1a(.meshapi.supervisor.v1.ListLinksResponse\x12^\n\tListPaths\x12\'.meshapi.supervisor.v1.ListPathsRequest\x1a(.meshapi.supervisor.v1.ListPathsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$meshapi/supervisor/v1/topology.proto\x12\x15meshapi.supervisor.v1\x1a\x1fmeshapi/common/v1/weights.proto\"\x12\n\x10ListLinksRequest\"\x95\x02\n\x04Link\x12\x0c\n\x04\x66rom\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\x12\x12\n\nlatency_us\x18\x03 \x01(\r\x12\x11\n\tjitter_us\x18\x04 \x01(\r\x12\x10\n\x08loss_ppm\x18\x05 \x01(\r\x12\x0c\n\x04\x63ost\x18\x06 \x01(\x01\x12\x12\n\nis_two_way\x18\x07 \x01(\x08\x12\x18\n\x10is_loss_measured\x18\x08 \x01(\x08\x12\x1b\n\x0e\x62\x61ndwidth_kbit\x18\t \x01(\rH\x00\x88\x01\x01\x12!\n\x14utilisation_permille\x18\n \x01(\rH\x01\x88\x01\x01\x12\x12\n\nadmin_cost\x18\x0b \x01(\rB\x11\n\x0f_bandwidth_kbitB\x17\n\x15_utilisation_permille\"\x90\x01\n\x11ListLinksResponse\x12*\n\x05links\x18\x01 \x03(\x0b\x32\x1b.meshapi.supervisor.v1.Link\x12\x18\n\x10topology_version\x18\x02 \x01(\x04\x12\x35\n\nprotection\x18\x03 \x01(\x0b\x32!.meshapi.supervisor.v1.Protection\"\xaa\x01\n\x10ListPathsRequest\x12\x0c\n\x04\x66rom\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x36\n\rtraffic_class\x18\x04 \x01(\x0e\x32\x1f.meshapi.common.v1.TrafficClass\x12\x35\n\x08\x64isjoint\x18\x05 \x01(\x0e\x32#.meshapi.supervisor.v1.Disjointness\"\x7f\n\tCostTerms\x12\x0f\n\x07latency\x18\x01 \x01(\x04\x12\x0e\n\x06jitter\x18\x02 \x01(\x04\x12\x11\n\tbandwidth\x18\x03 \x01(\x04\x12\x13\n\x0butilisation\x18\x04 \x01(\x04\x12\x0c\n\x04loss\x18\x05 \x01(\x04\x12\x0c\n\x04hops\x18\x06 \x01(\x04\x12\r\n\x05\x61\x64min\x18\x07 \x01(\x04\"\\\n\x0cTopologyPath\x12\r\n\x05nodes\x18\x01 \x03(\t\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\x12/\n\x05terms\x18\x03 \x01(\x0b\x32 .meshapi.supervisor.v1.CostTerms\"G\n\x11ListPathsResponse\x12\x32\n\x05paths\x18\x01 \x03(\x0b\x32#.meshapi.supervisor.v1.TopologyPath\"&\n\x08LinkEnds\x12\x0b\n\x03one\x18\x01 \x01(\t\x12\r\n\x05other\x18\x02 \x01(\t\"X\n\rWhatIfRequest\x12.\n\x03\x63ut\x18\x01 \x01(\x0b\x32\x1f.meshapi.supervisor.v1.LinkEndsH\x00\x12\x0e\n\x04stop\x18\x02 \x01(\tH\x00\x42\x07\n\x05\x65vent\"&\n\x08NodePair\x12\x0b\n\x03one\x18\x01 \x01(\t\x12\r\n\x05other\x18\x02 \x01(\t\"A\n\nProtection\x12\r\n\x05pairs\x18\x01 \x01(\x04\x12\x11\n\tconnected\x18\x02 \x01(\x04\x12\x11\n\tprotected\x18\x03 \x01(\x04\"\x89\x02\n\x0eWhatIfResponse\x12\x31\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32!.meshapi.supervisor.v1.Protection\x12\x30\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32!.meshapi.supervisor.v1.Protection\x12-\n\x04lost\x18\x03 \x03(\x0b\x32\x1f.meshapi.supervisor.v1.NodePair\x12\x12\n\nlost_count\x18\x04 \x01(\x04\x12\x34\n\x0bunprotected\x18\x05 \x03(\x0b\x32\x1f.meshapi.supervisor.v1.NodePair\x12\x19\n\x11unprotected_count\x18\x06 \x01(\x04*Z\n\x0c\x44isjointness\x12\x1c\n\x18\x44ISJOINTNESS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44ISJOINTNESS_LINK\x10\x01\x12\x15\n\x11\x44ISJOINTNESS_NODE\x10\x02\x32\xa8\x02\n\x0fTopologyService\x12^\n\tListLinks\x12\'.meshapi.supervisor.v1.ListLinksRequest\x1a(.meshapi.supervisor.v1.ListLinksResponse\x12^\n\tListPaths\x12\'.meshapi.supervisor.v1.ListPathsRequest\x1a(.meshapi.supervisor.v1.ListPathsResponse\x12U\n\x06WhatIf\x12$.meshapi.supervisor.v1.WhatIfRequest\x1a%.meshapi.supervisor.v1.WhatIfResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshapi.supervisor.v1.topology_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTLINKSREQUEST']._serialized_start=63
-  _globals['_LISTLINKSREQUEST']._serialized_end=81
-  _globals['_LINK']._serialized_start=83
-  _globals['_LINK']._serialized_end=206
-  _globals['_LISTLINKSRESPONSE']._serialized_start=208
-  _globals['_LISTLINKSRESPONSE']._serialized_end=297
-  _globals['_LISTPATHSREQUEST']._serialized_start=299
-  _globals['_LISTPATHSREQUEST']._serialized_end=343
-  _globals['_TOPOLOGYPATH']._serialized_start=345
-  _globals['_TOPOLOGYPATH']._serialized_end=388
-  _globals['_LISTPATHSRESPONSE']._serialized_start=390
-  _globals['_LISTPATHSRESPONSE']._serialized_end=461
-  _globals['_TOPOLOGYSERVICE']._serialized_start=464
-  _globals['_TOPOLOGYSERVICE']._serialized_end=673
+  _globals['_DISJOINTNESS']._serialized_start=1517
+  _globals['_DISJOINTNESS']._serialized_end=1607
+  _globals['_LISTLINKSREQUEST']._serialized_start=96
+  _globals['_LISTLINKSREQUEST']._serialized_end=114
+  _globals['_LINK']._serialized_start=117
+  _globals['_LINK']._serialized_end=394
+  _globals['_LISTLINKSRESPONSE']._serialized_start=397
+  _globals['_LISTLINKSRESPONSE']._serialized_end=541
+  _globals['_LISTPATHSREQUEST']._serialized_start=544
+  _globals['_LISTPATHSREQUEST']._serialized_end=714
+  _globals['_COSTTERMS']._serialized_start=716
+  _globals['_COSTTERMS']._serialized_end=843
+  _globals['_TOPOLOGYPATH']._serialized_start=845
+  _globals['_TOPOLOGYPATH']._serialized_end=937
+  _globals['_LISTPATHSRESPONSE']._serialized_start=939
+  _globals['_LISTPATHSRESPONSE']._serialized_end=1010
+  _globals['_LINKENDS']._serialized_start=1012
+  _globals['_LINKENDS']._serialized_end=1050
+  _globals['_WHATIFREQUEST']._serialized_start=1052
+  _globals['_WHATIFREQUEST']._serialized_end=1140
+  _globals['_NODEPAIR']._serialized_start=1142
+  _globals['_NODEPAIR']._serialized_end=1180
+  _globals['_PROTECTION']._serialized_start=1182
+  _globals['_PROTECTION']._serialized_end=1247
+  _globals['_WHATIFRESPONSE']._serialized_start=1250
+  _globals['_WHATIFRESPONSE']._serialized_end=1515
+  _globals['_TOPOLOGYSERVICE']._serialized_start=1610
+  _globals['_TOPOLOGYSERVICE']._serialized_end=1906
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,8 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from meshapi.common.v1 import weights_pb2 as _weights_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +19,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Disjointness:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DisjointnessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Disjointness.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DISJOINTNESS_UNSPECIFIED: _Disjointness.ValueType  # 0
+    """No pair is asked for."""
+    DISJOINTNESS_LINK: _Disjointness.ValueType  # 1
+    """A link."""
+    DISJOINTNESS_NODE: _Disjointness.ValueType  # 2
+    """A node but their ends."""
+
+class Disjointness(_Disjointness, metaclass=_DisjointnessEnumTypeWrapper):
+    """What two paths must not share."""
+
+DISJOINTNESS_UNSPECIFIED: Disjointness.ValueType  # 0
+"""No pair is asked for."""
+DISJOINTNESS_LINK: Disjointness.ValueType  # 1
+"""A link."""
+DISJOINTNESS_NODE: Disjointness.ValueType  # 2
+"""A node but their ends."""
+Global___Disjointness: _TypeAlias = Disjointness  # noqa: Y015
 
 @_typing.final
 class ListLinksRequest(_message.Message):
@@ -48,6 +74,10 @@ class Link(_message.Message):
     LOSS_PPM_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     IS_TWO_WAY_FIELD_NUMBER: _builtins.int
+    IS_LOSS_MEASURED_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_KBIT_FIELD_NUMBER: _builtins.int
+    UTILISATION_PERMILLE_FIELD_NUMBER: _builtins.int
+    ADMIN_COST_FIELD_NUMBER: _builtins.int
     to: _builtins.str
     """Neighbour's name."""
     latency_us: _builtins.int
@@ -55,11 +85,19 @@ class Link(_message.Message):
     jitter_us: _builtins.int
     """Jitter in microseconds."""
     loss_ppm: _builtins.int
-    """Loss in parts per million."""
+    """Loss in parts per million; 0 where `is_loss_measured` is false."""
     cost: _builtins.float
     """Cost in microseconds-equivalent."""
     is_two_way: _builtins.bool
     """Whether both ends advertise it: only then is it used."""
+    is_loss_measured: _builtins.bool
+    """Whether the loss is measured."""
+    bandwidth_kbit: _builtins.int
+    """What the link can carry, kbit/s; absent: not measured."""
+    utilisation_permille: _builtins.int
+    """How much of it is in use, in thousandths; absent: not measured."""
+    admin_cost: _builtins.int
+    """Administrative cost in microseconds-equivalent."""
     def __init__(
         self,
         *,
@@ -69,12 +107,23 @@ class Link(_message.Message):
         loss_ppm: _builtins.int = ...,
         cost: _builtins.float = ...,
         is_two_way: _builtins.bool = ...,
+        is_loss_measured: _builtins.bool = ...,
+        bandwidth_kbit: _builtins.int | None = ...,
+        utilisation_permille: _builtins.int | None = ...,
+        admin_cost: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_kbit", b"_bandwidth_kbit", "_utilisation_permille", b"_utilisation_permille", "bandwidth_kbit", b"bandwidth_kbit", "utilisation_permille", b"utilisation_permille"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "from", b"from", "is_two_way", b"is_two_way", "jitter_us", b"jitter_us", "latency_us", b"latency_us", "loss_ppm", b"loss_ppm", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_kbit", b"_bandwidth_kbit", "_utilisation_permille", b"_utilisation_permille", "admin_cost", b"admin_cost", "bandwidth_kbit", b"bandwidth_kbit", "cost", b"cost", "from", b"from", "is_loss_measured", b"is_loss_measured", "is_two_way", b"is_two_way", "jitter_us", b"jitter_us", "latency_us", b"latency_us", "loss_ppm", b"loss_ppm", "to", b"to", "utilisation_permille", b"utilisation_permille"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__bandwidth_kbit: _TypeAlias = _typing.Literal["bandwidth_kbit"]  # noqa: Y015
+    _WhichOneofArgType__bandwidth_kbit: _TypeAlias = _typing.Literal["_bandwidth_kbit", b"_bandwidth_kbit"]  # noqa: Y015
+    _WhichOneofReturnType__utilisation_permille: _TypeAlias = _typing.Literal["utilisation_permille"]  # noqa: Y015
+    _WhichOneofArgType__utilisation_permille: _TypeAlias = _typing.Literal["_utilisation_permille", b"_utilisation_permille"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bandwidth_kbit) -> _WhichOneofReturnType__bandwidth_kbit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__utilisation_permille) -> _WhichOneofReturnType__utilisation_permille | None: ...
 
 Global___Link: _TypeAlias = Link  # noqa: Y015
 
@@ -86,21 +135,27 @@ class ListLinksResponse(_message.Message):
 
     LINKS_FIELD_NUMBER: _builtins.int
     TOPOLOGY_VERSION_FIELD_NUMBER: _builtins.int
+    PROTECTION_FIELD_NUMBER: _builtins.int
     topology_version: _builtins.int
     """Version of the topology; raised by every change of the database."""
     @_builtins.property
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Link]:
         """By (from, to)."""
 
+    @_builtins.property
+    def protection(self) -> Global___Protection:
+        """How well the pairs of nodes are connected, as of the last computation of routes."""
+
     def __init__(
         self,
         *,
         links: _abc.Iterable[Global___Link] | None = ...,
         topology_version: _builtins.int = ...,
+        protection: Global___Protection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["protection", b"protection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "topology_version", b"topology_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "protection", b"protection", "topology_version", b"topology_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -114,20 +169,80 @@ class ListPathsRequest(_message.Message):
 
     FROM_FIELD_NUMBER: _builtins.int
     TO_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    TRAFFIC_CLASS_FIELD_NUMBER: _builtins.int
+    DISJOINT_FIELD_NUMBER: _builtins.int
     to: _builtins.str
     """Last node."""
+    count: _builtins.int
+    """How many shortest loopless paths, at most 16; 0: the best one and its backup, maximally disjoint from it."""
+    traffic_class: _weights_pb2.TrafficClass.ValueType
+    """Traffic class whose weights count; unspecified: CONTROL."""
+    disjoint: Global___Disjointness.ValueType
+    """Asks for the two paths that share none of these and cost least together, in place of `count`. NO_PATH when there are no
+    two.
+    """
     def __init__(
         self,
         *,
         to: _builtins.str = ...,
+        count: _builtins.int = ...,
+        traffic_class: _weights_pb2.TrafficClass.ValueType = ...,
+        disjoint: Global___Disjointness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "disjoint", b"disjoint", "from", b"from", "to", b"to", "traffic_class", b"traffic_class"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPathsRequest: _TypeAlias = ListPathsRequest  # noqa: Y015
+
+@_typing.final
+class CostTerms(_message.Message):
+    """What a path costs, by reason, in microseconds-equivalent. What is not measured costs nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATENCY_FIELD_NUMBER: _builtins.int
+    JITTER_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_FIELD_NUMBER: _builtins.int
+    UTILISATION_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    HOPS_FIELD_NUMBER: _builtins.int
+    ADMIN_FIELD_NUMBER: _builtins.int
+    latency: _builtins.int
+    """Latency."""
+    jitter: _builtins.int
+    """Jitter."""
+    bandwidth: _builtins.int
+    """Narrowness."""
+    utilisation: _builtins.int
+    """Use."""
+    loss: _builtins.int
+    """Loss."""
+    hops: _builtins.int
+    """Number of links."""
+    admin: _builtins.int
+    """Administrative cost."""
+    def __init__(
+        self,
+        *,
+        latency: _builtins.int = ...,
+        jitter: _builtins.int = ...,
+        bandwidth: _builtins.int = ...,
+        utilisation: _builtins.int = ...,
+        loss: _builtins.int = ...,
+        hops: _builtins.int = ...,
+        admin: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "bandwidth", b"bandwidth", "hops", b"hops", "jitter", b"jitter", "latency", b"latency", "loss", b"loss", "utilisation", b"utilisation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CostTerms: _TypeAlias = CostTerms  # noqa: Y015
 
 @_typing.final
 class TopologyPath(_message.Message):
@@ -137,21 +252,27 @@ class TopologyPath(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     cost: _builtins.float
     """Cost in microseconds-equivalent."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names, both ends included."""
 
+    @_builtins.property
+    def terms(self) -> Global___CostTerms:
+        """The cost by reason; the terms add up to it."""
+
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[_builtins.str] | None = ...,
         cost: _builtins.float = ...,
+        terms: Global___CostTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "nodes", b"nodes", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -180,3 +301,167 @@ class ListPathsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPathsResponse: _TypeAlias = ListPathsResponse  # noqa: Y015
+
+@_typing.final
+class LinkEnds(_message.Message):
+    """Two nodes that are neighbours."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ONE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    one: _builtins.str
+    """One end."""
+    other: _builtins.str
+    """The other."""
+    def __init__(
+        self,
+        *,
+        one: _builtins.str = ...,
+        other: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["one", b"one", "other", b"other"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkEnds: _TypeAlias = LinkEnds  # noqa: Y015
+
+@_typing.final
+class WhatIfRequest(_message.Message):
+    """What to imagine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUT_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    stop: _builtins.str
+    """This node stops, with all its links."""
+    @_builtins.property
+    def cut(self) -> Global___LinkEnds:
+        """This link is cut, in both directions."""
+
+    def __init__(
+        self,
+        *,
+        cut: Global___LinkEnds | None = ...,
+        stop: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "event", b"event", "stop", b"stop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "event", b"event", "stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["cut", "stop"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WhatIfRequest: _TypeAlias = WhatIfRequest  # noqa: Y015
+
+@_typing.final
+class NodePair(_message.Message):
+    """Two nodes, in the order of their names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ONE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    one: _builtins.str
+    """First node."""
+    other: _builtins.str
+    """Second node."""
+    def __init__(
+        self,
+        *,
+        one: _builtins.str = ...,
+        other: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["one", b"one", "other", b"other"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodePair: _TypeAlias = NodePair  # noqa: Y015
+
+@_typing.final
+class Protection(_message.Message):
+    """How well the pairs of nodes are connected. A pair is protected when two paths that share no link lead from one to the
+    other.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIRS_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    PROTECTED_FIELD_NUMBER: _builtins.int
+    pairs: _builtins.int
+    """Pairs of nodes that the database knows, in all."""
+    connected: _builtins.int
+    """Pairs with a path."""
+    protected: _builtins.int
+    """Pairs with two paths that share no link."""
+    def __init__(
+        self,
+        *,
+        pairs: _builtins.int = ...,
+        connected: _builtins.int = ...,
+        protected: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "pairs", b"pairs", "protected", b"protected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Protection: _TypeAlias = Protection  # noqa: Y015
+
+@_typing.final
+class WhatIfResponse(_message.Message):
+    """What would change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    LOST_COUNT_FIELD_NUMBER: _builtins.int
+    UNPROTECTED_FIELD_NUMBER: _builtins.int
+    UNPROTECTED_COUNT_FIELD_NUMBER: _builtins.int
+    lost_count: _builtins.int
+    """How many there are."""
+    unprotected_count: _builtins.int
+    """How many there are."""
+    @_builtins.property
+    def before(self) -> Global___Protection:
+        """Now, without the pairs of a node that stops."""
+
+    @_builtins.property
+    def after(self) -> Global___Protection:
+        """After the event."""
+
+    @_builtins.property
+    def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodePair]:
+        """Pairs that would lose their last path, by name; the first 1,000 of them."""
+
+    @_builtins.property
+    def unprotected(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodePair]:
+        """Pairs that would keep a path but lose their protection, by name; the first 1,000 of them."""
+
+    def __init__(
+        self,
+        *,
+        before: Global___Protection | None = ...,
+        after: Global___Protection | None = ...,
+        lost: _abc.Iterable[Global___NodePair] | None = ...,
+        lost_count: _builtins.int = ...,
+        unprotected: _abc.Iterable[Global___NodePair] | None = ...,
+        unprotected_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "lost", b"lost", "lost_count", b"lost_count", "unprotected", b"unprotected", "unprotected_count", b"unprotected_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhatIfResponse: _TypeAlias = WhatIfResponse  # noqa: Y015

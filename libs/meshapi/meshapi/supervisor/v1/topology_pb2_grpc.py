@@ -45,6 +45,11 @@ class TopologyServiceStub:
                 request_serializer=meshapi_dot_supervisor_dot_v1_dot_topology__pb2.ListPathsRequest.SerializeToString,
                 response_deserializer=meshapi_dot_supervisor_dot_v1_dot_topology__pb2.ListPathsResponse.FromString,
                 _registered_method=True)
+        self.WhatIf = channel.unary_unary(
+                '/meshapi.supervisor.v1.TopologyService/WhatIf',
+                request_serializer=meshapi_dot_supervisor_dot_v1_dot_topology__pb2.WhatIfRequest.SerializeToString,
+                response_deserializer=meshapi_dot_supervisor_dot_v1_dot_topology__pb2.WhatIfResponse.FromString,
+                _registered_method=True)
 
 
 class TopologyServiceServicer:
@@ -59,7 +64,16 @@ class TopologyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPaths(self, request, context):
-        """Paths between two nodes, best first; the second is maximally disjoint. Errors: UNKNOWN_NODE, NO_PATH.
+        """Paths between two nodes, best first: the best one and its backup, or the k shortest loopless ones. Errors: UNKNOWN_NODE,
+        NO_PATH, INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WhatIf(self, request, context):
+        """What would become of the paths between all nodes if a link were cut or a node stopped. Changes nothing. Errors:
+        UNKNOWN_NODE, INVALID_ARGUMENT (there is no such link).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +91,11 @@ def add_TopologyServiceServicer_to_server(servicer, server):
                     servicer.ListPaths,
                     request_deserializer=meshapi_dot_supervisor_dot_v1_dot_topology__pb2.ListPathsRequest.FromString,
                     response_serializer=meshapi_dot_supervisor_dot_v1_dot_topology__pb2.ListPathsResponse.SerializeToString,
+            ),
+            'WhatIf': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhatIf,
+                    request_deserializer=meshapi_dot_supervisor_dot_v1_dot_topology__pb2.WhatIfRequest.FromString,
+                    response_serializer=meshapi_dot_supervisor_dot_v1_dot_topology__pb2.WhatIfResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +153,33 @@ class TopologyService:
             '/meshapi.supervisor.v1.TopologyService/ListPaths',
             meshapi_dot_supervisor_dot_v1_dot_topology__pb2.ListPathsRequest.SerializeToString,
             meshapi_dot_supervisor_dot_v1_dot_topology__pb2.ListPathsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhatIf(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshapi.supervisor.v1.TopologyService/WhatIf',
+            meshapi_dot_supervisor_dot_v1_dot_topology__pb2.WhatIfRequest.SerializeToString,
+            meshapi_dot_supervisor_dot_v1_dot_topology__pb2.WhatIfResponse.FromString,
             options,
             channel_credentials,
             insecure,

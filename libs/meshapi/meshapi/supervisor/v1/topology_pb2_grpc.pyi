@@ -36,7 +36,13 @@ class TopologyServiceStub:
     ListLinks: _grpc.UnaryUnaryMultiCallable[_topology_pb2.ListLinksRequest, _topology_pb2.ListLinksResponse]
     """All links of the link-state database."""
     ListPaths: _grpc.UnaryUnaryMultiCallable[_topology_pb2.ListPathsRequest, _topology_pb2.ListPathsResponse]
-    """Paths between two nodes, best first; the second is maximally disjoint. Errors: UNKNOWN_NODE, NO_PATH."""
+    """Paths between two nodes, best first: the best one and its backup, or the k shortest loopless ones. Errors: UNKNOWN_NODE,
+    NO_PATH, INVALID_ARGUMENT.
+    """
+    WhatIf: _grpc.UnaryUnaryMultiCallable[_topology_pb2.WhatIfRequest, _topology_pb2.WhatIfResponse]
+    """What would become of the paths between all nodes if a link were cut or a node stopped. Changes nothing. Errors:
+    UNKNOWN_NODE, INVALID_ARGUMENT (there is no such link).
+    """
 
 @_typing.type_check_only
 class TopologyServiceAsyncStub(TopologyServiceStub):
@@ -46,7 +52,13 @@ class TopologyServiceAsyncStub(TopologyServiceStub):
     ListLinks: _aio.UnaryUnaryMultiCallable[_topology_pb2.ListLinksRequest, _topology_pb2.ListLinksResponse]  # type: ignore[assignment]
     """All links of the link-state database."""
     ListPaths: _aio.UnaryUnaryMultiCallable[_topology_pb2.ListPathsRequest, _topology_pb2.ListPathsResponse]  # type: ignore[assignment]
-    """Paths between two nodes, best first; the second is maximally disjoint. Errors: UNKNOWN_NODE, NO_PATH."""
+    """Paths between two nodes, best first: the best one and its backup, or the k shortest loopless ones. Errors: UNKNOWN_NODE,
+    NO_PATH, INVALID_ARGUMENT.
+    """
+    WhatIf: _aio.UnaryUnaryMultiCallable[_topology_pb2.WhatIfRequest, _topology_pb2.WhatIfResponse]  # type: ignore[assignment]
+    """What would become of the paths between all nodes if a link were cut or a node stopped. Changes nothing. Errors:
+    UNKNOWN_NODE, INVALID_ARGUMENT (there is no such link).
+    """
 
 class TopologyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Links and paths."""
@@ -65,6 +77,18 @@ class TopologyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _topology_pb2.ListPathsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_topology_pb2.ListPathsResponse, _abc.Awaitable[_topology_pb2.ListPathsResponse]]:
-        """Paths between two nodes, best first; the second is maximally disjoint. Errors: UNKNOWN_NODE, NO_PATH."""
+        """Paths between two nodes, best first: the best one and its backup, or the k shortest loopless ones. Errors: UNKNOWN_NODE,
+        NO_PATH, INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def WhatIf(
+        self,
+        request: _topology_pb2.WhatIfRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_topology_pb2.WhatIfResponse, _abc.Awaitable[_topology_pb2.WhatIfResponse]]:
+        """What would become of the paths between all nodes if a link were cut or a node stopped. Changes nothing. Errors:
+        UNKNOWN_NODE, INVALID_ARGUMENT (there is no such link).
+        """
 
 def add_TopologyServiceServicer_to_server(servicer: TopologyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
