@@ -236,6 +236,18 @@ async def test_newcomer_is_admitted_and_served_by_a_member_without_a_vote_that_o
         await mesh.empty()
 
 
+async def test_token_that_names_another_root_is_refused_by_the_newcomer(mesh: Mesh) -> None:
+    """The mesh has admitted it by then: its place stays unused until it joins or is forgotten."""
+    key = parse_token(await mesh.gateways["a"].issue_token())
+    assert key.ca_fingerprint, "the token pins the root"
+    changed = bytes((key.ca_fingerprint[0] ^ 1,)) + key.ca_fingerprint[1:]
+    try:
+        assert await mesh.by_token(encode_token(replace(key, ca_fingerprint=changed))) == "KEY_MISMATCH"
+    finally:
+        await mesh.gateways["a"].forget_node("x")
+        await mesh.empty()
+
+
 async def test_policy_that_is_changed_at_the_member_without_a_vote_holds_at_once(mesh: Mesh) -> None:
     """Nothing waits for the news to spread: the voter decides when the admission is applied."""
     token = await mesh.gateways["a"].issue_token()

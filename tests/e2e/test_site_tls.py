@@ -151,12 +151,18 @@ async def test_users_of_listeners_that_others_reach_get_tls(tmp_path: Path) -> N
             with pytest.raises(MeshError) as refused:
                 await application.describe("no/stream")
             assert refused.value.code in {ErrorCode.NOT_A_MEMBER, ErrorCode.STREAM_NOT_FOUND}, "it got an answer"
+        (tmp_path / "tokens").mkdir()
+        (tmp_path / "tokens" / "a-operator-token").write_text(token)
         await forms_a_mesh(tmp_path, authority, f"a=localhost:{grpc_port}")
 
 
 async def forms_a_mesh(directory: Path, authority: Path, node: str) -> None:
-    """The seed service of compose.yaml trusts what the control plane writes for users, as soon as it is there."""
-    words = [sys.executable, "deploy/seed/form_mesh.py", f"--authorities={directory / 'authorities'}", node]
+    """The seed service of compose.yaml trusts what the control plane writes for users, as soon as it is there.
+
+    It shows the operator's token of the secrets.
+    """
+    folders = [f"--authorities={directory / 'authorities'}", f"--tokens={directory / 'tokens'}"]
+    words = [sys.executable, "deploy/seed/form_mesh.py", *folders, node]
     seed = await asyncio.create_subprocess_exec(*words, stdout=PIPE, stderr=STDOUT)
     assert seed.stdout is not None
     async with asyncio.timeout(60):

@@ -84,7 +84,7 @@ class Envelope:
             _log.error("request_failed", path=scope["path"], exc_info=error)
             await exchange.refuse(scope, MeshError(ErrorCode.INTERNAL, "Internal error; the log has the details."))
         finally:
-            self._count(scope, exchange.status, time.perf_counter() - started)
+            self._count(scope, exchange, time.perf_counter() - started)
 
     def _admit(self, scope: Scope, exchange: _Exchange) -> None:
         own_address = (scope.get("server") or ("", None))[0]
@@ -111,7 +111,8 @@ class Envelope:
         finally:
             self._sockets -= 1
 
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+    def _count(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
+        status = exchange.status
         # The route's template, never the path itself, and no method of the caller's own: those are without number.
         route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
         given = scope.get("method", "WEBSOCKET")
@@ -119,7 +120,9 @@ class Envelope:
         self._metrics.requests.labels(route, method, str(status)).inc()
         if scope["type"] == "http":
             self._metrics.request_seconds.labels(route, method).observe(seconds)
-        _log.debug("request", method=method, path=scope["path"], status=status, seconds=round(seconds, 6))
+        # A caller that was not let in may have put its token there.
+        path = route if exchange.closes else scope["path"]
+        _log.debug("request", method=method, path=path, status=status, seconds=round(seconds, 6))
 
 
 class _Exchange:
