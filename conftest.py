@@ -23,11 +23,8 @@ _ONE_WORKER: Final = frozenset({"attacks", "faults"})
 """Folders under tests/ whose tests share a mesh or write one report: all of a folder runs on one worker."""
 _FIRST: Final = ("faults", "attacks", "sim", "e2e")
 """Folders under tests/ that take longest: they begin first, so that no worker ends long after the others."""
-_PROCESSES_COUNTED: Final = (
-    *("libs/", "services/"),
-    *("tests/e2e/test_demo.py", "tests/e2e/test_surfaces.py", "tests/e2e/test_up_down.py"),
-)
-"""Tests whose processes are counted: those of a project, the programs of the test kit, and one mesh with all that users touch."""
+_COUNTED: Final = ("libs/", "services/", "tests/e2e/")
+"""Tests that count lines, those of their processes included."""
 
 _COVERAGE_OF_PROCESSES: Final = "COVERAGE_PROCESS_CONFIG"
 """By this variable coverage.py measures child processes, too."""
@@ -77,7 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Leaves processes uncounted that run what the tests of projects have counted already; a mesh is a dozen of them."""
     setting = os.environ.get(_COVERAGE_OF_PROCESSES)
-    if setting is None or item.nodeid.startswith(_PROCESSES_COUNTED):
+    if setting is None or _is_counted(item):
         return (yield)
     del os.environ[_COVERAGE_OF_PROCESSES]
     try:
@@ -87,7 +84,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def _is_counted(item: pytest.Item) -> bool:
-    return item.nodeid.startswith(("libs/", "services/", "tests/e2e/"))
+    return item.nodeid.startswith(_COUNTED)
 
 
 def _folder(path: str) -> str:

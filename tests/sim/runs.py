@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+import coverage
+
 from tests.sim.disks import uses_engine
 from tests.sim.membership import MembershipRun
 from tests.sim.mutants import Mutant, named, planted
@@ -80,8 +82,8 @@ def run_seed(seed: int, mutant_name: str | None = None) -> SeedOutcome:
 @contextmanager
 def workers() -> Iterator[ProcessPoolExecutor]:
     """A process for each core; what has not begun when the block ends is not begun."""
-    # Spawned, not forked: the Raft extension has threads of its own, which do not survive in a forked process.
-    pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
+    # Spawned, not forked: tests before have used gRPC, whose objects do not survive in a forked process.
+    pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), initializer=_without_coverage)
     try:
         yield pool
     finally:
@@ -135,3 +137,9 @@ def report(outcomes: Iterable[SeedOutcome]) -> dict[str, object]:
         "topologies": dict(sorted(Counter(outcome.topology for outcome in ordered).items())),
         "membership_steps": sum(outcome.steps for outcome in ordered),
     }
+
+
+def _without_coverage() -> None:
+    """In a worker: tracing would triple the time, and the cores have their own tests."""
+    if (measuring := coverage.Coverage.current()) is not None:
+        measuring.stop()
