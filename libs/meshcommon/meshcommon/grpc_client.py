@@ -133,6 +133,24 @@ def mesh_error(error: grpc.RpcError, service: str) -> MeshError:
     return MeshError(ErrorCode.INTERNAL, f"The {service} failed: {call.details()}.")
 
 
+def site_error(error: grpc.RpcError, service: str) -> MeshError:
+    """As `mesh_error`, for a call to a service of the same site.
+
+    There a refused certificate passes: files are renewed within seconds, as when the site issuer is new. So it is
+    UNAVAILABLE, which may be tried again, with the cause in its text.
+    """
+    found = mesh_error(error, service)
+    call: Any = error
+    is_answer = any(key == ERROR_METADATA for key, _ in call.trailing_metadata() or ())
+    if is_answer or found.code is not ErrorCode.TLS_FAILED:
+        return found
+    return MeshError(
+        ErrorCode.UNAVAILABLE,
+        f"The {service} of this site shows a certificate that is not accepted; services take new files within seconds, so "
+        f"try again. {found.message}",
+    )
+
+
 def is_broken(error: grpc.RpcError) -> bool:
     """Whether the call broke on the way, rather than being refused by the other side.
 

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from meshcommon import site_files
 from meshcommon.admin import Readiness
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.grpc_client import mesh_error, open_channel, open_service
+from meshcommon.grpc_client import mesh_error, open_channel, open_service, site_error
 from meshcommon.grpc_server import GrpcServer
 from meshcommon.service_certificates import Service, ServiceIdentity
 from meshcommon.site_callers import SiteCallers
@@ -238,6 +238,11 @@ async def test_a_caller_does_not_speak_to_a_server_of_another_site(tmp_path: Pat
         error = await refusal(say(channel))
         assert error.code is ErrorCode.TLS_FAILED
         assert "unknown authority" in error.message
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await say(channel)
+        found = site_error(caught.value, "data plane")
+        assert (found.code, found.retryable) == (ErrorCode.UNAVAILABLE, True), "files are renewed within seconds"
+        assert "unknown authority" in found.message
 
 
 async def test_new_files_count_from_the_next_call_on_and_no_call_ends(tmp_path: Path, authority: SiteAuthority) -> None:

@@ -24,7 +24,7 @@ from meshapi.overlay.v1 import overlay_pb2, overlay_pb2_grpc
 from meshcommon.admin import Readiness
 from meshcommon.barrier import barrier
 from meshcommon.delegation import Grantor, Use
-from meshcommon.grpc_client import call_metadata, mesh_error
+from meshcommon.grpc_client import call_metadata, mesh_error, site_error
 from meshcommon.ids import MemberId, NodeId, StreamId
 from meshcommon.logging import get_logger
 from meshcommon.membership import Membership, Vouch
@@ -80,7 +80,7 @@ class DataClient:
             request = overlay_pb2.OpenJoinLaneRequest(address=address, identity=identity)
             return await self._overlay.OpenJoinLane(request, timeout=DIAL_TIMEOUT_S, metadata=call_metadata())
         except grpc.aio.AioRpcError as error:
-            raise mesh_error(error, SERVICE) from None
+            raise site_error(error, SERVICE) from None
 
     async def close_join_lane(self, lane_id: int) -> None:
         """Closes the lane; when the data plane is away, it is closed already."""

@@ -186,7 +186,9 @@ class RedisMirror:
 
     async def _write(self, snapshot: Snapshot) -> None:
         hashes = {
-            f"mesh:link:{row['origin_name']}:{row['peer_name']}": {key: int(row[key]) for key in _REDIS_FIELDS}
+            f"mesh:link:{row['origin_name']}:{row['peer_name']}": {
+                key: "" if row[key] is None else int(row[key]) for key in _REDIS_FIELDS
+            }
             for row in snapshot.links.values()
         }
         async with self._redis.pipeline(transaction=True) as pipeline:
@@ -200,3 +202,4 @@ class RedisMirror:
 
 
 _REDIS_FIELDS: Final = ("latency_us", "jitter_us", "loss_ppm", "cost", "is_two_way")
+"""What nobody measured is the empty text."""

@@ -18,13 +18,13 @@ links: Final = Table(
     Column("peer_name", Text, nullable=False),
     Column("latency_us", BigInteger, nullable=False),
     Column("jitter_us", BigInteger, nullable=False),
-    Column("loss_ppm", BigInteger, nullable=False),
+    Column("loss_ppm", BigInteger),
     Column("admin_cost", BigInteger, nullable=False),
     Column("cost", BigInteger, nullable=False),
     Column("is_two_way", Boolean, nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
-"""Every advertised link as it is now, one row a direction."""
+"""Every advertised link as it is now, one row a direction; loss that nobody measured is NULL."""
 
 lsa_versions: Final = Table(
     "lsa_versions",

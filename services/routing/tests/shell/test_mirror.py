@@ -20,7 +20,7 @@ from sqlalchemy import Connection, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mesh_routing.core.config import preset
-from mesh_routing.core.lsa import Lsa, LsaLink, LsaMessage
+from mesh_routing.core.lsa import LOSS_PPM_MAX, Lsa, LsaLink, LsaMessage
 from mesh_routing.core.lsa_codec import encode_message
 from mesh_routing.core.lsa_signature import LsaSignatures
 from mesh_routing.core.origination import LocalLink
@@ -41,7 +41,7 @@ from meshtest.stores import EmbeddedPostgres, EmbeddedValkey
 
 DEADLINE_S = 30.0
 A, B = NodeId(1), NodeId(2)
-MIGRATION = Path(__file__).parents[4] / "migrations" / "versions" / "0002_topology.py"
+MIGRATIONS = Path(__file__).parents[4] / "migrations" / "versions"
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -53,14 +53,16 @@ async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 def migrate(connection: Connection, step: str) -> None:
-    """Runs one direction of migration 0002 by itself."""
-    spec = importlib.util.spec_from_file_location("topology_migration", MIGRATION)
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with Operations.context(MigrationContext.configure(connection)):
-        getattr(module, step)()
+    """Runs one direction of the migrations of the topology by themselves."""
+    names = ("0002_topology.py", "0003_unknown_loss.py")
+    for name in names if step == "upgrade" else reversed(names):
+        spec = importlib.util.spec_from_file_location("topology_migration", MIGRATIONS / name)
+        assert spec is not None
+        assert spec.loader is not None
+        module: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        with Operations.context(MigrationContext.configure(connection)):
+            getattr(module, step)()
 
 
 def signed_by_b(lsa: Lsa) -> Lsa:
@@ -162,7 +164,7 @@ async def test_postgres_keeps_the_last_versions_only(postgres: EmbeddedPostgres)
 async def test_greatest_integers_that_a_member_can_sign_fit_into_postgres(postgres: EmbeddedPostgres) -> None:
     situation = Situation()
     greatest, u32 = NodeId(2**63 - 1), 2**32 - 1
-    lsa = Lsa(B, 2**63 - 1, (LsaLink(greatest, u32, u32, u32, u32),))
+    lsa = Lsa(B, 2**63 - 1, (LsaLink(greatest, u32, u32, u32, LOSS_PPM_MAX),))
     signed = signed_by_b(lsa)
     situation.driver.receive([(B, encode_message(LsaMessage((signed,))))])
     engine = create_engine(postgres.url)
