@@ -125,6 +125,7 @@ def proof_of(verifier: bytes, request: join_pb2.JoinRequest) -> bytes:
         request.public_key,
         request.peer_address.encode(),
         number(request.mesh_version),
+        request.wrap_key,
     )
     return hmac.digest(verifier, parts, "sha256")
 

@@ -64,7 +64,7 @@ def test_text_proof_and_confirmation_are_pinned() -> None:
         "mesh1.bw1sUgAAQACAAAAAAAAAAQABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4fIAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
         "AAAAAAAAAAAAAAAWICCHdzOi8vYToxEXdzczovL1s6OjFdOjY1NTM1"
     )
-    assert proof_of(VERIFIER, request()).hex() == "690db89cd914ba8a768c0878f73efba2422553aa8590c68626354efa8b44e040"
+    assert proof_of(VERIFIER, request()).hex() == "cb8ded233e9596378bdcb4a0451e7c5853a6aa425ebab0864f5432b14b6cc1c0"
     assert confirm(VERIFIER, b"key", b"answer").hex() == (b"answer" + b"\x22\x20").hex() + (
         "a000fe8f6b90a44b8de89ef7dd8d1f3e884e8238226e691a2744e727e7d6a720"
     )
