@@ -151,7 +151,14 @@ def request(**fields: Any) -> join_pb2.JoinRequest:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"mesh_id": ""}, {"name": "c"}, {"public_key": b"k" * 32}, {"peer_address": ""}, {"mesh_version": 3}],
+    [
+        {"mesh_id": ""},
+        {"name": "c"},
+        {"public_key": b"k" * 32},
+        {"peer_address": ""},
+        {"mesh_version": 3},
+        {"wrap_key": b"w"},
+    ],
     ids=str,
 )
 def test_proof_covers_each_field(fields: dict[str, Any]) -> None:
