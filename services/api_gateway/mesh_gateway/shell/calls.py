@@ -20,7 +20,7 @@ from mesh_gateway.shell.record_exchanges import ReadExchange, batch_request, con
 from meshapi.common.v1 import weights_pb2
 from meshapi.supervisor.v1 import ca_pb2, data_pb2, mesh_pb2, topology_pb2
 from meshcommon.errors import ErrorCode, MeshError
-from meshcommon.grpc_client import call_metadata, from_detail, is_broken, mesh_error
+from meshcommon.grpc_client import call_metadata, from_detail, is_broken, site_error
 
 RequestT = TypeVar("RequestT")
 ResultT = TypeVar("ResultT")
@@ -243,7 +243,7 @@ class Calls:
         except grpc.aio.AioRpcError as error:
             if request.producer_id == 0 and (is_broken(error) or error.code() == grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise _outcome_unknown(request) from error
-            raise mesh_error(error, data.name) from error
+            raise site_error(error, data.name) from error
         finally:
             call.cancel()
 
@@ -280,7 +280,7 @@ class Calls:
             if error.code is not ErrorCode.BATCH_UNREADABLE or not records:
                 raise
         except grpc.aio.AioRpcError as error:
-            raise mesh_error(error, self._backends.data.name) from error
+            raise site_error(error, self._backends.data.name) from error
         finally:
             call.cancel()
         return Page(records, next_offset, stream_id, view)
@@ -300,7 +300,7 @@ class Calls:
                 async for answer in answers:
                     yield answer
         except grpc.aio.AioRpcError as error:
-            raise mesh_error(error, self._backends.data.name) from error
+            raise site_error(error, self._backends.data.name) from error
         finally:
             call.cancel()
 
@@ -319,7 +319,7 @@ class Calls:
         try:
             return await method(request, timeout=self._timeout_s + extra_s, metadata=call_metadata())
         except grpc.aio.AioRpcError as error:
-            raise mesh_error(error, backend.name) from error
+            raise site_error(error, backend.name) from error
 
 
 def _outcome_unknown(request: data_pb2.PublishRequest) -> MeshError:

@@ -26,7 +26,7 @@ from mesh_gateway.shell.backends import Backend, Backends
 from mesh_gateway.shell.metrics import GatewayMetrics
 from mesh_gateway.shell.record_exchanges import PublishExchange, ReadExchange
 from meshapi.supervisor.v1 import ca_pb2, data_pb2, mesh_pb2, topology_pb2
-from meshcommon.grpc_client import is_broken, mesh_error
+from meshcommon.grpc_client import is_broken, site_error
 from meshcommon.logging import CORRELATION_METADATA, correlation_id
 
 PASSED_METADATA: Final = frozenset({CORRELATION_METADATA, "x-request-id", "traceparent", "tracestate"})
@@ -161,7 +161,7 @@ class _Passer:
 
     async def _fail(self, context: Any, error: grpc.aio.AioRpcError) -> None:
         if is_broken(error):
-            raise mesh_error(error, self._backend.name) from error
+            raise site_error(error, self._backend.name) from error
         await context.abort(error.code(), error.details() or "", _passable(error.trailing_metadata()))
 
 
