@@ -143,7 +143,7 @@ async def test_recorded_request_admits_nobody_else(target: Target) -> None:
         assert isinstance(answer, ErrorResponse)
         assert answer.code == ErrorCode.KEY_MISMATCH
     source = "127.0.4.1"
-    changes = {"public_key": public_key(own), "name": "other", "peer_address": "ws://127.0.0.1:9"}
+    changes: dict[str, object] = {"public_key": public_key(own), "name": "other", "peer_address": "ws://127.0.0.1:9"}
     changes |= {"mesh_version": recorded.mesh_version + 1, "wrap_key": bytes(range(32))}
     for field, value in changes.items():
         changed = join_pb2.JoinRequest()
